@@ -1,0 +1,64 @@
+# The ways in: make demo, make test, make lint, make bench. Each sets up what it needs in .venv.
+#
+#   PYTHON       the interpreter that makes the environment; 3.11 or newer
+#   TORCH_INDEX  where to take PyTorch from. Empty: pip's default, which on Linux is the CUDA build (several
+#                gigabytes). The small CPU build (about 200 MB):
+#                    make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST_ARGS ?=
+
+.PHONY: help demo test lint bench services clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "The venv module is missing; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
+	  if [ -n "$(TORCH_INDEX)" ]; then \
+	    echo "Installing PyTorch from $(TORCH_INDEX)"; \
+	    $(BIN)/pip install --quiet -c constraints.txt torch --index-url "$(TORCH_INDEX)"; \
+	  else \
+	    echo "Installing PyTorch. On Linux pip's default is the CUDA build, several gigabytes."; \
+	    echo "The small CPU build instead: stop now (Ctrl-C) and add TORCH_INDEX=https://download.pytorch.org/whl/cpu"; \
+	    $(BIN)/pip install -c constraints.txt torch; \
+	  fi; }
+	@echo "Installing the rest into $(VENV)"
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## read a document once, ask it questions from new processes
+	@$(BIN)/rwkv-runtime demo
+
+test: $(READY)  ## the tests; PYTEST_ARGS are passed on
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(READY)  ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY)  ## the benchmarks, as ratios to a peer or a physical limit
+	@$(BIN)/python -m benchmarks
+
+services:  ## install redis-server and PostgreSQL from the distribution (Debian, Ubuntu)
+	@command -v apt-get >/dev/null || { echo "make services knows apt only; install redis-server and PostgreSQL by hand"; exit 1; }
+	@if command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; then \
+	  echo "redis-server and PostgreSQL are here"; \
+	else \
+	  SUDO=$$( [ "$$(id -u)" = 0 ] || echo sudo ); \
+	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server postgresql >/dev/null; \
+	fi
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

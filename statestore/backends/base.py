@@ -1,0 +1,87 @@
+"""The port behind which states are kept. All that a place must be able to do.
+
+**Thread safety.** Every method may be called from several threads at once, and the same place may be
+open in other processes and on other hosts.
+
+**Buffers.** `publish` reads the blob's buffers before it returns and keeps none. The buffer that `read`
+returns belongs to the caller and stays valid after later calls, deletes and `close`.
+
+**Errors.** A miss is ``None`` or ``False``. A place that cannot answer raises `UnavailableError`, one
+without space `FullError`, a closed one `ClosedError`; driver exceptions never pass. Bytes are not looked
+into here: whether a blob is sound is the store's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.keys import StateKey
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Blob: TypeAlias = Sequence[Buffer]  # written one after the other; saves joining large frames
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What `Backend.sweep` removed."""
+
+    blobs: int
+    blob_bytes: int
+    expired: int
+
+
+class Backend(Protocol):
+    """Keeps entries and blobs. Module docstring: thread safety, buffers, errors."""
+
+    @property
+    def url(self) -> str:
+        """The URL that opens this place again, without secrets."""
+
+    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
+        """The first of `keys` that is stored, ready and not expired at `now`. Keys come deepest first. One query."""
+
+    def read(self, entry: Entry) -> memoryview | None:
+        """The whole blob of `entry`; ``None`` where it has gone."""
+
+    def publish(self, entry: Entry, blob: Blob) -> bool:
+        """Store entry and blob, whole or not at all.
+
+        ``False``: a ready entry with this key was there first and stays. A quarantined or expired one is replaced.
+        """
+
+    def touch(self, key: StateKey, now: float, score: float) -> None:
+        """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
+
+    def update(
+        self,
+        key: StateKey,
+        *,
+        pinned: bool | None = None,
+        expires_at: float | None = None,
+        labels: dict[str, str] | None = None,
+        status: Status | None = None,
+        reason: str | None = None,
+        blob: str | None = None,
+    ) -> bool:
+        """Change the given fields. With `blob`, only if the entry still names that blob. ``False``: no such entry."""
+
+    def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
+        """Remove the entry, then its blob. With `blob`, only if the entry still names it. ``False``: no such entry."""
+
+    def entries(self, where: EntryFilter) -> Iterator[Entry]:
+        """Matching entries, newest use first, read in pages: others may write meanwhile."""
+
+    def departed(self, keys: Iterable[StateKey]) -> dict[StateKey, Departed]:
+        """What is remembered of keys that were removed."""
+
+    def usage(self) -> Usage:
+        """Totals over all entries."""
+
+    def sweep(self, now: float, grace_s: float) -> Swept:
+        """Remove expired entries and orphans: blobs older than `grace_s` that no entry names."""
+
+    def close(self) -> None:
+        """Release connections; a second call does nothing."""

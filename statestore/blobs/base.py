@@ -1,0 +1,39 @@
+"""The port of a blob store: named byte strings, written once, whole or not at all.
+
+Names are ``[0-9a-z.-]{1,128}`` and unique to one write, so a blob never changes. Thread safety, buffers and
+errors are those of `statestore.backends.base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """One blob in a listing."""
+
+    name: str
+    size_bytes: int
+    modified_at: float  # seconds since the epoch
+
+
+class BlobStore(Protocol):
+    """Keeps blobs by name."""
+
+    def put(self, name: str, blob: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Write the buffers, one after the other, under `name`; durable when this returns."""
+
+    def get(self, name: str) -> memoryview | None:
+        """The whole blob, or ``None``."""
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, or ``None``."""
+
+    def delete(self, name: str) -> bool:
+        """Remove the blob; ``False`` where it was gone already."""
+
+    def list(self) -> Iterator[BlobInfo]:
+        """Every blob, in no order, and what interrupted writes left behind."""

@@ -1,0 +1,92 @@
+"""The metadata of one stored state: what a catalog knows without opening the blob.
+
+An entry is a value: backends return copies and a change is a new entry. Times are seconds since the
+epoch (UTC); sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from statestore.keys import StateKey
+
+
+class Role(StrEnum):
+    """Why a state was saved."""
+
+    SEGMENT = "segment"  # the last chunk end inside a declared segment
+    PROMPT = "prompt"  # the end of a whole prompt; keeps what the first new token needs
+    SPARSE = "sparse"  # a stop along a long segment, so that another worker can take over
+    NAMED = "named"  # found by name only
+
+
+class Status(StrEnum):
+    """Whether an entry may be used."""
+
+    READY = "ready"
+    QUARANTINED = "quarantined"  # damaged or foreign: never returned, replaced by the next put
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One state's row."""
+
+    key: StateKey
+    namespace: str
+    fingerprint: bytes  # digest, 32 bytes
+    token_digest: bytes  # of the plain tokens, however they were cut into segments; 32 bytes
+    schema_id: str
+    role: Role
+    blob: str  # the blob's exact name, write id included
+    blob_bytes: int
+    state_bytes: int  # decoded size
+    has_output: bool  # keeps what the first new token needs
+    cost_s: float  # seconds of computing that a hit saves, counted from the empty state
+    created_at: float
+    used_at: float
+    hits: int = 0
+    score: float = 0.0
+    pinned: bool = False
+    expires_at: float | None = None
+    status: Status = Status.READY
+    reason: str = ""  # why it is quarantined
+    model: str = ""  # a name for people; never part of a decision
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries a listing wants; an absent field admits everything."""
+
+    namespace: str | None = None
+    fingerprint: bytes | None = None
+    token_digest: bytes | None = None
+    key_prefix: str | None = None  # leading hex digits of the key's digest
+    model: str | None = None
+    role: Role | None = None
+    status: Status | None = None
+    pinned: bool | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    used_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """What is still known of an entry that is gone; backends keep the newest few thousand."""
+
+    key: StateKey
+    reason: str  # "deleted", "expired", "evicted" or "quarantined: ..."
+    departed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a backend holds."""
+
+    entries: int
+    blob_bytes: int
+    state_bytes: int
+    quarantined: int
+    pinned: int
