@@ -1,0 +1,24 @@
+"""The RWKV-7 recurrence ("WKV"): a readable reference and the form that is computed.
+
+`wkv7` chooses by length alone, so its bits are a function of the shape. It knows nothing of blocks, weights or prompts.
+"""
+
+from torch import Tensor
+
+from rwkv_runtime.wkv.chunked import SUB_CHUNK, wkv7_chunked
+from rwkv_runtime.wkv.reference import wkv7_reference, wkv7_step
+
+__all__ = ["SUB_CHUNK", "wkv7", "wkv7_chunked", "wkv7_reference", "wkv7_step"]
+
+
+def wkv7(
+    r: Tensor, w_log: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """S = S diag(w) + (S a) b^T + v k^T; y = S r, over T tokens, per head.
+
+    `w_log` is log w; RWKV-7 gives a = -kk and b = kk * a. All inputs are [B, T, H, N] in the state's dtype,
+    the state [B, H, V, K]; returns y [B, T, H, V] and the state after the last token.
+    """
+    if r.shape[1] == 1:
+        return wkv7_reference(r, w_log, k, v, a, b, state)
+    return wkv7_chunked(r, w_log, k, v, a, b, state)
