@@ -1,0 +1,25 @@
+"""``make bench``: every benchmark, one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = {
+    "Time to first token of a question about a stored document": ["benchmarks.ttft"],
+    "Codecs": ["benchmarks.bench_codec"],
+}
+
+
+def main() -> int:
+    """Run all; the exit code is the first failure's."""
+    for title, command in BENCHMARKS.items():
+        print(f"\n# {title}: python -m {' '.join(command)}\n", flush=True)  # noqa: T201
+        code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Answer from documents that were read once: RWKV over a persistent state store.
+
+>>> from statestore import open_store
+>>> from rwkv_runtime import Runtime, load_engine
+>>> engine = load_engine("model.pth", dtype="bf16")  # doctest: +SKIP
+>>> with open_store("file:///tmp/states") as store, Runtime(engine, store) as runtime:
+...     result = runtime.prefill([document_tokens, question_tokens])  # doctest: +SKIP
+"""
+
+from rwkv_runtime.engines import Engine, load_engine
+from rwkv_runtime.generation import Generated, Stop
+from rwkv_runtime.sampling import Sampling
+from rwkv_runtime.session import Answer, Prefill, Runtime
+from rwkv_runtime.tokenizer import Tokenizer, tokenizer_for
+
+__all__ = [
+    "Answer",
+    "Engine",
+    "Generated",
+    "Prefill",
+    "Runtime",
+    "Sampling",
+    "Stop",
+    "Tokenizer",
+    "load_engine",
+    "tokenizer_for",
+]

@@ -1,0 +1,1 @@
+"""The commands of `rwkv-runtime`, one per file."""

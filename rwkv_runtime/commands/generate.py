@@ -1,0 +1,71 @@
+"""`rwkv-runtime generate`: a text goes on, word by word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rwkv_runtime.commands.options import Opening, json_option, read_text, runtime_options
+from rwkv_runtime.commands.progress import progress_bar
+from rwkv_runtime.generation import Stop
+from rwkv_runtime.sampling import Sampling
+from statestore.cli.render import emit_json
+
+
+@click.command()
+@runtime_options
+@click.option("--document", type=click.Path(path_type=Path), help="Read before the prompt.")
+@click.option("--prompt", default="", help="The text to go on with.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--top-k", type=click.IntRange(min=0), default=0, help="0 admits every token.")
+@click.option("--seed", type=int, help="Makes a sampled text repeatable.")
+@click.option("--stop", default="", help="Text that ends the answer.")
+@json_option
+def generate(
+    opening: Opening,
+    document: Path | None,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int | None,
+    stop: str,
+    as_json: bool,
+) -> None:
+    """Go on with a text. A document before the prompt is read once and its state is stored.
+
+    \b
+    Example:
+      rwkv-runtime generate --model rwkv7-0.1b.pth --document story.txt \\
+          --prompt "The next morning" --temperature 0.8 --seed 7
+    """
+    texts = [read_text(document)] if document is not None else []
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    with opening.runtime() as runtime:
+        segments = [runtime.tokenizer.encode(text) for text in [*texts, prompt]]
+        with progress_bar("reading") as report:
+            prefill = runtime.prefill(segments, progress=report)
+        pieces = []
+        new = runtime.continue_from(
+            prefill, max_tokens=max_tokens, sampling=sampling, stop=Stop(stop)
+        )
+        for piece in new:
+            pieces.append(piece.text)
+            if not as_json:
+                click.echo(piece.text, nl=False)
+    if as_json:
+        emit_json(
+            {
+                "text": "".join(pieces),
+                "tokens": len(pieces),
+                "cached_tokens": prefill.cached_tokens,
+                "computed_tokens": prefill.computed_tokens,
+                "prefill_s": prefill.seconds,
+            }
+        )
+    else:
+        click.echo()

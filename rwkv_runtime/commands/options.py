@@ -1,0 +1,162 @@
+"""What several commands take: a model, a store, a document; and how these are opened."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from rwkv_runtime.commands.progress import progress_bar
+from rwkv_runtime.engines import Engine, load_engine
+from rwkv_runtime.session import Runtime
+from rwkv_runtime.tokenizer import tokenizer_for
+from statestore.keys import Namespace
+from statestore.settings import URL_VARIABLE, default_url, open_store
+
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """--model, --dtype, --device, --threads."""
+
+    path: Path
+    dtype: Literal["fp32", "bf16", "fp16"]
+    device: Literal["cpu", "cuda"]
+    threads: int | None
+
+    def engine(self) -> Engine:
+        """Load the weights, with a bar while they are hashed."""
+        with progress_bar("hashing the weights", unit="B") as hashed:
+            return load_engine(
+                self.path,
+                dtype=self.dtype,
+                device=self.device,
+                threads=self.threads,
+                progress=hashed,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A model together with --store, --tokenizer and --namespace."""
+
+    model: Model
+    url: str | None
+    tokenizer: str | None
+    namespace: str
+
+    @contextmanager
+    def runtime(self) -> Iterator[Runtime]:
+        """A runtime over model and store; both are closed at the end, after what was computed is stored."""
+        namespace = Namespace(self.namespace)
+        engine = self.model.engine()
+        tokenizer = tokenizer_for(engine.vocabulary, self.tokenizer)
+        with (
+            open_store(self.url or default_url()) as store,
+            Runtime(
+                engine,
+                store,
+                namespace=namespace,
+                tokenizer=tokenizer,
+                model=self.model.path.name,
+            ) as runtime,
+        ):
+            yield runtime
+
+
+_MODEL = (
+    click.option(
+        "--model",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="RWKV-7 weights, .pth or .safetensors.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(("fp32", "bf16", "fp16")),
+        default="fp32",
+        show_default=True,
+        help="What the model computes in.",
+    ),
+    click.option(
+        "--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="CPU threads of the engine; PyTorch's own number by default.",
+    ),
+)
+_STORE = (
+    click.option(
+        "--store",
+        "url",
+        metavar="URL",
+        help="Where states are kept; a directory means file://. By default "
+        f"${URL_VARIABLE}, else a directory among the user's application data.",
+    ),
+    click.option(
+        "--tokenizer",
+        type=click.Choice(("bytes", "world")),
+        help="By default the one that fits the model's vocabulary.",
+    ),
+    click.option("--namespace", default="default", show_default=True, help="Whose states."),
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def model_options(command: Command) -> Command:
+    """Add the options of `Model`, passed on as the first argument."""
+
+    @functools.wraps(command)
+    def run(
+        model: Path,
+        dtype: Literal["fp32", "bf16", "fp16"],
+        device: Literal["cpu", "cuda"],
+        threads: int | None,
+        **rest: object,
+    ) -> object:
+        return command(Model(model, dtype, device, threads), **rest)
+
+    return _with(_MODEL, run)
+
+
+def runtime_options(command: Command) -> Command:
+    """Add the options of `Opening`, passed on as the first argument."""
+
+    @functools.wraps(command)
+    def run(
+        model: Model, url: str | None, tokenizer: str | None, namespace: str, **rest: object
+    ) -> object:
+        return command(Opening(model, url, tokenizer, namespace), **rest)
+
+    return model_options(_with(_STORE, run))
+
+
+def read_text(path: Path) -> str:
+    """A text file's content; ``-`` is standard input.
+
+    Raises:
+        click.BadParameter: it cannot be read, or is not UTF-8.
+    """
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return content.decode()
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(
+            f"{path}: byte {error.start} is not UTF-8; convert the file first"
+        ) from error
+
+
+def _with(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), command)

@@ -1,0 +1,91 @@
+"""Why a prompt would hit or miss, boundary by boundary.
+
+Reads only; asks the catalog about each boundary that is not stored, so it is for people and tests, not
+for requests. It never looks into another namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from statestore.entry import Entry, EntryFilter, Status
+from statestore.keys import Boundary
+from statestore.store import Identity, StateStore
+
+
+class Why(StrEnum):
+    """What is known of one boundary."""
+
+    FOUND = "found"
+    QUARANTINED = "quarantined"  # stored, but damaged: never used
+    EXPIRED = "expired"
+    DELETED = "deleted"
+    EVICTED = "evicted"
+    OTHER_FINGERPRINT = "other fingerprint"  # the same tokens, by other weights or numerics
+    OTHER_SEGMENTS = "other segments"  # the same tokens, cut into other segments
+    NEVER_STORED = "never stored"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One boundary and why its state would be used or not."""
+
+    boundary: Boundary
+    why: Why
+    detail: str = ""
+
+    @property
+    def found(self) -> bool:
+        """Whether a lookup would use this state."""
+        return self.why is Why.FOUND
+
+
+def explain(
+    store: StateStore, identity: Identity, boundaries: Sequence[Boundary]
+) -> tuple[Verdict, ...]:
+    """A verdict for each boundary, in order.
+
+    Raises:
+        BackendError: the store cannot answer.
+    """
+    now = store.now()
+    return tuple(_verdict(store, identity, boundary, now) for boundary in boundaries)
+
+
+def _verdict(store: StateStore, identity: Identity, boundary: Boundary, now: float) -> Verdict:
+    same = list(
+        store.list(EntryFilter(namespace=identity.namespace, token_digest=boundary.token_digest))
+    )
+    for entry in same:
+        if entry.key == boundary.key:
+            return _of_stored(boundary, entry, now)
+    gone = store.departed([boundary.key]).get(boundary.key)
+    if gone is not None:
+        return Verdict(boundary, _departure(gone.reason), gone.reason)
+    return _of_others(boundary, identity, same)
+
+
+def _of_stored(boundary: Boundary, entry: Entry, now: float) -> Verdict:
+    if entry.status is Status.QUARANTINED:
+        return Verdict(boundary, Why.QUARANTINED, entry.reason)
+    if entry.expires_at is not None and entry.expires_at <= now:
+        return Verdict(boundary, Why.EXPIRED)
+    return Verdict(boundary, Why.FOUND)
+
+
+def _of_others(boundary: Boundary, identity: Identity, same: Sequence[Entry]) -> Verdict:
+    """Judge by entries of the same plain tokens under other keys."""
+    mine = [entry for entry in same if entry.fingerprint == identity.fingerprint]
+    if mine:
+        return Verdict(boundary, Why.OTHER_SEGMENTS, f"stored as {mine[0].key.hex[:16]}")
+    if same:
+        models = ", ".join(sorted({entry.model or entry.fingerprint.hex()[:16] for entry in same}))
+        return Verdict(boundary, Why.OTHER_FINGERPRINT, f"stored by {models}")
+    return Verdict(boundary, Why.NEVER_STORED)
+
+
+def _departure(reason: str) -> Why:
+    known = {why.value: why for why in (Why.EXPIRED, Why.DELETED, Why.EVICTED)}
+    return known.get(reason.partition(":")[0], Why.DELETED)

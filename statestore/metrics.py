@@ -1,0 +1,49 @@
+"""Every instrument of a store, with its unit and labels; nothing else in the package creates one.
+
+Each store has a registry of its own, so two stores in one process do not mix, and a server may add it to
+whatever it exposes. Values of one process; reading them costs nothing on the request's path.
+
+| instrument | labels | counts |
+| --- | --- | --- |
+| statestore_lookups_total | outcome: hit, miss, error | calls of `find` and `get` |
+| statestore_puts_total | outcome: published, present, dropped | calls of `put` |
+| statestore_quarantined_total | cause: an error's class name | blobs that were not sound |
+| statestore_errors_total | operation | backend failures that were kept from the caller |
+| statestore_tokens_found_total | | tokens that hits spared |
+| statestore_read_bytes_total, statestore_written_bytes_total | | blob bytes |
+| statestore_fetch_seconds, statestore_put_seconds | | histograms of whole calls |
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics:
+    """The instruments of one store."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.lookups = self._counter("lookups", "Lookups by outcome", "outcome")
+        self.puts = self._counter("puts", "Puts by outcome", "outcome")
+        self.quarantined = self._counter("quarantined", "Blobs found unsound, by cause", "cause")
+        self.errors = self._counter("errors", "Backend failures kept from the caller", "operation")
+        self.tokens_found = self._counter("tokens_found", "Tokens spared by hits")
+        self.read_bytes = self._counter("read_bytes", "Blob bytes read")
+        self.written_bytes = self._counter("written_bytes", "Blob bytes written")
+        self.fetch_seconds = self._histogram("fetch", "Seconds of a lookup with its fetch")
+        self.put_seconds = self._histogram("put", "Seconds of a put")
+
+    def value(self, name: str, **labels: str) -> float:
+        """The present value of ``statestore_<name>``; 0.0 before its first event."""
+        return self.registry.get_sample_value(f"statestore_{name}", labels) or 0.0
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"statestore_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(
+            f"statestore_{name}_seconds", text, registry=self.registry, buckets=_SECONDS
+        )

@@ -1,0 +1,318 @@
+"""The store: find the longest stored prefix, keep new states, never pass on a wrong one.
+
+What it adds to a bare backend:
+
+* **Sound or nothing.** Every load checks the container, then that it is of the key, fingerprint and
+  namespace that were asked for. What fails is quarantined, counted and logged, and the next shorter key
+  is tried.
+* **Never in the way.** `find`, `get` and `put` do not raise because the place behind is down, slow, full
+  or damaged: that is a miss, or a put that was dropped. Commands of an operator (`list`, `delete`,
+  `update`, `usage`, `sweep`) do raise: a person wants to know.
+
+It knows nothing of tokens: keys come from `statestore.keys`. It keeps what it is given; what is worth
+keeping is decided above.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from statestore import codec
+from statestore.backends.base import Backend, Swept
+from statestore.entry import Departed, Entry, EntryFilter, Role, Status, Usage
+from statestore.errors import BackendError, ContainerError, InputError, NotFoundError
+from statestore.keys import StateKey
+from statestore.metrics import Metrics
+from statestore.schema import State
+
+log = logging.getLogger(__name__)
+
+#: How many unsound states one lookup may step over before it counts as a miss.
+MAX_STEPS_DOWN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose states are meant: computed by what, visible to whom."""
+
+    fingerprint: bytes  # digest, 32 bytes
+    namespace: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A sound state and its entry."""
+
+    entry: Entry
+    state: State
+
+
+class PutOutcome(StrEnum):
+    """What became of a put."""
+
+    PUBLISHED = "published"
+    PRESENT = "present"  # the same key was stored already; the first writer wins
+    DROPPED = "dropped"  # the backend failed; counted and logged
+
+
+class StateStore:
+    """States in one backend. Safe to use from several threads; close it, or use it as a context manager.
+
+    Args:
+        backend: where entries and blobs live; the store closes it.
+        codec_name: how new blobs are encoded, ``"lossless"`` or ``"raw"``; any is read.
+        limits: the largest container that is read.
+        metrics: instruments to count on; new ones by default.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        codec_name: codec.CodecName = "lossless",
+        limits: codec.Limits | None = None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.backend = backend
+        self.metrics = metrics or Metrics()
+        self._codec_name = codec_name
+        self._limits = limits or codec.Limits()
+        self._clock = clock
+
+    # Requests: never raise because of the backend.
+
+    def find(self, identity: Identity, keys: Sequence[StateKey]) -> Found | None:
+        """The state of the first of `keys` (deepest first) that is stored and sound, or ``None``."""
+        with self.metrics.fetch_seconds.time():
+            found, outcome = self._find(identity, keys)
+        self.metrics.lookups.labels(outcome=outcome).inc()
+        if found is not None:
+            self.metrics.tokens_found.inc(found.entry.key.n_tokens)
+        return found
+
+    def get(self, identity: Identity, key: StateKey) -> Found | None:
+        """The state stored under exactly `key`, or ``None``."""
+        return self.find(identity, [key])
+
+    def put(
+        self,
+        identity: Identity,
+        key: StateKey,
+        state: State,
+        *,
+        token_digest: bytes,
+        role: Role,
+        cost_s: float = 0.0,
+        model: str = "",
+        labels: Mapping[str, str] | None = None,
+        pinned: bool = False,
+        ttl_s: float | None = None,
+    ) -> PutOutcome:
+        """Encode `state` and publish it under `key`, whole or not at all.
+
+        Args:
+            identity: what computed the state, and whose it is.
+            key: from `statestore.keys`; a key tells which computation the state came from.
+            state: the tensors; its buffers are read before this returns.
+            token_digest: digest of the plain tokens (32 bytes), for `explain`.
+            role: why it is saved.
+            cost_s: seconds of computing from the empty state that a hit saves.
+            model: a name for people.
+            labels: free words for people and filters.
+            pinned: never dropped to make room.
+            ttl_s: seconds after which it counts as gone.
+        """
+        now = self._clock()
+        header = codec.Header.of(
+            state,
+            key=key,
+            fingerprint=identity.fingerprint,
+            namespace=identity.namespace,
+            provenance={"role": role.value, "model": model, "created_at": f"{now:.3f}"},
+        )
+        with self.metrics.put_seconds.time():
+            blob = codec.encode(header, state, self._codec_name)
+            entry = Entry(
+                key=key,
+                namespace=identity.namespace,
+                fingerprint=identity.fingerprint,
+                token_digest=token_digest,
+                schema_id=state.schema_id,
+                role=role,
+                blob=f"{key}.{secrets.token_hex(8)}",
+                blob_bytes=sum(len(part) for part in blob),
+                state_bytes=state.nbytes,
+                has_output=state.output is not None,
+                cost_s=cost_s,
+                created_at=now,
+                used_at=now,
+                score=now,
+                pinned=pinned,
+                expires_at=None if ttl_s is None else now + ttl_s,
+                model=model,
+                labels=dict(labels or {}),
+            )
+            outcome = self._publish(entry, blob)
+        self.metrics.puts.labels(outcome=outcome.value).inc()
+        return outcome
+
+    # Operators: raise what went wrong.
+
+    def list(self, where: EntryFilter | None = None) -> Iterator[Entry]:
+        """Matching entries, newest use first."""
+        return self.backend.entries(where or EntryFilter())
+
+    def entry(self, key_prefix: str) -> Entry:
+        """The one entry whose key begins with these hex digits.
+
+        Raises:
+            NotFoundError: no entry does.
+            InputError: several do.
+        """
+        matches = list(self.list(EntryFilter(key_prefix=key_prefix.lower())))
+        if not matches:
+            raise NotFoundError(f"no stored state has a key that begins with {key_prefix!r}")
+        if len(matches) > 1:
+            raise InputError(f"{len(matches)} keys begin with {key_prefix!r}; give more digits")
+        return matches[0]
+
+    def update(
+        self,
+        key: StateKey,
+        *,
+        pinned: bool | None = None,
+        labels: dict[str, str] | None = None,
+        expires_at: float | None = None,
+    ) -> bool:
+        """Change what is given; ``False`` where no such entry is stored."""
+        return self.backend.update(key, pinned=pinned, labels=labels, expires_at=expires_at)
+
+    def delete(self, key: StateKey) -> bool:
+        """Remove a state; ``False`` where it was not stored."""
+        return self.backend.delete(key, "deleted")
+
+    def departed(self, keys: Sequence[StateKey]) -> dict[StateKey, Departed]:
+        """What is remembered of keys that were removed."""
+        return self.backend.departed(keys)
+
+    def usage(self) -> Usage:
+        """Totals of what is stored."""
+        return self.backend.usage()
+
+    def sweep(self, grace_s: float = 3600.0) -> Swept:
+        """Remove expired entries, and blobs older than `grace_s` that interrupted writes left behind."""
+        return self.backend.sweep(self._clock(), grace_s)
+
+    def check(self, entry: Entry) -> str:
+        """Read and check one blob as a load would; ``""`` if sound, else what is wrong."""
+        return self._load_or_problem(Identity(entry.fingerprint, entry.namespace), entry)[1]
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether `entry` is still stored with this very blob, ready for use."""
+        where = EntryFilter(key_prefix=entry.key.hex, status=Status.READY)
+        return any(stored.blob == entry.blob for stored in self.list(where))
+
+    def quarantine(self, entry: Entry, reason: str) -> bool:
+        """Bar `entry` from use. ``False`` if it was replaced or removed meanwhile."""
+        return self.backend.update(
+            entry.key, status=Status.QUARANTINED, reason=reason, blob=entry.blob
+        )
+
+    def now(self) -> float:
+        """The store's clock: seconds since the epoch."""
+        return self._clock()
+
+    def close(self) -> None:
+        """Release the backend; a second call does nothing."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # The ways of one lookup.
+
+    def _find(self, identity: Identity, keys: Sequence[StateKey]) -> tuple[Found | None, str]:
+        try:
+            for _ in range(MAX_STEPS_DOWN):
+                entry = self.backend.longest(keys, self._clock()) if keys else None
+                if entry is None:
+                    return None, "miss"
+                state, problem = self._load_or_problem(identity, entry)
+                if state is not None:
+                    self._touch(entry)
+                    return Found(entry, state), "hit"
+                replaced = not self._bar(entry, problem)
+                keys = keys[keys.index(entry.key) + (0 if replaced else 1) :]
+            log.warning("gave up a lookup after %d unsound states", MAX_STEPS_DOWN)
+            return None, "miss"
+        except BackendError as error:
+            self._kept("find", error)
+            return None, "error"
+
+    def _load_or_problem(self, identity: Identity, entry: Entry) -> tuple[State | None, str]:
+        try:
+            state = self._load(identity, entry)
+        except ContainerError as error:
+            return None, f"{type(error).__name__}: {error}"
+        return state, "" if state is not None else "Missing: the blob has gone"
+
+    def _load(self, identity: Identity, entry: Entry) -> State | None:
+        blob = self.backend.read(entry)
+        if blob is None:
+            return None
+        self.metrics.read_bytes.inc(len(blob))
+        header, state = codec.decode(blob, self._limits)
+        codec.expect(header, entry.key, identity.fingerprint, identity.namespace)
+        return state
+
+    def _bar(self, entry: Entry, problem: str) -> bool:
+        """Quarantine. ``False`` where the entry was replaced or deleted meanwhile: look again."""
+        cause = problem.partition(":")[0]
+        try:
+            barred = self.quarantine(entry, problem)
+        except BackendError as error:  # a place that only reads: step over it all the same
+            self._kept("quarantine", error)
+            barred = True
+        if barred:
+            self.metrics.quarantined.labels(cause=cause).inc()
+            log.warning("quarantined %s: %s", entry.key, problem)
+        return barred
+
+    def _touch(self, entry: Entry) -> None:
+        now = self._clock()
+        try:
+            self.backend.touch(entry.key, now, now)
+        except BackendError as error:
+            self._kept("touch", error)
+
+    def _publish(self, entry: Entry, blob: Sequence[codec.Buffer]) -> PutOutcome:
+        try:
+            published = self.backend.publish(entry, blob)
+        except BackendError as error:
+            self._kept("put", error)
+            return PutOutcome.DROPPED
+        if not published:
+            return PutOutcome.PRESENT
+        self.metrics.written_bytes.inc(entry.blob_bytes)
+        return PutOutcome.PUBLISHED
+
+    def _kept(self, operation: str, error: BackendError) -> None:
+        self.metrics.errors.labels(operation=operation).inc()
+        log.warning("%s went on without the store: %s", operation, error)
