@@ -1,0 +1,37 @@
+"""The `rwkv` package in a process of its own: it changes global settings of torch and warns.
+
+Reads a JSON object from stdin: {"weights": path without .pth, "runs": [[tokens], ...]}. Each run goes on from the
+state of the one before. Writes logits and state after every run to the .safetensors file named as argument.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"}
+
+import safetensors.torch
+import torch
+from rwkv.model import RWKV
+
+PARTS = ("att_x_prev", "att_kv", "ffn_x_prev")
+
+
+def main(target: str) -> None:
+    asked = json.load(sys.stdin)
+    torch.set_num_threads(1)
+    model = RWKV(asked["weights"], "cpu fp32")
+    results, state = {}, None
+    for number, tokens in enumerate(asked["runs"]):
+        logits, state = model.forward(tokens, state)
+        results[f"{number}.logits"] = logits.clone()
+        for index, tensor in enumerate(state):
+            name = f"{number}.blocks.{index // 3}.{PARTS[index % 3]}"
+            results[name] = tensor.clone().contiguous()
+    safetensors.torch.save_file(results, target)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

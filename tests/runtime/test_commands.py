@@ -1,0 +1,122 @@
+"""The `rwkv-runtime` command through real processes, on random weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rwkv_runtime", *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        check=False,
+    )
+
+
+def run_json(*arguments: str, stdin: str = "") -> Any:
+    done = run(*arguments, "--json", stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "document.txt"
+    path.write_text("A text of some length. " * 40, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def common(model_path: Path, tmp_path: Path) -> list[str]:
+    return ["--model", str(model_path), "--store", str(tmp_path / "states")]
+
+
+def test_warm_then_ask_in_another_process(common: list[str], document: Path) -> None:
+    warmed = run_json("warm", *common, str(document))["documents"][0]
+    assert (warmed["cached_tokens"], warmed["computed_tokens"]) == (0, 920)
+    ask = ["ask", *common, "--document", str(document), "--max-tokens", "5"]
+    rows = run_json(*ask, "--question", "One?", "--question", "Two?")["questions"]
+    assert [row["cached_tokens"] for row in rows] == [920, 920]
+    assert all(row["computed_tokens"] < 20 for row in rows)
+    fields = {"answer", "cached_tokens", "computed_tokens", "tokenise_s", "ttft_s"}
+    assert all(fields <= row.keys() for row in rows)
+
+
+def test_ask_reads_standard_input(common: list[str]) -> None:
+    ask = ["ask", *common, "--document", "-", "--question", "One?", "--max-tokens", "2"]
+    first = run_json(*ask, stdin="A text on standard input. " * 20)["questions"][0]
+    again = run_json(*ask, stdin="A text on standard input. " * 20)["questions"][0]
+    assert (first["cached_tokens"], again["computed_tokens"]) == (0, 0)
+    assert first["logits_sha256"] == again["logits_sha256"]
+
+
+def test_ask_for_people_shows_answer_and_cost(common: list[str], document: Path) -> None:
+    done = run("ask", *common, "--document", str(document), "--question", "One?")
+    assert done.returncode == 0
+    assert "One?" in done.stdout
+    assert "0 tokens from the store" in done.stdout
+
+
+def test_generate_is_repeatable_with_a_seed(common: list[str], document: Path) -> None:
+    generate = ["generate", *common, "--document", str(document), "--prompt", "And then"]
+    options = ["--temperature", "1", "--seed", "5", "--max-tokens", "12"]
+    one, two = (run_json(*generate, *options) for _ in range(2))
+    assert one["text"] == two["text"]
+    assert (one["cached_tokens"], two["computed_tokens"]) == (0, 0)
+
+
+def test_fingerprint_depends_on_dtype_and_not_on_the_file_name(
+    model_path: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "another name.safetensors"
+    copy.write_bytes(model_path.read_bytes())
+    digests = [
+        run_json("fingerprint", "--model", str(path), "--dtype", dtype)["digest"]
+        for path, dtype in ((model_path, "fp32"), (copy, "fp32"), (model_path, "bf16"))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--model": "missing.pth"}, "missing.pth"),
+        ({"--document": "missing.txt"}, "missing.txt"),
+        ({"--store": "ftp://x"}, "ftp"),
+        ({"--namespace": "no good"}, "namespace"),
+        ({"--tokenizer": "world"}, "world"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(
+    common: list[str], document: Path, change: dict[str, str], words: str
+) -> None:
+    options = dict(zip(common[::2], common[1::2], strict=True))
+    options |= {"--document": str(document), "--question": "One?"} | change
+    done = run("ask", *(text for pair in options.items() for text in pair))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_store_that_cannot_be_opened_is_said_before_anything_is_read(
+    model_path: Path, document: Path, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    common = ["--model", str(model_path), "--store", str(blocked)]
+    done = run("ask", *common, "--document", str(document), "--question", "One?")
+    assert done.returncode in (2, 4)
+    assert str(blocked) in done.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "ask", "generate", "warm", "fingerprint"])
+def test_every_command_has_help(command: str) -> None:
+    assert "Usage:" in run(command, "--help").stdout

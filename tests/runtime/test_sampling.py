@@ -1,0 +1,119 @@
+"""Sampling against a plain Python oracle, its limits, and its determinism."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_runtime.errors import NumericsError, SamplingError
+from rwkv_runtime.sampling import GREEDY, Sampling, distribution, sample
+
+# Few distinct values, so that ties are common.
+logits_lists = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=12)
+
+
+def oracle(values: list[float], sampling: Sampling) -> dict[int, float]:
+    """Token -> chance, computed the slow way."""
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    order = order[: sampling.top_k or None]
+    raw = {i: math.exp(values[i] / sampling.temperature) for i in order}
+    total = sum(raw.values())
+    kept, mass = {}, 0.0
+    for i in order:
+        if kept and mass >= sampling.top_p - 1e-12:
+            break
+        kept[i] = raw[i] / total
+        mass += kept[i]
+    return {i: chance / mass for i, chance in kept.items()}
+
+
+@given(
+    values=logits_lists,
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    top_k=st.integers(0, 14),
+    top_p=st.sampled_from([0.05, 0.31, 0.77, 0.999, 1.0]),
+)
+def test_the_distribution_is_the_oracles(
+    values: list[float], temperature: float, top_k: int, top_p: float
+) -> None:
+    sampling = Sampling(temperature, top_k, top_p)
+    tokens, weights = distribution(torch.tensor(values), sampling)
+    found = dict(zip(tokens.tolist(), (weights / weights.sum()).tolist(), strict=True))
+    expected = oracle(values, sampling)
+    assert found.keys() == expected.keys()
+    assert all(found[i] == pytest.approx(expected[i], rel=1e-9) for i in expected)
+
+
+@given(values=logits_lists)
+def test_greedy_takes_the_first_of_the_best(values: list[float]) -> None:
+    assert sample(torch.tensor(values), GREEDY) == values.index(max(values))
+
+
+@given(values=logits_lists, seed=st.integers(0, 2**63 - 1))
+def test_top_1_is_greedy(values: list[float], seed: int) -> None:
+    sampling = Sampling(1.0, top_k=1, seed=seed)
+    assert sample(torch.tensor(values), sampling, sampling.generator()) == values.index(max(values))
+
+
+def test_a_seed_repeats_the_tokens_and_another_does_not() -> None:
+    logits = torch.zeros(1000)
+
+    def tokens(seed: int | None) -> list[int]:
+        sampling = Sampling(1.0, seed=seed)
+        generator = sampling.generator()
+        return [sample(logits, sampling, generator) for _ in range(20)]
+
+    assert tokens(7) == tokens(7)
+    assert tokens(7) != tokens(8)
+    assert tokens(None) != tokens(None)
+
+
+def test_tokens_come_as_often_as_their_chances_say() -> None:
+    chances = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    sampling = Sampling(1.0, seed=1)
+    generator = sampling.generator()
+    counts = [0] * 4
+    for _ in range(4000):
+        counts[sample(chances.log(), sampling, generator)] += 1
+    chi_squared = sum(
+        (n - 4000 * p) ** 2 / (4000 * p) for n, p in zip(counts, chances.tolist(), strict=True)
+    )
+    assert chi_squared < 16.3  # 99.9 % of honest draws with 3 degrees of freedom
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_float_dtype_is_taken(dtype: torch.dtype) -> None:
+    sampling = Sampling(0.7, top_k=3, top_p=0.9, seed=3)
+    assert sample(torch.eye(5)[2].to(dtype) * 50, sampling, sampling.generator()) == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
+    with pytest.raises(NumericsError, match="NaN or infinity"):
+        sample(torch.tensor([0.0, bad]))
+
+
+def test_temperature_needs_a_generator() -> None:
+    with pytest.raises(SamplingError, match="Generator"):
+        sample(torch.zeros(3), Sampling(1.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_settings_that_mean_nothing_are_named(settings: dict[str, float], name: str) -> None:
+    with pytest.raises(SamplingError, match=name):
+        Sampling(**settings)  # type: ignore[arg-type]

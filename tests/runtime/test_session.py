@@ -1,0 +1,247 @@
+"""Fetch or compute: what is reused, what is computed, and that no store can break a request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkv_runtime import Prefill, Runtime, Stop, load_engine
+from rwkv_runtime.engines import Engine
+from rwkv_runtime.errors import TokenizerError, VocabularyError
+from rwkv_runtime.testing import small_architecture, write_random_weights
+from statestore import ChunkRule, EntryFilter, Namespace, Role, StateStore, open_store
+from statestore.errors import FullError, PromptError, TokenError, UnavailableError
+from statestore.explain import Why
+from tests.faults import OPERATIONS, FaultyBackend
+
+RULE = ChunkRule(chunk=16, min_chunk=4, stride=2)
+DOCUMENT = list(range(1, 101))
+QUESTION = [7, 7, 7, 200, 201]
+
+
+@pytest.fixture(scope="module")
+def engine(model_path: Path) -> Engine:
+    return load_engine(model_path, rule=RULE)
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[StateStore]:
+    with open_store(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def runtime(engine: Engine, store: StateStore) -> Iterator[Runtime]:
+    with Runtime(engine, store) as made:
+        yield made
+
+
+def same(one: Prefill, other: Prefill, engine: Engine) -> bool:
+    tensors = [
+        [bytes(t.data) for t in engine.to_stored(p.state, p.output).tensors] for p in (one, other)
+    ]
+    return torch.equal(one.logits, other.logits) and tensors[0] == tensors[1]
+
+
+def test_a_document_is_read_once(runtime: Runtime, engine: Engine) -> None:
+    first = runtime.prefill([DOCUMENT, QUESTION])
+    runtime.flush()
+    second = runtime.prefill([DOCUMENT, [9, 9, 9, 9, 9]])
+    assert (first.cached_tokens, first.computed_tokens) == (0, 105)
+    assert (second.cached_tokens, second.computed_tokens) == (100, 5)
+    assert same(second, Runtime(engine, None).prefill([DOCUMENT, [9, 9, 9, 9, 9]]), engine)
+
+
+def test_a_warmed_document_serves_questions_whatever_rest_it_leaves(
+    runtime: Runtime, engine: Engine
+) -> None:
+    """A rest too short for a chunk flows on into the question; the chunks before it are reused."""
+    for rest in range(RULE.chunk):
+        document = [rest + 1] * (48 + rest)
+        runtime.prefill([document])
+        runtime.flush()
+        asked = runtime.prefill([document, QUESTION])
+        expected = 48 + (rest if rest >= RULE.min_chunk else 0)
+        assert asked.cached_tokens == expected
+        assert same(asked, Runtime(engine, None).prefill([document, QUESTION]), engine)
+
+
+def test_a_full_hit_computes_nothing(runtime: Runtime, engine: Engine) -> None:
+    cold = runtime.prefill([DOCUMENT, QUESTION])
+    runtime.flush()
+    warm = runtime.prefill([DOCUMENT, QUESTION])
+    assert (warm.cached_tokens, warm.computed_tokens) == (105, 0)
+    assert same(warm, cold, engine)
+    first = next(runtime.continue_from(warm, max_tokens=1))
+    assert first.token == int(cold.logits.argmax())
+
+
+def test_a_full_hit_without_output_falls_back_to_a_shorter_prefix(
+    runtime: Runtime, store: StateStore, engine: Engine
+) -> None:
+    cold = runtime.prefill([DOCUMENT, QUESTION])
+    runtime.flush()
+    entry = next(e for e in store.list() if e.key.n_tokens == 105)
+    store.delete(entry.key)
+    bare = engine.to_stored(cold.state, None)
+    store.put(runtime.identity, entry.key, bare, token_digest=entry.token_digest, role=Role.PROMPT)
+    again = runtime.prefill([DOCUMENT, QUESTION])
+    assert (again.cached_tokens, again.computed_tokens) == (100, 5)
+    assert same(again, cold, engine)
+
+
+def test_states_are_not_shared_mutably(runtime: Runtime, engine: Engine) -> None:
+    first = runtime.prefill([DOCUMENT, QUESTION])
+    before = [bytes(t.data) for t in engine.to_stored(first.state, first.output).tensors]
+    one = [g.token for g in runtime.continue_from(first, max_tokens=20)]
+    two = [g.token for g in runtime.continue_from(first, max_tokens=20)]
+    after = [bytes(t.data) for t in engine.to_stored(first.state, first.output).tensors]
+    assert one == two
+    assert before == after
+
+
+def test_each_question_starts_from_the_document(runtime: Runtime) -> None:
+    document = "Some text that is read once. " * 5
+    together = [a.answer for a in runtime.ask(document, ["one?", "two?", "one?"], max_tokens=8)]
+    alone = [next(runtime.ask(document, [q], max_tokens=8)).answer for q in ("one?", "two?")]
+    assert together == [alone[0], alone[1], alone[0]]
+
+
+def test_progress_ends_at_what_was_computed(runtime: Runtime) -> None:
+    seen: list[tuple[int, int]] = []
+    runtime.prefill([DOCUMENT], progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (100, 100)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("error", [UnavailableError("down"), FullError("full")])
+def test_no_failure_of_the_store_reaches_a_request(
+    engine: Engine,
+    store: StateStore,
+    operation: str,
+    error: UnavailableError | FullError,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    with Runtime(engine, store) as sound:
+        expected = sound.prefill([DOCUMENT, QUESTION])
+    faulty = FaultyBackend(store.backend, error, {operation})
+    broken = StateStore(faulty)  # type: ignore[arg-type]  # passes the rest on by __getattr__
+    with Runtime(engine, broken) as runtime:
+        assert same(runtime.prefill([DOCUMENT, QUESTION]), expected, engine)
+        assert runtime.prefill([DOCUMENT, QUESTION, QUESTION]).logits.isfinite().all()
+    if operation != "update":  # asked for only where a blob is damaged
+        assert faulty.raised > 0
+        assert sum(broken.metrics.value("errors_total", operation=o) for o in OPERATIONS_KEPT) > 0
+
+
+OPERATIONS_KEPT = ("find", "put", "touch")
+
+
+def test_every_failure_at_once(engine: Engine, store: StateStore) -> None:
+    faulty = FaultyBackend(store.backend, UnavailableError("down"), set(OPERATIONS))
+    with Runtime(engine, StateStore(faulty)) as runtime:  # type: ignore[arg-type]
+        result = runtime.prefill([DOCUMENT, QUESTION])
+    assert same(result, Runtime(engine, None).prefill([DOCUMENT, QUESTION]), engine)
+
+
+def blobs(directory: Path) -> list[Path]:
+    return sorted(p for p in (directory / "blobs").rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove", "swap"])
+def test_damage_costs_computing_and_is_quarantined(
+    engine: Engine, store_url: str, tmp_path: Path, damage: str
+) -> None:
+    with open_store(store_url) as store, Runtime(engine, store) as runtime:
+        runtime.prefill([DOCUMENT, QUESTION])
+    files = blobs(tmp_path / "store")
+    contents = [path.read_bytes() for path in files]
+    for path, content, other in zip(files, contents, contents[1:] + contents[:1], strict=True):
+        if damage == "remove":
+            path.unlink()
+        elif damage == "swap":
+            path.write_bytes(other)
+        else:
+            keep = {"flip": len(content), "truncate": len(content) // 2, "empty": 0}[damage]
+            changed = bytearray(content[:keep])
+            if damage == "flip":
+                changed[len(content) * 2 // 3] ^= 0x10
+            path.write_bytes(changed)
+    with open_store(store_url) as store, Runtime(engine, store) as runtime:
+        result = runtime.prefill([DOCUMENT, QUESTION])
+        assert result.cached_tokens == 0
+        assert same(result, Runtime(engine, None).prefill([DOCUMENT, QUESTION]), engine)
+        runtime.flush()
+        assert runtime.prefill([DOCUMENT, QUESTION]).computed_tokens == 0, "it was not replaced"
+        quarantined = [
+            store.metrics.value("quarantined_total", cause=cause)
+            for cause in ("CorruptError", "TruncatedError", "Missing", "ForeignError")
+        ]
+        assert sum(quarantined) == len(files)
+
+
+def test_states_of_other_weights_dtypes_rules_and_namespaces_are_never_used(
+    engine: Engine, model_path: Path, store: StateStore, tmp_path: Path
+) -> None:
+    with Runtime(engine, store) as runtime:
+        runtime.prefill([DOCUMENT, QUESTION])
+    other_weights = tmp_path / "other.safetensors"
+    write_random_weights(other_weights, small_architecture(), seed=2)
+    strangers = [
+        Runtime(load_engine(other_weights, rule=RULE), store),
+        Runtime(load_engine(model_path, dtype="bf16", rule=RULE), store),
+        Runtime(load_engine(model_path, rule=ChunkRule(16, 5, 2)), store),
+        Runtime(engine, store, namespace=Namespace("tenant")),
+        Runtime(engine, store, namespace=Namespace(salt=b"secret")),
+    ]
+    for stranger in strangers:
+        with stranger:
+            assert stranger.prefill([DOCUMENT, QUESTION]).cached_tokens == 0
+
+
+def test_explain_says_why(runtime: Runtime, engine: Engine, model_path: Path) -> None:
+    assert runtime.store is not None
+    assert {v.why for v in runtime.explain([DOCUMENT, QUESTION])} == {Why.NEVER_STORED}
+    runtime.prefill([DOCUMENT, QUESTION])
+    assert all(verdict.found for verdict in runtime.explain([DOCUMENT, QUESTION]))
+    recut = runtime.explain([DOCUMENT[:50], DOCUMENT[50:], QUESTION])
+    assert recut[-1].why is Why.OTHER_SEGMENTS
+    with Runtime(load_engine(model_path, dtype="bf16", rule=RULE), runtime.store) as other:
+        assert other.explain([DOCUMENT, QUESTION])[-1].why is Why.OTHER_FINGERPRINT
+    for entry in list(runtime.store.list(EntryFilter(role=Role.PROMPT))):
+        runtime.store.delete(entry.key)
+    assert runtime.explain([DOCUMENT, QUESTION])[-1].why is Why.DELETED
+    for entry in list(runtime.store.list(EntryFilter(role=Role.SEGMENT))):
+        runtime.store.quarantine(entry, "CorruptError: for the test")
+    assert Why.QUARANTINED in {v.why for v in runtime.explain([DOCUMENT, QUESTION])}
+
+
+def test_bad_prompts_get_clear_errors(runtime: Runtime) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        runtime.prefill([[], []])
+    with pytest.raises(VocabularyError, match="256"):
+        runtime.prefill([DOCUMENT, [1, 256]])
+    with pytest.raises(TokenError, match="-1"):
+        runtime.prefill([[1, -1]])
+
+
+def test_an_engine_without_a_tokenizer_answers_tokens_only(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    write_random_weights(path, small_architecture(vocabulary=300))
+    with Runtime(load_engine(path), None) as runtime:
+        assert [g.text for g in runtime.generate([[1, 299]], max_tokens=2)] == ["", ""]
+        with pytest.raises(TokenizerError, match="300"):
+            next(runtime.ask("text", ["question?"]))
+
+
+def test_stop_text_is_held_back_and_removed(runtime: Runtime) -> None:
+    whole = "".join(g.text for g in runtime.generate([DOCUMENT], max_tokens=40))
+    stop = whole[10:13]
+    cut = "".join(g.text for g in runtime.generate([DOCUMENT], max_tokens=40, stop=Stop(stop)))
+    assert cut == whole[: whole.index(stop)]
