@@ -1,7 +1,8 @@
 """The `rwkv` package in a process of its own: it changes global settings of torch and warns.
 
-Reads a JSON object from stdin: {"weights": path without .pth, "runs": [[tokens], ...]}. Each run goes on from the
-state of the one before. Writes logits and state after every run to the .safetensors file named as argument.
+Reads a JSON object from stdin: {"weights": path without .pth, "runs": [[tokens], ...]}. Each run
+goes on from the state of the one before. Writes logits and state after every run to the
+.safetensors file named as argument.
 """
 
 from __future__ import annotations

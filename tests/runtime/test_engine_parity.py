@@ -1,4 +1,6 @@
-"""The engine against the `rwkv` package in fp32: prefill, resume, decode; logits and every state tensor."""
+"""The engine against the `rwkv` package in fp32: prefill, resume, decode; logits and every
+state tensor.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,18 @@
+"""What computes: the port, and the engines behind it."""
+
+from __future__ import annotations
+
+from rwkv_runtime.engines.base import Engine, EngineState, check_tokens
+from rwkv_runtime.engines.load import DeviceName, DTypeName, load_engine
+from rwkv_runtime.engines.rwkv7 import NUMERICS_REVISION, Rwkv7Engine
+
+__all__ = [
+    "NUMERICS_REVISION",
+    "DTypeName",
+    "DeviceName",
+    "Engine",
+    "EngineState",
+    "Rwkv7Engine",
+    "check_tokens",
+    "load_engine",
+]

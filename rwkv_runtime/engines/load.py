@@ -1,0 +1,111 @@
+"""From a weights file to an engine with its fingerprint.
+
+Whatever decides bits is either fixed here or goes into the fingerprint. The default profile names
+the weights, the engine's revision, device type, dtype and chunk sizes: machines that share it agree
+to rounding. The strict profile adds the number of threads, the processor's capability and the
+library's version: machines that share it agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import torch
+
+from rwkv_runtime.digests import Progress, check_unchanged, weights_digest
+from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
+from rwkv_runtime.errors import DeviceError
+from rwkv_runtime.weights import Architecture, read_weights
+from statestore.keys import ChunkRule, Fingerprint
+
+DTypeName: TypeAlias = Literal["fp32", "bf16", "fp16"]
+DeviceName: TypeAlias = Literal["cpu", "cuda"]
+DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_engine(
+    path: str | Path,
+    dtype: DTypeName = "fp32",
+    device: DeviceName = "cpu",
+    *,
+    rule: ChunkRule | None = None,
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    cache_dir: Path | None = None,
+) -> Rwkv7Engine:
+    """Load RWKV-7 weights, `.pth` or `.safetensors`.
+
+    Args:
+        path: The weights file.
+        dtype: What to compute in; the recurrence is fp32 throughout.
+        device: "cpu", or "cuda" for the first GPU.
+        rule: How prompts are cut into chunks.
+        strict: Share states only between machines that agree to the last bit.
+        threads: How many threads torch computes with on the CPU; ``None`` leaves torch's setting,
+            except that a strict engine keeps to the number it found.
+        progress: Told (bytes done, bytes in all) while the file is hashed; not called where its
+            digest is known.
+        cache_dir: Where digests of files are remembered; by default the user's cache directory.
+
+    Raises:
+        WeightsError: the file is no such weights file, or changes meanwhile.
+        DeviceError: this machine does not have the device, or the dtype or threads mean nothing.
+    """
+    torch_dtype, torch_device = _checked(dtype, device, threads)
+    path = Path(path)
+    if strict and threads is None:
+        threads = torch.get_num_threads()
+    rule = rule or ChunkRule()
+    digest, identity = weights_digest(path, cache_dir=cache_dir, progress=progress)
+    weights = read_weights(path, torch_dtype, torch_device)
+    check_unchanged(path, identity)
+    fingerprint = Fingerprint(
+        weights_digest=digest.hex(),
+        architecture="rwkv7",
+        shapes=_shapes(weights.architecture),
+        engine=ENGINE_NAME,
+        revision=NUMERICS_REVISION,
+        device=device,
+        dtype=dtype,
+        chunk=rule.chunk,
+        min_chunk=rule.min_chunk,
+        extra=_switches(device) + (_machine(device, threads) if strict else ()),
+    )
+    return Rwkv7Engine(weights, fingerprint, rule, threads)
+
+
+def _checked(dtype: str, device: str, threads: int | None) -> tuple[torch.dtype, torch.device]:
+    if dtype not in DTYPE_NAMES:
+        raise DeviceError(f"dtype {dtype!r} is not known; there are: {', '.join(DTYPE_NAMES)}")
+    if device not in get_args(DeviceName):
+        raise DeviceError(f"device {device!r} is not known; there are: cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "device cuda: PyTorch finds no GPU here; use cpu, or a CUDA build of PyTorch"
+        )
+    if threads is not None and threads < 1:
+        raise DeviceError(f"threads is {threads}, expected 1 or more")
+    return DTYPE_NAMES[dtype], torch.device(device)
+
+
+def _shapes(architecture: Architecture) -> tuple[tuple[str, int], ...]:
+    return tuple(asdict(architecture).items())
+
+
+def _switches(device: str) -> tuple[tuple[str, str], ...]:
+    """Settings of the process that trade bits for speed, where they are not at their defaults."""
+    precision = torch.get_float32_matmul_precision()
+    found = [] if precision == "highest" else [("float32_matmul_precision", precision)]
+    if device == "cuda" and not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction:
+        found.append(("bf16_reduced_precision_reduction", "off"))
+    return tuple(found)
+
+
+def _machine(device: str, threads: int | None) -> tuple[tuple[str, str], ...]:
+    common = (("threads", str(threads)), ("torch", torch.__version__))
+    if device == "cuda":
+        return (*common, ("gpu", torch.cuda.get_device_name()), ("cuda", str(torch.version.cuda)))
+    return (*common, ("cpu", torch.backends.cpu.get_cpu_capability()))

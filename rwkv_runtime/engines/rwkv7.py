@@ -1,0 +1,119 @@
+"""RWKV-7 in plain PyTorch, on the CPU or a GPU.
+
+A state is `model.ModelState` with one row. The output that goes with it is the last hidden vector
+[C] after ln_out, so logits are computed from the same [1, C] product whether the vector is new or
+was stored. It knows nothing of stores, prompts or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from rwkv_runtime import model
+from rwkv_runtime.engines.base import check_tokens
+from rwkv_runtime.model import LayerState, ModelState
+from rwkv_runtime.state import DTYPES, from_stored, to_stored
+from rwkv_runtime.weights import Architecture, WeightsFile
+from statestore.keys import ChunkRule, Fingerprint
+from statestore.schema import Schema, State, rwkv7
+
+ENGINE_NAME = "rwkv7-torch"
+# Raise with any change of the bits that come out; tests/runtime/test_numerics.py watches.
+NUMERICS_REVISION = 1
+PARTS = ("att_x_prev", "att_kv", "ffn_x_prev")
+
+
+class Rwkv7Engine:
+    """An `Engine`; made by `load_engine`.
+
+    Args:
+        weights: all parameters, in the dtype and on the device to compute with. fingerprint: of
+        everything here. rule: how prompts are cut into chunks. threads: the number that torch
+        computes with, set in whichever thread calls; ``None`` leaves it be.
+    """
+
+    def __init__(
+        self,
+        weights: WeightsFile,
+        fingerprint: Fingerprint,
+        rule: ChunkRule,
+        threads: int | None = None,
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.rule = rule
+        self.architecture = weights.architecture
+        self.vocabulary = weights.architecture.vocabulary
+        self._weights = model.Weights.of(weights.tensors)
+        self._threads = threads
+        self._device = self._weights.emb.device
+        self.schema = schema_of(weights.architecture, self._weights.emb.dtype)
+
+    def initial_state(self) -> ModelState:
+        """Zeros."""
+        with torch.inference_mode():
+            return model.zero_state(self._weights)
+
+    def prefill(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """See `Engine`."""
+        check_tokens(tokens, self.vocabulary)
+        return self._forward(tokens.to(self._device)[None], state)
+
+    def decode(self, token: int, state: ModelState) -> tuple[Tensor, ModelState]:
+        """See `Engine`. A single token takes the recurrence's own step, without a chunked solve."""
+        tokens = torch.tensor([[token]])
+        check_tokens(tokens[0], self.vocabulary)
+        return self._forward(tokens.to(self._device), state)
+
+    def logits(self, output: Tensor) -> Tensor:
+        """See `Engine`."""
+        with self._computing():
+            return model.logits(self._weights, output[None])[0].float()
+
+    def to_stored(self, state: ModelState, output: Tensor | None) -> State:
+        """See `Engine`."""
+        tensors = {
+            f"blocks.{layer}.{part}": getattr(of_layer, part)[0]
+            for layer, of_layer in enumerate(state)
+            for part in PARTS
+        }
+        return to_stored(self.schema, tensors, output)
+
+    def from_stored(self, stored: State) -> tuple[ModelState, Tensor | None]:
+        """See `Engine`."""
+        with torch.inference_mode():
+            tensors, output = from_stored(self.schema, stored, self._device)
+            layers = tuple(
+                LayerState(*(tensors[f"blocks.{layer}.{part}"][None] for part in PARTS))
+                for layer in range(self.architecture.layers)
+            )
+        return layers, output
+
+    def _forward(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        with self._computing():
+            hidden, after = model.forward(self._weights, tokens, state)
+            return hidden[0, -1].clone(), after
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        # torch keeps its number of threads per calling thread, so setting it once at load would not
+        # do.
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            yield
+
+
+def schema_of(architecture: Architecture, dtype: torch.dtype) -> Schema:
+    """The layout of this model's states when it computes in `dtype`."""
+    return rwkv7(
+        layers=architecture.layers,
+        width=architecture.width,
+        heads=architecture.heads,
+        head_size=architecture.head_size,
+        dtype=DTYPES[dtype],
+        vocabulary=architecture.vocabulary,
+    )

@@ -1,0 +1,272 @@
+"""RWKV-7 weights files: `.pth` and `.safetensors` with the official names -> checked tensors and
+their dimensions.
+
+The kind of a file is told by its first bytes, not by its name. Every tensor that the dimensions ask
+for must be there in its shape, and no other: a name that is not known would change the model's
+outputs, so it is refused, not ignored. What is recognised but cannot be run here (RWKV-4 to 6,
+DeepEmbed, tuned states, other formats) is refused by name.
+
+The file is mapped and copied tensor by tensor into the wanted dtype. Always copied: whoever
+overwrites the file later must not change a running model, and a matrix product's bits may depend on
+how its operands are aligned.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from rwkv_runtime.errors import WeightsError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+BLOCK_NAME = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.(.+)")
+WANTED = "an RWKV-7 weights file, .pth or .safetensors"
+FOREIGN_MAGICS = {
+    b"GGUF": "a GGUF file",
+    b"fmgg": "a file of rwkv.cpp",
+    b"version https://git-lfs": "a Git LFS pointer (fetch the file itself: git lfs pull)",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"\x1f\x8b": "a gzip archive",
+}
+# What tells the variants apart, the first match deciding: (pattern of a tensor name, what the file
+# is).
+VARIANTS = (
+    (
+        r"model\.layers\.|model\.embeddings",
+        "weights with Hugging Face names (convert back to .pth)",
+    ),
+    (r"blocks\.\d+\.ffn\.s_emb", "RWKV-7 with DeepEmbed (7a, 7b)"),
+    (r"blocks\.\d+\.att\.time_state", "weights with a tuned initial state (time_state)"),
+    (r".*\blora_", "an adapter (merge it into its base first)"),
+    (r"blocks\.\d+\.att\.r_k", ""),
+    (r"blocks\.\d+\.att\.time_maa", "RWKV-6"),
+    (r"blocks\.\d+\.att\.gate", "RWKV-5.1 or 5.2"),
+    (r"blocks\.\d+\.att\.ln_x", "RWKV-5"),
+    (r"blocks\.\d+\.att\.time_decay", "RWKV-4"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The dimensions of an RWKV-7 model, as its tensors' shapes give them."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    heads: int
+    head_size: int
+    decay_rank: int  # of w1, w2
+    rate_rank: int  # of a1, a2
+    value_rank: int  # of v1, v2; 0 where there is one layer only
+    gate_rank: int  # of g1, g2
+    ffn_width: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor by its official name. A vector may also be stored with leading ones."""
+        width, wide = self.width, self.ffn_width
+        vectors = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "k_k", "k_a")
+        ranks = {"w": self.decay_rank, "a": self.rate_rank, "g": self.gate_rank}
+        shapes: dict[str, tuple[int, ...]] = {
+            "emb.weight": (self.vocabulary, width),
+            "head.weight": (self.vocabulary, width),
+        }
+        norms = ["blocks.0.ln0", "ln_out"]
+        for layer in range(self.layers):
+            block, att = f"blocks.{layer}", f"blocks.{layer}.att"
+            norms += [f"{block}.ln1", f"{block}.ln2", f"{att}.ln_x"]
+            shapes |= {f"{att}.{name}": (width,) for name in vectors}
+            shapes[f"{att}.r_k"] = (self.heads, self.head_size)
+            for name in ("receptance", "key", "value", "output"):
+                shapes[f"{att}.{name}.weight"] = (width, width)
+            for name, rank in (ranks | {"v": self.value_rank} if layer else ranks).items():
+                shapes[f"{att}.{name}1"] = (width, rank)
+                shapes[f"{att}.{name}2"] = (rank, width)
+            if layer:
+                shapes[f"{att}.v0"] = (width,)
+            shapes[f"{block}.ffn.x_k"] = (width,)
+            shapes[f"{block}.ffn.key.weight"] = (wide, width)
+            shapes[f"{block}.ffn.value.weight"] = (width, wide)
+        for name in norms:
+            shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+        return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A model's tensors by official name, in one dtype, on one device."""
+
+    architecture: Architecture
+    tensors: Mapping[str, Tensor]
+
+
+def read_weights(path: Path, dtype: torch.dtype, device: torch.device) -> WeightsFile:
+    """Read the weights file at `path`.
+
+    Raises:
+        WeightsError: the file cannot be read, is something else, or its tensors do not fit
+        together.
+    """
+    with _opened(path) as (shapes, load):
+        architecture = infer(path, shapes)
+        tensors = {
+            name: _converted(path, name, load(name), shape, dtype, device)
+            for name, shape in architecture.shapes().items()
+        }
+    return WeightsFile(architecture, tensors)
+
+
+def infer(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    """The dimensions behind the tensors' `shapes`, all of them checked; `path` is for messages.
+
+    Raises:
+        WeightsError: other names or shapes than those of an RWKV-7.
+    """
+    _refuse_variants(path, shapes)
+    layers = 1 + max((int(m[1]) for m in map(BLOCK_NAME.fullmatch, shapes) if m), default=0)
+
+    def dimensions(name: str) -> tuple[int, int]:
+        if name not in shapes:
+            raise WeightsError(f"{path}: the tensor {name} of an RWKV-7 is missing")
+        shape = shapes[name]
+        if len(shape) != 2 or 0 in shape:
+            raise WeightsError(f"{path}: {name} has shape {list(shape)}, expected two dimensions")
+        return shape[0], shape[1]
+
+    vocabulary, width = dimensions("emb.weight")
+    heads, head_size = dimensions("blocks.0.att.r_k")
+    if heads * head_size != width:
+        raise WeightsError(
+            f"{path}: {heads} heads of {head_size} (blocks.0.att.r_k) "
+            f"do not make the width of {width} (emb.weight)"
+        )
+    architecture = Architecture(
+        layers=layers,
+        width=width,
+        vocabulary=vocabulary,
+        heads=heads,
+        head_size=head_size,
+        decay_rank=dimensions("blocks.0.att.w1")[1],
+        rate_rank=dimensions("blocks.0.att.a1")[1],
+        value_rank=dimensions("blocks.1.att.v1")[1] if layers > 1 else 0,
+        gate_rank=dimensions("blocks.0.att.g1")[1],
+        ffn_width=dimensions("blocks.0.ffn.key.weight")[0],
+    )
+    _check_shapes(path, shapes, architecture.shapes())
+    return architecture
+
+
+def _refuse_variants(path: Path, names: Mapping[str, tuple[int, ...]]) -> None:
+    for pattern, what in VARIANTS:
+        if any(re.match(pattern, name) for name in names):
+            if what:
+                raise WeightsError(f"{path}: found {what}; this engine runs RWKV-7 only")
+            return
+    some = ", ".join(sorted(names)[:3]) or "none at all"
+    raise WeightsError(f"{path}: expected RWKV-7's tensor names, found {some}")
+
+
+def _check_shapes(
+    path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    for name, shape in expected.items():
+        if name not in found:
+            raise WeightsError(f"{path}: the tensor {name}, {list(shape)}, is missing")
+        have = found[name]
+        if have != shape and (len(shape) > 1 or have != (1,) * (len(have) - 1) + shape):
+            raise WeightsError(f"{path}: {name} has shape {list(have)}, expected {list(shape)}")
+    unused = {f"blocks.0.att.v{i}" for i in range(3)}  # block 0 makes v_first and blends nothing
+    unknown = sorted(found.keys() - expected.keys() - unused)
+    if unknown:
+        raise WeightsError(
+            f"{path}: {unknown[0]} is not a tensor of RWKV-7 ({len(unknown)} unknown)"
+        )
+
+
+def _converted(
+    path: Path,
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """A copy of its own."""
+    if tensor.dtype not in FLOATS:
+        raise WeightsError(f"{path}: {name} holds {tensor.dtype}, expected floating point")
+    return tensor.reshape(shape).to(device=device, dtype=dtype, copy=True).contiguous()
+
+
+Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor]]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Opened]:
+    """The shapes of all tensors in the file, and a function that gives one of them by name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        with _opened_safetensors(path) as opened:
+            yield opened
+    elif head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        yield _opened_pth(path, mapped=head.startswith(b"PK"))
+    else:
+        raise WeightsError(f"{path}: expected {WANTED}, found {_described(head)}")
+
+
+@contextmanager
+def _opened_safetensors(path: Path) -> Iterator[Opened]:
+    try:
+        file: Any = safetensors.safe_open(path, framework="pt")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: damaged or truncated .safetensors file: {error}") from error
+    with file:
+        names = file.keys()
+        yield {name: tuple(file.get_slice(name).get_shape()) for name in names}, file.get_tensor
+
+
+def _opened_pth(path: Path, *, mapped: bool) -> Opened:
+    """Files from before PyTorch 1.6 are no zip archives and cannot be mapped."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: expected {WANTED}, found a PyTorch file with other objects than tensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise WeightsError(f"{path}: damaged or truncated .pth file: {reason}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected tensors by name, found a {type(content).__name__}")
+    for name, tensor in content.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+            raise WeightsError(
+                f"{path}: expected tensors by name, found {name!r}: {type(tensor).__name__}"
+            )
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+    if (
+        claimed > path.stat().st_size
+    ):  # views may claim what no file holds; copying would allocate it
+        raise WeightsError(f"{path}: its tensors claim {claimed} bytes, more than the file holds")
+    return {name: tuple(tensor.shape) for name, tensor in content.items()}, content.__getitem__
+
+
+def _described(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    for magic, what in FOREIGN_MAGICS.items():
+        if head.startswith(magic):
+            return what
+    return f"a file that begins with {head[:8].hex(' ')}"
