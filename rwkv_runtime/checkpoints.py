@@ -7,9 +7,9 @@ go on where this one died. Boundaries at or before the position that a run resum
 
 from __future__ import annotations
 
-from statestore.keys import Boundary, Plan
+from statestore.keys import KeyedBoundary, Plan
 
 
-def to_save(plan: Plan, resumed_at: int) -> dict[int, Boundary]:
+def to_save(plan: Plan, resumed_at: int) -> dict[int, KeyedBoundary]:
     """Boundaries to save, by position, in a run of `plan` that starts behind `resumed_at` tokens."""
     return {b.position: b for b in plan.boundaries if b.position > resumed_at}

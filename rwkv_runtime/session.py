@@ -11,6 +11,7 @@ writes to one, so a state may serve any number of questions.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +24,13 @@ from torch import Tensor
 
 from rwkv_runtime import template
 from rwkv_runtime.checkpoints import to_save
-from rwkv_runtime.engines import Engine, EngineState
-from rwkv_runtime.errors import TokenizerError
+from rwkv_runtime.engines import Engine, EngineState, check_tokens
 from rwkv_runtime.generation import Generated, Stop, generate
 from rwkv_runtime.sampling import GREEDY, Sampling
-from rwkv_runtime.tokenizer import Tokenizer, tokenizer_for
+from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
 from rwkv_runtime.writer import Writer
 from statestore.explain import Verdict, explain
-from statestore.keys import Boundary, Namespace, Plan, Tokens, plan
+from statestore.keys import KeyedBoundary, Namespace, Plan, Tokens, plan
 from statestore.store import Found, Identity, StateStore
 
 #: Called with (tokens done, tokens to do) of one prefill, counted from where it began to compute.
@@ -90,7 +90,7 @@ class Runtime:
         self.model = model
         self._tokenizer = tokenizer or tokenizer_for(engine.vocabulary)
         self._fingerprint = engine.fingerprint.digest
-        self._identity = Identity(self._fingerprint, self.namespace.name)
+        self.identity = Identity(self._fingerprint, self.namespace.name)
         self._writer = Writer()
 
     @property
@@ -100,12 +100,7 @@ class Runtime:
         Raises:
             TokenizerError: no tokenizer fits the engine's vocabulary and none was given.
         """
-        if self._tokenizer is None:
-            raise TokenizerError(
-                f"no tokenizer is known for a vocabulary of {self.engine.vocabulary}; "
-                "pass token ids, or a tokenizer to Runtime"
-            )
-        return self._tokenizer
+        return require_tokenizer(self._tokenizer, self.engine.vocabulary)
 
     def prefill(self, segments: Sequence[Tokens], *, progress: Progress | None = None) -> Prefill:
         """Read a prompt, a list of segments of token ids, from the longest stored prefix on.
@@ -120,8 +115,10 @@ class Runtime:
         """
         began = time.perf_counter()
         prompt = self._plan(segments)
+        tokens = torch.from_numpy(np.frombuffer(prompt.tokens, "<u4").astype(np.int64))
+        check_tokens(tokens, self.engine.vocabulary)
         start = self._resume(prompt)
-        state, output, last_put = self._compute(prompt, start, began, progress)
+        state, output, last_put = self._compute(prompt, tokens, start, began, progress)
         with torch.inference_mode():
             logits = self.engine.logits(output)
         result = Prefill(
@@ -202,7 +199,15 @@ class Runtime:
         if self.store is None:
             return ()
         self.flush()
-        return explain(self.store, self._identity, self._plan(segments).boundaries)
+        return explain(self.store, self.identity, self._plan(segments).boundaries)
+
+    def warm_up(self) -> None:
+        """Pay now what the first call of a process costs (thread pools, libraries); results are thrown away."""
+        tokens = torch.zeros(self.engine.rule.min_chunk, dtype=torch.int64)
+        with torch.inference_mode():
+            output, state = self.engine.prefill(tokens, self.engine.initial_state())
+            self.engine.logits(output)
+            self.engine.decode(0, state)
 
     def flush(self) -> None:
         """Return once every state handed to the store so far is written, or dropped."""
@@ -230,7 +235,7 @@ class Runtime:
         """Where to go on: the deepest stored boundary, or the empty state."""
         keys = prompt.keys_deepest_first
         while self.store is not None and keys:
-            found = self.store.find(self._identity, keys)
+            found = self.store.find(self.identity, keys)
             if found is None:
                 break
             start = self._load(found)
@@ -244,14 +249,18 @@ class Runtime:
         return _Start(found.entry.key.n_tokens, state, output, found.entry.cost_s)
 
     def _compute(
-        self, prompt: Plan, start: _Start, began: float, progress: Progress | None
+        self,
+        prompt: Plan,
+        tokens: Tensor,
+        start: _Start,
+        began: float,
+        progress: Progress | None,
     ) -> tuple[EngineState, Tensor, Callable[[], object] | None]:
         """Run the chunks after `start`. The put of the prompt's end is left to the caller."""
-        tokens = torch.from_numpy(np.frombuffer(prompt.tokens, "<u4").astype(np.int64))
         saved = to_save(prompt, start.position)
         state, output, position = start.state, start.output, start.position
         put = None
-        for end in prompt.ends_after(start.position):
+        for end in prompt.ends[bisect_right(prompt.ends, start.position) :]:
             if put is not None:
                 self._writer.submit(put)
             with torch.inference_mode():
@@ -265,7 +274,7 @@ class Runtime:
         return state, output, put
 
     def _put(
-        self, boundary: Boundary, state: EngineState, output: Tensor, cost_s: float
+        self, boundary: KeyedBoundary, state: EngineState, output: Tensor, cost_s: float
     ) -> Callable[[], object] | None:
         if self.store is None:
             return None
@@ -274,13 +283,13 @@ class Runtime:
     def _store_state(
         self,
         store: StateStore,
-        boundary: Boundary,
+        boundary: KeyedBoundary,
         state: EngineState,
         output: Tensor,
         cost_s: float,
     ) -> None:
         store.put(
-            self._identity,
+            self.identity,
             boundary.key,
             self.engine.to_stored(state, output),
             token_digest=boundary.token_digest,

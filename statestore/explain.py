@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from statestore.entry import Entry, EntryFilter, Status
-from statestore.keys import Boundary
+from statestore.keys import KeyedBoundary
 from statestore.store import Identity, StateStore
 
 
@@ -32,7 +32,7 @@ class Why(StrEnum):
 class Verdict:
     """One boundary and why its state would be used or not."""
 
-    boundary: Boundary
+    boundary: KeyedBoundary
     why: Why
     detail: str = ""
 
@@ -43,7 +43,7 @@ class Verdict:
 
 
 def explain(
-    store: StateStore, identity: Identity, boundaries: Sequence[Boundary]
+    store: StateStore, identity: Identity, boundaries: Sequence[KeyedBoundary]
 ) -> tuple[Verdict, ...]:
     """A verdict for each boundary, in order.
 
@@ -54,7 +54,7 @@ def explain(
     return tuple(_verdict(store, identity, boundary, now) for boundary in boundaries)
 
 
-def _verdict(store: StateStore, identity: Identity, boundary: Boundary, now: float) -> Verdict:
+def _verdict(store: StateStore, identity: Identity, boundary: KeyedBoundary, now: float) -> Verdict:
     same = list(
         store.list(EntryFilter(namespace=identity.namespace, token_digest=boundary.token_digest))
     )
@@ -67,7 +67,7 @@ def _verdict(store: StateStore, identity: Identity, boundary: Boundary, now: flo
     return _of_others(boundary, identity, same)
 
 
-def _of_stored(boundary: Boundary, entry: Entry, now: float) -> Verdict:
+def _of_stored(boundary: KeyedBoundary, entry: Entry, now: float) -> Verdict:
     if entry.status is Status.QUARANTINED:
         return Verdict(boundary, Why.QUARANTINED, entry.reason)
     if entry.expires_at is not None and entry.expires_at <= now:
@@ -75,7 +75,7 @@ def _of_stored(boundary: Boundary, entry: Entry, now: float) -> Verdict:
     return Verdict(boundary, Why.FOUND)
 
 
-def _of_others(boundary: Boundary, identity: Identity, same: Sequence[Entry]) -> Verdict:
+def _of_others(boundary: KeyedBoundary, identity: Identity, same: Sequence[Entry]) -> Verdict:
     """Judge by entries of the same plain tokens under other keys."""
     mine = [entry for entry in same if entry.fingerprint == identity.fingerprint]
     if mine:

@@ -68,6 +68,7 @@ class Opening:
                 model=self.model.path.name,
             ) as runtime,
         ):
+            runtime.warm_up()
             yield runtime
 
 
