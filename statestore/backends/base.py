@@ -1,14 +1,14 @@
 """The port behind which states are kept. All that a place must be able to do.
 
-**Thread safety.** Every method may be called from several threads at once, and the same place may be
-open in other processes and on other hosts.
+**Thread safety.** Every method may be called from several threads at once, and the same place may
+be open in other processes and on other hosts.
 
-**Buffers.** `publish` reads the blob's buffers before it returns and keeps none. The buffer that `read`
-returns belongs to the caller and stays valid after later calls, deletes and `close`.
+**Buffers.** `publish` reads the blob's buffers before it returns and keeps none. The buffer that
+`read` returns belongs to the caller and stays valid after later calls, deletes and `close`.
 
-**Errors.** A miss is ``None`` or ``False``. A place that cannot answer raises `UnavailableError`, one
-without space `FullError`, a closed one `ClosedError`; driver exceptions never pass. Bytes are not looked
-into here: whether a blob is sound is the store's business.
+**Errors.** A miss is ``None`` or ``False``. A place that cannot answer raises `UnavailableError`,
+one without space `FullError`, a closed one `ClosedError`; driver exceptions never pass. Bytes are
+not looked into here: whether a blob is sound is the store's business.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Backend(Protocol):
         """The URL that opens this place again, without secrets."""
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
-        """The first of `keys` that is stored, ready and not expired at `now`. Keys come deepest first. One query."""
+        """The first of `keys` that is stored, ready and not expired at `now`; one query.
+
+        Keys come deepest first.
+        """
 
     def read(self, entry: Entry) -> memoryview | None:
         """The whole blob of `entry`; ``None`` where it has gone."""
@@ -49,7 +52,8 @@ class Backend(Protocol):
     def publish(self, entry: Entry, blob: Blob) -> bool:
         """Store entry and blob, whole or not at all.
 
-        ``False``: a ready entry with this key was there first and stays. A quarantined or expired one is replaced.
+        ``False``: a ready entry with this key was there first and stays. A quarantined or expired
+        one is replaced.
         """
 
     def touch(self, key: StateKey, now: float, score: float) -> None:
@@ -66,10 +70,16 @@ class Backend(Protocol):
         reason: str | None = None,
         blob: str | None = None,
     ) -> bool:
-        """Change the given fields. With `blob`, only if the entry still names that blob. ``False``: no such entry."""
+        """Change the given fields; an `expires_at` of ``inf`` is never.
+
+        With `blob`, only if the entry still names that blob. ``False``: no such entry.
+        """
 
     def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
-        """Remove the entry, then its blob. With `blob`, only if the entry still names it. ``False``: no such entry."""
+        """Remove the entry, then its blob. ``False``: no such entry.
+
+        With `blob`, only if the entry still names it.
+        """
 
     def entries(self, where: EntryFilter) -> Iterator[Entry]:
         """Matching entries, newest use first, read in pages: others may write meanwhile."""

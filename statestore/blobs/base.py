@@ -1,7 +1,7 @@
 """The port of a blob store: named byte strings, written once, whole or not at all.
 
-Names are ``[0-9a-z.-]{1,128}`` and unique to one write, so a blob never changes. Thread safety, buffers and
-errors are those of `statestore.backends.base`.
+Names are ``[0-9a-z]{2}[0-9a-z.-]{0,126}`` and unique to one write, so a blob never changes. Thread
+safety, buffers and errors are those of `statestore.backends.base`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class BlobStore(Protocol):
     def put(self, name: str, blob: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write the buffers, one after the other, under `name`; durable when this returns."""
 
-    def get(self, name: str) -> memoryview | None:
-        """The whole blob, or ``None``."""
+    def get(self, name: str, *, limit_bytes: int | None = None) -> memoryview | None:
+        """The whole blob, or its first `limit_bytes`; ``None`` where there is none."""
 
     def size(self, name: str) -> int | None:
         """Size in bytes, or ``None``."""

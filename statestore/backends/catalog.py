@@ -1,0 +1,249 @@
+"""What is asked of the catalog: one function each, inside a transaction that the caller began.
+
+Plain SQL of every dialect. Every function that adds, changes or removes an entry keeps ``totals``
+right in the same transaction. Blobs are known here by name only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from statestore.backends.rows import (
+    WANTED,
+    conditions,
+    digest_at,
+    packed,
+    to_departed,
+    to_entry,
+    to_row,
+    usage_of,
+)
+from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.keys import StateKey
+from statestore.tables import DEPARTED_ROWS, SHARDS, departed, entries, totals
+
+
+def _usable(now: ColumnElement[float]) -> ColumnElement[bool]:
+    """Ready, and not expired at `now`."""
+    unexpired = or_(entries.c.expires_at.is_(None), entries.c.expires_at > now)
+    return (entries.c.status == Status.READY.value) & unexpired
+
+
+_deepest: Final = (
+    select(func.min(WANTED.c.position).label("position"))
+    .select_from(WANTED.join(entries, entries.c.digest == digest_at(WANTED.c.position)))
+    .where(_usable(bindparam("now")))
+    .subquery("deepest")
+)
+_LONGEST: Final = select(_deepest.c.position, entries).select_from(
+    _deepest.join(entries, entries.c.digest == digest_at(_deepest.c.position))
+)
+_DEPARTED: Final = select(departed).select_from(
+    WANTED.join(departed, departed.c.digest == digest_at(WANTED.c.position))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What became of an entry that wanted in."""
+
+    won: bool
+    replaced: Entry | None = None  # its blob is no longer named
+
+
+def longest(connection: Connection, keys: Sequence[StateKey], now: float) -> Entry | None:
+    """The first of `keys` that is stored and usable at `now`."""
+    start = 0
+    while start < len(keys):
+        row = connection.execute(_LONGEST, {**packed(keys[start:]), "now": now}).mappings().first()
+        if row is None:
+            return None
+        entry = to_entry(row)
+        start += row["position"]
+        if entry.key == keys[start]:
+            return entry
+        start += 1  # the same digest after another number of tokens: not what was asked for
+    return None
+
+
+def get(connection: Connection, digest: bytes) -> Entry | None:
+    """The entry of `digest`."""
+    row = connection.execute(_of(digest)).mappings().first()
+    return None if row is None else to_entry(row)
+
+
+def usable(entry: Entry | None, now: float) -> bool:
+    """Whether `entry` is there, ready and not expired at `now`."""
+    if entry is None or entry.status is not Status.READY:
+        return False
+    return entry.expires_at is None or entry.expires_at > now
+
+
+def admit(connection: Connection, entry: Entry) -> Admitted:
+    """Insert `entry`, unless a usable one of its digest is there; another one is replaced."""
+    before = _locked(connection, entry.key.digest)
+    if usable(before, entry.created_at):
+        return Admitted(won=False)
+    if before is None:
+        connection.execute(insert(entries), to_row(entry))
+    else:
+        _set(connection, entry.key.digest, to_row(entry))
+    connection.execute(delete(departed).where(departed.c.digest == entry.key.digest))
+    _account(connection, before, entry)
+    return Admitted(won=True, replaced=before)
+
+
+def touch(connection: Connection, key: StateKey, now: float, score: float) -> None:
+    """Count a hit."""
+    connection.execute(
+        update(entries)
+        .where(entries.c.digest == key.digest, entries.c.n_tokens == key.n_tokens)
+        .values(hits=entries.c.hits + 1, used_at=now, score=score)
+    )
+
+
+def change(
+    connection: Connection, key: StateKey, columns: Mapping[str, Any], blob: str | None
+) -> bool:
+    """Set `columns`, if the entry is there and (with `blob`) names that blob."""
+    before = _named(connection, key, blob)
+    if before is None:
+        return False
+    if columns:
+        _set(connection, key.digest, columns)
+        _account(connection, before, get(connection, key.digest))
+    return True
+
+
+def remove(
+    connection: Connection, key: StateKey, reason: str, now: float, blob: str | None
+) -> Entry | None:
+    """Delete the entry, if it is there and (with `blob`) names that blob. The removed one."""
+    before = _named(connection, key, blob)
+    if before is not None:
+        _remove(connection, before, reason, now)
+    return before
+
+
+def remove_expired(connection: Connection, entry: Entry, now: float) -> bool:
+    """Delete `entry`, unless it was replaced or given more time since it was listed."""
+    before = _named(connection, entry.key, entry.blob)
+    if before is None or before.expires_at is None or before.expires_at > now:
+        return False
+    _remove(connection, before, "expired", now)
+    return True
+
+
+def page(
+    connection: Connection, where: EntryFilter, after: Entry | None, limit: int
+) -> list[Entry]:
+    """Up to `limit` entries, newest use first, that follow `after`; labels are not looked at."""
+    place = tuple_(entries.c.used_at, entries.c.digest)
+    statement = select(entries).where(*conditions(where))
+    if after is not None:
+        statement = statement.where(place < tuple_(after.used_at, after.key.digest))
+    order = (entries.c.used_at.desc(), entries.c.digest.desc())
+    rows = connection.execute(statement.order_by(*order).limit(limit)).mappings()
+    return [to_entry(row) for row in rows]
+
+
+def expired(connection: Connection, now: float, limit: int) -> list[Entry]:
+    """Up to `limit` entries that have expired, by digest."""
+    statement = select(entries).where(entries.c.expires_at <= now)
+    rows = connection.execute(statement.order_by(entries.c.digest).limit(limit)).mappings()
+    return [to_entry(row) for row in rows]
+
+
+def named(connection: Connection, blobs: Sequence[str]) -> set[str]:
+    """Those of `blobs` that an entry names."""
+    return set(connection.scalars(select(entries.c.blob).where(entries.c.blob.in_(blobs))))
+
+
+def remembered(connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Departed]:
+    """What is remembered of `keys`."""
+    rows = connection.execute(_DEPARTED, packed(keys)).mappings()
+    gone = {known.key: known for known in map(to_departed, rows)}
+    return {key: gone[key] for key in keys if key in gone}
+
+
+def usage(connection: Connection) -> Usage:
+    """Totals over all entries."""
+    names = [field.name for field in fields(Usage)]
+    statement = select(*(func.coalesce(func.sum(totals.c[name]), 0) for name in names))
+    return Usage(*(int(total) for total in connection.execute(statement).one()))
+
+
+def _of(digest: bytes) -> Select[Any]:
+    return select(entries).where(entries.c.digest == digest)
+
+
+def _locked(connection: Connection, digest: bytes) -> Entry | None:
+    """As `get`; nobody else changes the entry until the transaction ends."""
+    row = connection.execute(_of(digest).with_for_update()).mappings().first()
+    return None if row is None else to_entry(row)
+
+
+def _named(connection: Connection, key: StateKey, blob: str | None) -> Entry | None:
+    entry = _locked(connection, key.digest)
+    if entry is None or entry.key != key or (blob is not None and entry.blob != blob):
+        return None
+    return entry
+
+
+def _remove(connection: Connection, entry: Entry, reason: str, now: float) -> None:
+    connection.execute(delete(entries).where(entries.c.digest == entry.key.digest))
+    _account(connection, entry, None)
+    _remember(connection, Departed(entry.key, reason, now))
+
+
+def _set(connection: Connection, digest: bytes, columns: Mapping[str, Any]) -> None:
+    connection.execute(update(entries).where(entries.c.digest == digest).values(**columns))
+
+
+def _remember(connection: Connection, gone: Departed) -> None:
+    digest = gone.key.digest
+    connection.execute(delete(departed).where(departed.c.digest == digest))
+    added = connection.execute(
+        insert(departed).values(
+            digest=digest,
+            n_tokens=gone.key.n_tokens,
+            reason=gone.reason,
+            departed_at=gone.departed_at,
+        )
+    )
+    assert added.inserted_primary_key is not None
+    oldest = added.inserted_primary_key[0] - DEPARTED_ROWS
+    connection.execute(delete(departed).where(departed.c.id <= oldest))
+
+
+def _account(connection: Connection, before: Entry | None, after: Entry | None) -> None:
+    """Move the totals from `before` to `after`."""
+    known = after or before
+    assert known is not None
+    nothing = Usage(0, 0, 0, 0, 0)
+    old = astuple(usage_of(before) if before else nothing)
+    new = astuple(usage_of(after) if after else nothing)
+    deltas = {
+        field.name: totals.c[field.name] + (now - then)
+        for field, then, now in zip(fields(Usage), old, new, strict=True)
+        if now != then
+    }
+    if deltas:
+        shard = known.key.digest[0] % SHARDS
+        connection.execute(update(totals).where(totals.c.shard == shard).values(**deltas))

@@ -1,0 +1,109 @@
+"""Transactions on one database: retried while it is busy, with the storage layer's errors.
+
+`Database.read` and `Database.write` run a function inside a transaction. The function may run
+again when the database was busy, so it must touch nothing but its connection. What is special
+about one database product is a `Dialect`; ``sqlite`` has one. Knows nothing of states or tables.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from statestore.backends.forks import Turnstile
+from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
+
+T = TypeVar("T")
+
+#: Execution option of a transaction that is going to write.
+WRITES: Final = "statestore_writes"
+
+_PAUSE_S: Final = 0.01  # mean wait between two tries
+
+
+class Fault(Enum):
+    """What a driver's exception means for the caller."""
+
+    BUSY = "busy"  # another transaction was in the way: try again
+    FULL = "full"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What differs between database products."""
+
+    classify: Callable[[DBAPIError], Fault]
+    remedy: str  # ends the message of an unexpected failure
+
+
+class Database:
+    """An engine and how to use it. Safe to use from several threads, and across a fork.
+
+    Args:
+        engine: closed by `close`.
+        place: names the database in messages, without secrets.
+        dialect: how its exceptions are read.
+        patience_s: how long a transaction is tried again while the database is busy.
+    """
+
+    def __init__(self, engine: Engine, place: str, dialect: Dialect, patience_s: float) -> None:
+        self.place = place
+        self._reader = engine
+        self._writer = engine.execution_options(**{WRITES: True})
+        self._dialect = dialect
+        self._patience_s = patience_s
+        self._closed = False
+        self._turnstile = Turnstile(engine.dispose)
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """The result of `work`, which only reads, in a transaction of its own.
+
+        Raises:
+            UnavailableError: the database stayed busy, or failed.
+            FullError: it has no space left.
+            ClosedError: `close` was called.
+        """
+        return self._run(self._reader, work)
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """As `read`, and commits. The write lock is taken before `work` reads."""
+        return self._run(self._writer, work)
+
+    def close(self) -> None:
+        """Wait for running transactions and release every connection."""
+        with self._turnstile.alone():
+            self._closed = True
+
+    def _run(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                with self._turnstile.inside():
+                    if self._closed:
+                        raise ClosedError(f"{self.place} was closed")
+                    with engine.begin() as connection:
+                        return work(connection)
+            except DBAPIError as error:
+                fault = self._dialect.classify(error)
+                if fault is not Fault.BUSY or time.monotonic() > deadline:
+                    raise self._translated(error, fault) from error
+            except SQLAlchemyError as error:
+                raise UnavailableError(f"{self.place}: {error}") from error
+            time.sleep(random.uniform(0, 2 * _PAUSE_S))  # noqa: S311 - not a secret
+
+    def _translated(self, error: DBAPIError, fault: Fault) -> BackendError:
+        if fault is Fault.FULL:
+            return FullError(f"{self.place}: no space left: free some, or lower the budget")
+        if fault is Fault.BUSY:
+            return UnavailableError(
+                f"{self.place} was busy for {self._patience_s:g} s: another process holds it"
+            )
+        return UnavailableError(f"{self.place}: {error.orig}; {self._dialect.remedy}")

@@ -1,0 +1,57 @@
+"""The embedded default: a directory with ``catalog.sqlite3`` and ``blobs/``.
+
+Many processes of one host may open it at once. What is created is for its owner alone (0700,
+0600).
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from statestore.backends.migrate import bring_to_head
+from statestore.backends.sql import SqlBackend
+from statestore.backends.sqlite import open_database
+from statestore.blobs.filesystem import FilesystemBlobs, storage_error
+from statestore.errors import SettingsError
+
+CATALOG = "catalog.sqlite3"
+BLOBS = "blobs"
+
+
+def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
+    """Open the store in the directory `path`, which is created with its parents.
+
+    Args:
+        path: the store's directory.
+        patience_s: how long a call waits for other processes before it raises `UnavailableError`.
+
+    Raises:
+        SettingsError: `path`, or something on the way to it, is not a directory.
+        UnavailableError: it cannot be created, read or written, or is no SQLite catalog.
+        FullError: no space left.
+        SchemaVersionError: a newer release made it.
+    """
+    root = path.absolute()
+    _prepare(root)
+    database = open_database(root / CATALOG, patience_s)
+    try:
+        bring_to_head(database)
+    except BaseException:
+        database.close()
+        raise
+    return SqlBackend(database, FilesystemBlobs(root / BLOBS), root.as_uri())
+
+
+def _prepare(root: Path) -> None:
+    """Create what is missing, with its modes: SQLite alone would let everybody read the catalog."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (root / BLOBS).mkdir(mode=0o700, exist_ok=True)
+        (root / CATALOG).touch(mode=0o600)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise SettingsError(
+                f"{error.filename} is not a directory: a file store needs one"
+            ) from error
+        raise storage_error(error, f"creating {error.filename or root}") from error

@@ -1,0 +1,154 @@
+"""Between entries and rows of the catalog's tables. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import CTE, ColumnElement, LargeBinary, RowMapping, bindparam, func, literal, select
+
+from statestore.entry import Departed, Entry, EntryFilter, Role, Status, Usage
+from statestore.errors import InputError
+from statestore.keys import StateKey
+from statestore.tables import entries
+
+DIGEST_BYTES: Final = 32
+
+# The rows 0, 1, ... up to the number of digests that `packed` gave.
+_numbers: Final = select(literal(0).label("position")).cte("wanted", recursive=True)
+WANTED: Final[CTE] = _numbers.union_all(
+    select(_numbers.c.position + 1).where(_numbers.c.position + 1 < bindparam("count"))
+)
+
+
+def packed(keys: Sequence[StateKey]) -> dict[str, Any]:
+    """Parameters for a statement over `WANTED`: two for all keys, so that no limit is met."""
+    return {"digests": b"".join(key.digest for key in keys), "count": len(keys)}
+
+
+def digest_at(position: ColumnElement[int]) -> ColumnElement[bytes]:
+    """The digest at `position` of the packed ones."""
+    digests = bindparam("digests", type_=LargeBinary)
+    return func.substr(digests, position * DIGEST_BYTES + 1, DIGEST_BYTES, type_=LargeBinary)
+
+
+def to_row(entry: Entry) -> dict[str, Any]:
+    """The row of `entry`. Raises `InputError` for what no column can hold."""
+    if entry.key.n_tokens >= 1 << 63:
+        raise InputError(f"entry {entry.key}: the token count is beyond 2**63")
+    return {
+        "digest": entry.key.digest,
+        "n_tokens": entry.key.n_tokens,
+        "namespace": text(entry.namespace, "namespace"),
+        "fingerprint": entry.fingerprint,
+        "token_digest": entry.token_digest,
+        "schema_id": text(entry.schema_id, "schema_id"),
+        "role": entry.role.value,
+        "blob": text(entry.blob, "blob"),
+        "blob_bytes": entry.blob_bytes,
+        "state_bytes": entry.state_bytes,
+        "has_output": entry.has_output,
+        "cost_s": entry.cost_s,
+        "created_at": entry.created_at,
+        "used_at": entry.used_at,
+        "hits": entry.hits,
+        "score": entry.score,
+        "pinned": entry.pinned,
+        "expires_at": entry.expires_at,
+        "status": entry.status.value,
+        "reason": text(entry.reason, "reason"),
+        "model": text(entry.model, "model"),
+        "labels": labels_text(entry.labels),
+    }
+
+
+def to_entry(row: RowMapping) -> Entry:
+    """The entry of a row."""
+    return Entry(
+        key=StateKey(bytes(row["digest"]), row["n_tokens"]),
+        namespace=row["namespace"],
+        fingerprint=bytes(row["fingerprint"]),
+        token_digest=bytes(row["token_digest"]),
+        schema_id=row["schema_id"],
+        role=Role(row["role"]),
+        blob=row["blob"],
+        blob_bytes=row["blob_bytes"],
+        state_bytes=row["state_bytes"],
+        has_output=row["has_output"],
+        cost_s=row["cost_s"],
+        created_at=row["created_at"],
+        used_at=row["used_at"],
+        hits=row["hits"],
+        score=row["score"],
+        pinned=row["pinned"],
+        expires_at=row["expires_at"],
+        status=Status(row["status"]),
+        reason=row["reason"],
+        model=row["model"],
+        labels=json.loads(row["labels"]),
+    )
+
+
+def to_departed(row: RowMapping) -> Departed:
+    """What is remembered, of a row of ``departed``."""
+    key = StateKey(bytes(row["digest"]), row["n_tokens"])
+    return Departed(key, row["reason"], row["departed_at"])
+
+
+def usage_of(entry: Entry) -> Usage:
+    """What one entry adds to the totals."""
+    barred = entry.status is Status.QUARANTINED
+    return Usage(1, entry.blob_bytes, entry.state_bytes, int(barred), int(entry.pinned))
+
+
+def text(value: str, field: str) -> str:
+    """`value`, if every database can hold it."""
+    if "\x00" in value or not _encodable(value):
+        raise InputError(f"entry field {field}: {value!r} is not text that a catalog can hold")
+    return value
+
+
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Labels as JSON; equal labels give equal text."""
+    return json.dumps(dict(labels), sort_keys=True)
+
+
+def conditions(where: EntryFilter) -> list[ColumnElement[bool]]:
+    """`where` as SQL, but for its labels: JSON differs between databases. See `has_labels`."""
+    wanted: list[ColumnElement[bool]] = []
+    for name in ("namespace", "fingerprint", "token_digest", "model", "pinned"):
+        value = getattr(where, name)
+        if value is not None:
+            wanted.append(entries.c[name] == value)
+    if where.role is not None:
+        wanted.append(entries.c.role == where.role.value)
+    if where.status is not None:
+        wanted.append(entries.c.status == where.status.value)
+    if where.used_before is not None:
+        wanted.append(entries.c.used_at < where.used_before)
+    if where.key_prefix:
+        wanted.append(entries.c.digest.between(*_digest_range(where.key_prefix)))
+    return wanted
+
+
+def has_labels(entry: Entry, where: EntryFilter) -> bool:
+    """Whether `entry` carries every label of `where`."""
+    return where.labels.items() <= entry.labels.items()
+
+
+def _digest_range(prefix: str) -> tuple[bytes, bytes]:
+    """The first and the last digest that begin with these hex digits."""
+    digits = 2 * DIGEST_BYTES
+    try:
+        return bytes.fromhex(prefix.ljust(digits, "0")), bytes.fromhex(prefix.ljust(digits, "f"))
+    except ValueError:
+        raise InputError(f"key prefix {prefix!r}: expected hex digits") from None
+
+
+def _encodable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

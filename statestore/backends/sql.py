@@ -1,0 +1,211 @@
+"""A backend of two parts: a SQL catalog of entries, and a blob store.
+
+Order of writes: the blob is durable before its entry is committed; an entry is gone, and that
+committed, before its blob is unlinked; and exactly the blob that the entry named is unlinked. So a
+crash at any instruction leaves at most a blob that no entry names, which `sweep` removes.
+
+A blob that cannot be unlinked is left to `sweep` too: the entry's removal has happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final
+
+from statestore.backends import catalog
+from statestore.backends.base import Blob, Swept
+from statestore.backends.database import Database
+from statestore.backends.rows import has_labels, labels_text, text
+from statestore.blobs.base import BlobInfo, BlobStore
+from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.errors import BackendError, InputError
+from statestore.keys import StateKey
+
+log = logging.getLogger(__name__)
+
+_PAGE: Final = 256  # rows of one read
+
+
+class SqlBackend:
+    """A `Backend` over a catalog whose tables are at head, and a blob store.
+
+    Args:
+        database: the catalog; the backend closes it.
+        blobs: where the blobs lie.
+        url: opens this place again, without secrets.
+        clock: seconds since the epoch; dates what is removed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        url: str,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._url = url
+        self._clock = clock
+
+    @property
+    def url(self) -> str:
+        """The URL that opens this place again."""
+        return self._url
+
+    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
+        """The first of `keys` that is stored, ready and not expired at `now`."""
+        return self._database.read(lambda tx: catalog.longest(tx, keys, now))
+
+    def read(self, entry: Entry) -> memoryview | None:
+        """The blob of `entry`, cut one byte beyond its size; ``None`` where it has gone."""
+        return self._blobs.get(entry.blob, limit_bytes=entry.blob_bytes + 1)
+
+    def publish(self, entry: Entry, blob: Blob) -> bool:
+        """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.
+
+        Raises:
+            InputError: the blob has not the size that the entry says, or a field cannot be stored.
+        """
+        size = sum(memoryview(buffer).nbytes for buffer in blob)
+        if size != entry.blob_bytes:
+            raise InputError(
+                f"entry {entry.key} says blob_bytes={entry.blob_bytes}, but the blob has {size}"
+            )
+        if self._stored(entry):
+            return False
+        self._blobs.put(entry.blob, blob)
+        try:
+            admitted = self._database.write(lambda tx: catalog.admit(tx, entry))
+        except BaseException:
+            self._unlink_unless_named(entry.blob)
+            raise
+        if not admitted.won:
+            self._unlink(entry.blob)
+        elif admitted.replaced is not None:
+            self._unlink(admitted.replaced.blob)
+        return admitted.won
+
+    def touch(self, key: StateKey, now: float, score: float) -> None:
+        """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
+        self._database.write(lambda tx: catalog.touch(tx, key, now, score))
+
+    def update(
+        self,
+        key: StateKey,
+        *,
+        pinned: bool | None = None,
+        expires_at: float | None = None,
+        labels: dict[str, str] | None = None,
+        status: Status | None = None,
+        reason: str | None = None,
+        blob: str | None = None,
+    ) -> bool:
+        """Change the given fields, if the entry is there and (with `blob`) names that blob."""
+        columns: dict[str, Any] = {}
+        if pinned is not None:
+            columns["pinned"] = pinned
+        if expires_at is not None:
+            columns["expires_at"] = None if expires_at == math.inf else expires_at
+        if labels is not None:
+            columns["labels"] = labels_text(labels)
+        if status is not None:
+            columns["status"] = status.value
+        if reason is not None:
+            columns["reason"] = text(reason, "reason")
+        return self._database.write(lambda tx: catalog.change(tx, key, columns, blob))
+
+    def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
+        """Remove the entry, then its blob. ``False``: no such entry, or it names another blob."""
+        why = text(reason, "reason")
+        gone = self._database.write(lambda tx: catalog.remove(tx, key, why, self._clock(), blob))
+        if gone is None:
+            return False
+        self._unlink(gone.blob)
+        return True
+
+    def entries(self, where: EntryFilter) -> Iterator[Entry]:
+        """Matching entries, newest use first, in pages; one used meanwhile may be missed."""
+        last: Entry | None = None
+        while True:
+            found = self._page(where, last)
+            yield from (entry for entry in found if has_labels(entry, where))
+            if len(found) < _PAGE:
+                return
+            last = found[-1]
+
+    def departed(self, keys: Iterable[StateKey]) -> dict[StateKey, Departed]:
+        """What is remembered of keys that were removed."""
+        wanted = list(keys)
+        if not wanted:
+            return {}
+        return self._database.read(lambda tx: catalog.remembered(tx, wanted))
+
+    def usage(self) -> Usage:
+        """Totals over all entries."""
+        return self._database.read(catalog.usage)
+
+    def sweep(self, now: float, grace_s: float) -> Swept:
+        """Remove expired entries with their blobs, and blobs older than `grace_s` without an entry.
+
+        `grace_s` is to be longer than the slowest write takes: a blob comes before its entry.
+        """
+        expired = self._drop_expired(now)
+        orphans = [(info.name, info.size_bytes) for info in self._orphans(now - grace_s)]
+        dropped = [(entry.blob, entry.blob_bytes) for entry in expired]
+        removed = [size for name, size in dropped + orphans if self._unlink(name)]
+        return Swept(blobs=len(removed), blob_bytes=sum(removed), expired=len(expired))
+
+    def close(self) -> None:
+        """Release connections; a second call does nothing."""
+        self._database.close()
+
+    def _page(self, where: EntryFilter, after: Entry | None) -> list[Entry]:
+        return self._database.read(lambda tx: catalog.page(tx, where, after, _PAGE))
+
+    def _stored(self, entry: Entry) -> bool:
+        """Whether a usable entry is there already, so that the blob need not be written."""
+        return self._database.read(
+            lambda tx: catalog.usable(catalog.get(tx, entry.key.digest), entry.created_at)
+        )
+
+    def _drop_expired(self, now: float) -> list[Entry]:
+        """Remove expired entries; what was removed. Their blobs are still there."""
+        dropped: list[Entry] = []
+        while found := self._database.read(lambda tx: catalog.expired(tx, now, _PAGE)):
+            dropped += [entry for entry in found if self._drop(entry, now)]
+        return dropped
+
+    def _drop(self, entry: Entry, now: float) -> bool:
+        return self._database.write(lambda tx: catalog.remove_expired(tx, entry, now))
+
+    def _orphans(self, before: float) -> Iterator[BlobInfo]:
+        """Blobs last written at `before` or earlier that no entry names."""
+        old = (info for info in self._blobs.list() if info.modified_at <= before)
+        while batch := list(islice(old, _PAGE)):
+            kept = self._named([info.name for info in batch])
+            yield from (info for info in batch if info.name not in kept)
+
+    def _named(self, blobs: list[str]) -> set[str]:
+        return self._database.read(lambda tx: catalog.named(tx, blobs))
+
+    def _unlink_unless_named(self, blob: str) -> None:
+        """Unlink a blob whose entry failed: unless the failing COMMIT has happened after all."""
+        try:
+            kept = self._named([blob])
+        except BackendError:
+            return  # not known: `sweep` will see
+        if not kept:
+            self._unlink(blob)
+
+    def _unlink(self, blob: str) -> bool:
+        try:
+            return self._blobs.delete(blob)
+        except BackendError as error:
+            log.warning("blob %s is left to a sweep: %s", blob, error)
+            return False

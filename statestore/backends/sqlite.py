@@ -1,0 +1,92 @@
+"""What is special about SQLite, in one place.
+
+* **WAL**: readers never wait for a writer, nor a writer for readers. Turning it on needs the
+  database alone and does not honour the busy timeout, so it is tried again until it succeeds.
+* **BEGIN IMMEDIATE** for transactions that write: a transaction that read first and then wants to
+  write cannot wait for another writer, it can only fail.
+* **synchronous=NORMAL**: a commit does not wait for the disk. A power cut may undo the newest
+  commits and never damages the catalog. An entry undone so is a miss and its blob an orphan; a
+  removal undone so leaves an entry without a blob, which is a miss too. No answer is ever wrong
+  by it.
+
+The catalog lies on a local disk: WAL shares memory between processes of one host only.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+
+from statestore.backends.database import WRITES, Database, Dialect, Fault
+from statestore.errors import UnavailableError
+
+_IDLE_CONNECTIONS: Final = (
+    8  # kept open between transactions; more are opened when threads want them
+)
+_CACHE_KIB: Final = 8 << 10
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+
+
+def open_database(path: Path, patience_s: float) -> Database:
+    """The SQLite database at `path`, in WAL mode; `patience_s` bounds every wait for a lock."""
+    place = f"catalog {path}"
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=QueuePool,
+        pool_size=_IDLE_CONNECTIONS,
+        max_overflow=-1,
+        connect_args={"timeout": patience_s},
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        assert isinstance(connection, sqlite3.Connection)
+        connection.isolation_level = None  # transactions are begun below, not guessed by the driver
+        _enter_wal(connection, place, patience_s)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    remedy = "is it a SQLite database, on a local disk that this user may write?"
+    return Database(engine, place, Dialect(classify, remedy), patience_s)
+
+
+def classify(error: DBAPIError) -> Fault:
+    """What a SQLite exception means."""
+    code = _primary_code(error.orig)
+    if code in _BUSY:
+        return Fault.BUSY
+    return Fault.FULL if code == sqlite3.SQLITE_FULL else Fault.OTHER
+
+
+def _primary_code(error: BaseException | None) -> int:
+    """SQLite's result code without its extension; 0 where the driver itself complained."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return int(code) & 0xFF
+
+
+def _enter_wal(connection: sqlite3.Connection, place: str, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if _primary_code(error) not in _BUSY or time.monotonic() > deadline:
+                raise
+        else:
+            if mode == "wal":
+                return
+            raise UnavailableError(f"{place}: its file system cannot do WAL; use a local disk")
+        time.sleep(random.uniform(0, 0.01))  # noqa: S311 - not a secret

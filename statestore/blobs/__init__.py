@@ -1,0 +1,1 @@
+"""Where encoded states lie as named byte strings. `base` is the port; other modules are stores."""

@@ -1,0 +1,192 @@
+"""Blobs as files: ``root/ab/abcdef...``, the directory being the name's first two characters.
+
+A put writes ``<name>.part`` beside its target, fsyncs it, renames it and fsyncs the directory:
+under its own name a blob is whole and durable, or absent. What an interrupted put leaves is a
+``.part`` file, listed like any blob. One level of 256 directories carries millions of states of
+megabytes; a second level would cost two more fsyncs on nearly every put and a far slower listing.
+
+Blobs are read, not mapped. A mapping would be faster (1 ms against 8 ms for 34.6 MB in the page
+cache), but a bad sector, a truncation from outside or a delete on another host of a shared
+directory would then kill the process with SIGBUS, where a read ends in an error or in a short
+blob: a miss.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from statestore.blobs.base import BlobInfo
+from statestore.errors import BackendError, FullError, InputError, UnavailableError
+
+PART: Final = ".part"  # suffix of a file that is being written
+ALIGNMENT: Final = 64  # bytes; a container's frames keep their alignment in memory
+
+_NAME: Final = re.compile(r"[0-9a-z]{2}[0-9a-z.-]{0,126}")
+_PART_NAME: Final = re.compile(_NAME.pattern + re.escape(PART))
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def storage_error(error: OSError, what: str) -> BackendError:
+    """The storage layer's error for `error`, met while doing `what` (``"writing /path"``)."""
+    if error.errno in _FULL:
+        return FullError(f"no space left {what} ({error.strerror}): free some, or lower the budget")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        who = f"user id {os.geteuid()}"
+        return UnavailableError(f"{error.strerror} {what}: give {who} the right to write there")
+    return UnavailableError(f"{error.strerror or error} {what}")
+
+
+class FilesystemBlobs:
+    """A `BlobStore` in the directory `root`, which exists."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.fspath(root)
+
+    def put(self, name: str, blob: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Write the buffers under `name`; durable when this returns.
+
+        Raises:
+            InputError: the name is unlawful.
+            FullError: the disk, a quota or a file size limit is exhausted; nothing is left behind.
+            UnavailableError: any other failure of the file system; nothing is left behind.
+        """
+        if name.endswith(PART):
+            raise InputError(f"blob name {name!r}: names that end in {PART} are kept for writing")
+        path = self._path(name)
+        part = path + PART
+        with _translating(f"writing {path}"):
+            descriptor = self._create(part)
+            try:
+                _write(descriptor, blob)
+                os.rename(part, path)  # noqa: PTH104 - strings, as everywhere on this path
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(part)  # noqa: PTH108
+                raise
+            _sync_directory(os.path.dirname(path))  # noqa: PTH120
+
+    def get(self, name: str, *, limit_bytes: int | None = None) -> memoryview | None:
+        """The blob (its first `limit_bytes`) in fresh memory, writable and aligned, or ``None``."""
+        path = self._path(name)
+        with _translating(f"reading {path}"):
+            try:
+                with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                    size = os.fstat(file.fileno()).st_size
+                    size = size if limit_bytes is None else min(size, limit_bytes)
+                    buffer = _aligned(size)
+                    filled = 0
+                    while filled < size and (count := file.readinto(buffer[filled:])):
+                        filled += count
+                    return buffer[:filled]
+            except FileNotFoundError:
+                self._require_root()
+                return None
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, or ``None``."""
+        path = self._path(name)
+        with _translating(f"looking at {path}"):
+            try:
+                return os.stat(path).st_size  # noqa: PTH116
+            except FileNotFoundError:
+                self._require_root()
+                return None
+
+    def delete(self, name: str) -> bool:
+        """Remove the blob; ``False`` where it was gone already."""
+        path = self._path(name)
+        with _translating(f"removing {path}"):
+            try:
+                os.unlink(path)  # noqa: PTH108
+            except FileNotFoundError:
+                self._require_root()
+                return False
+            return True
+
+    def list(self) -> Iterator[BlobInfo]:
+        """Every blob and every ``.part`` file, in no order. Files of other names are left out."""
+        with _translating(f"listing {self._root}"), os.scandir(self._root) as found:
+            directories = [entry.path for entry in found if len(entry.name) == 2]
+        for directory in directories:
+            with _translating(f"listing {directory}"):
+                blobs = _list_directory(directory)
+            yield from blobs
+
+    def _path(self, name: str) -> str:
+        if not (_NAME.fullmatch(name) or _PART_NAME.fullmatch(name)):
+            raise InputError(f"blob name {name!r} is unlawful: it must match {_NAME.pattern}")
+        return f"{self._root}/{name[:2]}/{name}"
+
+    def _create(self, part: str) -> int:
+        """Open `part` for writing; its directory is made at the first blob that goes there."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            return os.open(part, flags, 0o600)
+        except FileNotFoundError:
+            self._require_root()
+            with suppress(FileExistsError):
+                os.mkdir(os.path.dirname(part), 0o700)  # noqa: PTH102, PTH120
+            _sync_directory(self._root)
+            return os.open(part, flags, 0o600)
+
+    def _require_root(self) -> None:
+        """A file system that is not mounted has no blobs, but that is no miss."""
+        if not os.path.isdir(self._root):  # noqa: PTH112
+            raise UnavailableError(f"{self._root} has gone: is its file system mounted?")
+
+
+@contextmanager
+def _translating(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, what) from error
+
+
+def _write(descriptor: int, blob: Sequence[bytes | bytearray | memoryview]) -> None:
+    """Write all buffers, fsync and close."""
+    try:
+        for buffer in blob:
+            view = memoryview(buffer)
+            rest = view.cast("B") if view.nbytes else memoryview(b"")
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _aligned(size: int) -> memoryview:
+    """`size` bytes of fresh memory that begin at a multiple of `ALIGNMENT`, not zeroed first."""
+    memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    skip = -memory.ctypes.data % ALIGNMENT
+    return memory.data[skip : skip + size]
+
+
+def _list_directory(directory: str) -> list[BlobInfo]:
+    """The lawful names in one directory. What vanishes meanwhile is left out."""
+    blobs = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as found:
+        for entry in found:
+            if not (_NAME.fullmatch(entry.name) or _PART_NAME.fullmatch(entry.name)):
+                continue
+            with suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                blobs.append(BlobInfo(entry.name, status.st_size, status.st_mtime))
+    return blobs

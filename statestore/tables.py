@@ -1,0 +1,93 @@
+"""The catalog's tables, as SQLAlchemy metadata and nothing else.
+
+``entries`` holds one row per state, ``departed`` what is remembered of the newest removed ones,
+``totals`` the sums that `usage` reports: `SHARDS` rows, each for the digests whose first byte
+falls on it, changed in the transaction that changes an entry. So a total costs a few rows however
+many states there are (a sum over a million rows would cost tens of milliseconds before every
+eviction), and writers on a server seldom wait for the same row.
+
+`REVISIONS` names the revisions of ``migrations/`` from oldest to newest, so that a process can
+tell "at head", "older" and "newer" without loading Alembic.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+
+REVISIONS: Final = ("0001",)
+HEAD: Final = REVISIONS[-1]
+
+SHARDS: Final = 16  # rows of `totals`
+DEPARTED_ROWS: Final = 10_000  # removals remembered
+
+metadata = MetaData()
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("digest", LargeBinary(32), primary_key=True),
+    Column("n_tokens", BigInteger, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    Column("token_digest", LargeBinary(32), nullable=False),
+    Column("schema_id", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("blob", String(128), nullable=False),
+    Column("blob_bytes", BigInteger, nullable=False),
+    Column("state_bytes", BigInteger, nullable=False),
+    Column("has_output", Boolean, nullable=False),
+    Column("cost_s", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("used_at", Double, nullable=False),
+    Column("hits", BigInteger, nullable=False),
+    Column("score", Double, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("expires_at", Double),
+    Column("status", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("labels", Text, nullable=False),  # a JSON object of strings
+    Index("ix_entries_blob", "blob", unique=True),
+    Index("ix_entries_eviction", "pinned", "score"),
+    Index("ix_entries_used_at", "used_at", "digest"),
+    Index("ix_entries_token_digest", "token_digest"),
+    Index("ix_entries_model", "namespace", "fingerprint"),
+    Index("ix_entries_expires_at", "expires_at"),
+)
+
+departed = Table(
+    "departed",
+    metadata,
+    Column("id", Integer, primary_key=True),  # grows with every removal
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("n_tokens", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("departed_at", Double, nullable=False),
+    Index("ix_departed_digest", "digest", unique=True),
+)
+
+totals = Table(
+    "totals",
+    metadata,
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+    Column("entries", BigInteger, nullable=False),
+    Column("blob_bytes", BigInteger, nullable=False),
+    Column("state_bytes", BigInteger, nullable=False),
+    Column("quarantined", BigInteger, nullable=False),
+    Column("pinned", BigInteger, nullable=False),
+)
