@@ -10,16 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from statestore.keys import StateKey
+from statestore.keys import Role, StateKey
 
-
-class Role(StrEnum):
-    """Why a state was saved."""
-
-    SEGMENT = "segment"  # the last chunk end inside a declared segment
-    PROMPT = "prompt"  # the end of a whole prompt; keeps what the first new token needs
-    SPARSE = "sparse"  # a stop along a long segment, so that another worker can take over
-    NAMED = "named"  # found by name only
+__all__ = ["Departed", "Entry", "EntryFilter", "Role", "Status", "Usage"]
 
 
 class Status(StrEnum):

@@ -1,0 +1,232 @@
+"""A state and its identity to bytes, and back. See the package for the byte table.
+
+`decode` takes nothing on trust: sizes are held against `Limits` ahead of any allocation, every byte
+is under a checksum or must be zero, and the container must be exactly as long as it says.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+from xxhash import xxh3_128
+
+from statestore.codec.frames import Buffer, EncodedFrame, FrameDecoder, FrameEncoder, check_sum
+from statestore.codec.header import (
+    Frame,
+    Header,
+    check_limits,
+    check_places,
+    pack_header,
+    parse_header,
+)
+from statestore.codec.layout import Image, Piece, aligned, image_of
+from statestore.codec.limits import Limits
+from statestore.codec.parallel import for_each
+from statestore.errors import (
+    CorruptError,
+    InputError,
+    LayoutError,
+    NotAContainerError,
+    StateError,
+    TruncatedError,
+    UnsupportedVersionError,
+)
+from statestore.schema import State, Tensor, TensorSpec
+
+CodecName: TypeAlias = Literal["raw", "lossless"]
+CODEC_NAMES: tuple[CodecName, ...] = get_args(CodecName)
+
+MAGIC = b"\x89RWKVST\n"
+FORMAT_VERSION = 1
+_PREFIX = struct.Struct("<8sII")  # magic, format version, header length
+_CHECKSUM_BYTES = 16
+HEADER_START = _PREFIX.size + _CHECKSUM_BYTES
+
+
+def encode(
+    header: Header, state: State, codec: CodecName = "lossless", *, threads: int | None = None
+) -> list[Buffer]:
+    """The container's bytes as buffers that follow one another; their number has no meaning.
+
+    With "raw" they are views of the state's own memory. The same header, state and codec give the
+    same bytes with the same release of zstandard ("raw": always).
+
+    Raises `StateError` where `header` is not of `state`, `InputError` for an unknown codec, and
+    `LimitError` for what a reader would refuse by default.
+    """
+    if codec not in CODEC_NAMES:
+        raise InputError(f"codec {codec!r} is not known: {', '.join(CODEC_NAMES)}")
+    if header.specs != tuple(tensor.spec for tensor in state.parts):
+        raise StateError("the header lists other tensors than the state: make it by Header.of")
+    check_limits(header, Limits())
+    image = image_of(header.specs)
+    encoded = _encode_pieces(image, state, codec, threads)
+    head, frames = _head(header, encoded)
+    buffers: list[Buffer] = [head]
+    reached = len(head)
+    for frame, place in zip(encoded, frames, strict=True):
+        if place.offset > reached:
+            buffers.append(bytes(place.offset - reached))
+        buffers += [part for part in frame.parts if len(part)]
+        reached = place.offset + place.length
+    return buffers
+
+
+def decode(
+    blob: Buffer, limits: Limits | None = None, *, threads: int | None = None
+) -> tuple[Header, State]:
+    """Header and state of a whole container. Uncompressed tensors are views of `blob` itself.
+
+    Raises a `ContainerError`; its class says what is wrong.
+    """
+    view = memoryview(blob).toreadonly().cast("B")
+    header, image, reached = _read(view, limits or Limits())
+    size = check_places(header, reached)
+    if len(view) < size:
+        raise TruncatedError(f"the container has {len(view)} bytes, its header says {size}")
+    if len(view) > size:
+        raise LayoutError(f"{len(view) - size} bytes trail behind the container's {size}")
+    _check_padding(view, header, reached)
+    raw = all(frame.codec == "raw" for frame in header.frames)
+    load = _views if raw else _unpacked
+    data = load(view, header, image, threads)
+    tensors = tuple(map(Tensor, header.specs, data))
+    output = tensors[-1] if header.output is not None else None
+    return header, State(header.schema_id, tensors[: len(header.tensors)], output)
+
+
+def read_header(start: Buffer, limits: Limits | None = None) -> Header:
+    """The header of a container of which at least the first bytes are given; frames are not read.
+
+    Raises `TruncatedError` where the header itself is not complete, else a `ContainerError` as
+    `decode`.
+    """
+    header, _, reached = _read(memoryview(start).toreadonly().cast("B"), limits or Limits())
+    check_places(header, reached)
+    return header
+
+
+def _encode_pieces(
+    image: Image, state: State, codec: CodecName, threads: int | None
+) -> list[EncodedFrame]:
+    data = [tensor.data for tensor in state.parts]
+
+    def make_worker() -> Callable[[int], EncodedFrame]:
+        encoder = FrameEncoder(compress=codec == "lossless")
+        return lambda i: encoder.encode(
+            _slices(image, image.pieces[i], data), image.pieces[i].itemsize
+        )
+
+    return for_each(len(image.pieces), threads, make_worker)
+
+
+def _slices(image: Image, piece: Piece, data: Sequence[memoryview]) -> list[memoryview]:
+    """The runs of the tensors' memory that make up `piece`."""
+    first = bisect_right(image.order, piece.begin, key=lambda i: image.offsets[i] + len(data[i]))
+    slices: list[memoryview] = []
+    for i in image.order[first:]:
+        offset = image.offsets[i]
+        if offset >= piece.end:
+            break
+        slices.append(data[i][max(piece.begin - offset, 0) : piece.end - offset])
+    return [run for run in slices if len(run)]
+
+
+def _head(header: Header, encoded: Sequence[EncodedFrame]) -> tuple[bytes, tuple[Frame, ...]]:
+    """Prefix, checksum and header; a first pass with blank offsets finds the header's length."""
+    blank = tuple(Frame(f.codec, 0, f.length, f.raw_length, f.checksum) for f in encoded)
+    reached = HEADER_START + len(pack_header(replace(header, frames=blank)))
+    frames: list[Frame] = []
+    for frame in blank:
+        frames.append(replace(frame, offset=aligned(reached)))
+        reached = frames[-1].offset + frame.length
+    packed = pack_header(replace(header, frames=tuple(frames)))
+    Limits().check("the header's length", len(packed), Limits().header_bytes)
+    prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed))
+    return prefix + _header_checksum(prefix, packed) + packed, tuple(frames)
+
+
+def _read(view: memoryview, limits: Limits) -> tuple[Header, Image, int]:
+    """Header, image, and where the header ends."""
+    start = bytes(view[:HEADER_START])
+    if start[: len(MAGIC)] != MAGIC[: len(start)]:
+        raise NotAContainerError(f"no state container: it begins with {start[:8].hex()}")
+    if len(start) < HEADER_START:
+        raise TruncatedError(f"the container ends after {len(start)} bytes")
+    _, version, length = _PREFIX.unpack_from(start)
+    if version != FORMAT_VERSION:
+        raise UnsupportedVersionError(
+            f"the container has format version {version}, this release reads {FORMAT_VERSION}"
+        )
+    limits.check("the header's length", length, limits.header_bytes)
+    end = HEADER_START + length
+    if len(view) < end:
+        raise TruncatedError(f"the container ends after {len(view)} bytes, its header at {end}")
+    packed = bytes(view[HEADER_START:end])
+    if _header_checksum(start[: _PREFIX.size], packed) != start[_PREFIX.size :]:
+        raise CorruptError("the container's header is damaged: its checksum does not match")
+    header, image = parse_header(packed, limits)
+    return header, image, end
+
+
+def _header_checksum(prefix: bytes, packed: bytes) -> bytes:
+    return xxh3_128(prefix + packed).digest()
+
+
+def _check_padding(view: memoryview, header: Header, reached: int) -> None:
+    for i, frame in enumerate(header.frames):
+        if any(view[reached : frame.offset]):
+            raise LayoutError(f"the padding ahead of frame {i} is not zero")
+        reached = frame.offset + frame.length
+
+
+def _views(view: memoryview, header: Header, image: Image, threads: int | None) -> list[memoryview]:
+    """Each tensor as a view of the container, whose frames are all uncompressed."""
+    for_each(len(header.frames), threads, lambda: lambda i: _checked(view, header, i).release())
+    begins = [piece.begin for piece in image.pieces]
+    places: list[memoryview] = []
+    for spec, offset in zip(header.specs, image.offsets, strict=True):
+        if spec.nbytes == 0:
+            places.append(memoryview(b""))
+            continue
+        i = bisect_right(begins, offset) - 1
+        begin = header.frames[i].offset + offset - begins[i]
+        places.append(view[begin : begin + spec.nbytes])
+    return places
+
+
+def _unpacked(
+    view: memoryview, header: Header, image: Image, threads: int | None
+) -> list[memoryview]:
+    """Each tensor as a view of one new buffer that the frames are decoded into."""
+    decoded = np.empty(image.nbytes, np.uint8)
+
+    def make_worker() -> Callable[[int], None]:
+        decoder = FrameDecoder()
+
+        def work(i: int) -> None:
+            piece = image.pieces[i]
+            out = decoded[piece.begin : piece.end]
+            decoder.decode(f"frame {i}", header.frames[i].codec, _checked(view, header, i), out)
+
+        return work
+
+    for_each(len(header.frames), threads, make_worker)
+    whole = decoded.data.toreadonly()
+    return [_run(whole, spec, at) for spec, at in zip(header.specs, image.offsets, strict=True)]
+
+
+def _checked(view: memoryview, header: Header, i: int) -> memoryview:
+    frame = header.frames[i]
+    data = view[frame.offset : frame.offset + frame.length]
+    check_sum(f"frame {i}", data, frame.checksum)
+    return data
+
+
+def _run(whole: memoryview, spec: TensorSpec, offset: int) -> memoryview:
+    return whole[offset : offset + spec.nbytes]

@@ -1,0 +1,63 @@
+"""Where every byte of a state goes: a pure function of its tensors' specs.
+
+The *image* of a state is its tensors without gaps: those of 4-byte elements first, then those of
+2-byte ones, each in order, the output last among its like. The image is cut into *pieces* of
+`PIECE_BYTES`, anew where the 2-byte elements start; each piece becomes one frame. A frame starts at
+a multiple of `ALIGNMENT` in the container, so uncompressed frames of one item size are one run of
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from statestore.schema import TensorSpec
+
+ALIGNMENT = 64
+PIECE_BYTES = 1 << 20  # 1 MiB
+ITEM_SIZES = (4, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of the image that becomes one frame."""
+
+    begin: int  # bytes from the image's start
+    end: int
+    itemsize: int  # bytes per element
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Order, offsets and pieces of the tensors of one state."""
+
+    order: tuple[int, ...]  # indices of the specs in the image's order
+    offsets: tuple[int, ...]  # by index of the spec: bytes from the image's start
+    pieces: tuple[Piece, ...]
+    nbytes: int
+
+
+def aligned(offset: int) -> int:
+    """The first multiple of `ALIGNMENT` from `offset` on."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def image_of(specs: Sequence[TensorSpec]) -> Image:
+    """The image of tensors with these specs, the output last."""
+    order: list[int] = []
+    offsets = [0] * len(specs)
+    pieces: list[Piece] = []
+    reached = 0
+    for itemsize in ITEM_SIZES:
+        begin = reached
+        for i, spec in enumerate(specs):
+            if spec.dtype.itemsize == itemsize:
+                order.append(i)
+                offsets[i] = reached
+                reached += spec.nbytes
+        pieces += (
+            Piece(cut, min(cut + PIECE_BYTES, reached), itemsize)
+            for cut in range(begin, reached, PIECE_BYTES)
+        )
+    return Image(tuple(order), tuple(offsets), tuple(pieces), reached)

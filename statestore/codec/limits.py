@@ -1,0 +1,30 @@
+"""How much a reader is willing to take in. Checked against what a container declares, ahead of any
+allocation of that size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from statestore.errors import LimitError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest container that is read."""
+
+    header_bytes: int = 1 << 20
+    tensors: int = 1024
+    dimensions: int = 8
+    name_bytes: int = 256
+    provenance_fields: int = 64
+    provenance_bytes: int = 4096  # of one value
+    decoded_bytes: int = 4 << 30
+
+    def check(self, what: str, size: int, limit: int) -> None:
+        """Raises `LimitError` if `size` is beyond `limit`."""
+        if size > limit:
+            raise LimitError(
+                f"{what} is {size}, the limit here is {limit}: "
+                "raise it in Limits if this container is yours"
+            )
