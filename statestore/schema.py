@@ -41,7 +41,7 @@ class DType(StrEnum):
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
-        return 4 if self in (DType.F32, DType.I32) else 2
+        return 2 if self is DType.F16 or self is DType.BF16 else 4
 
 
 #: NumPy kinds and sizes that hold a dtype's elements as they are; NumPy has no bfloat16 of its own.

@@ -15,7 +15,14 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from xxhash import xxh3_128
 
-from statestore.codec.frames import Buffer, EncodedFrame, FrameDecoder, FrameEncoder, check_sum
+from statestore.codec.frames import (
+    Buffer,
+    EncodedFrame,
+    FrameDecoder,
+    PlanesEncoder,
+    check_sum,
+    encode_raw,
+)
 from statestore.codec.header import (
     Frame,
     Header,
@@ -115,14 +122,20 @@ def _encode_pieces(
     image: Image, state: State, codec: CodecName, threads: int | None
 ) -> list[EncodedFrame]:
     data = [tensor.data for tensor in state.parts]
+    pieces = image.pieces
+    room = np.empty(image.nbytes if codec == "lossless" else 0, np.uint8)
 
     def make_worker() -> Callable[[int], EncodedFrame]:
-        encoder = FrameEncoder(compress=codec == "lossless")
+        if codec == "raw":
+            return lambda i: encode_raw(_slices(image, pieces[i], data))
+        encoder = PlanesEncoder()
         return lambda i: encoder.encode(
-            _slices(image, image.pieces[i], data), image.pieces[i].itemsize
+            _slices(image, pieces[i], data),
+            pieces[i].itemsize,
+            room[pieces[i].begin : pieces[i].end],
         )
 
-    return for_each(len(image.pieces), threads, make_worker)
+    return for_each(len(pieces), threads, make_worker)
 
 
 def _slices(image: Image, piece: Piece, data: Sequence[memoryview]) -> list[memoryview]:

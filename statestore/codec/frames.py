@@ -49,38 +49,51 @@ class EncodedFrame:
     """A frame's bytes, in parts that follow one another."""
 
     codec: FrameCodec
-    parts: tuple[Buffer, ...]
+    parts: tuple[memoryview, ...]
     length: int  # bytes
     raw_length: int  # bytes
     checksum: bytes
 
 
-class FrameEncoder:
+def encode_raw(slices: Sequence[memoryview]) -> EncodedFrame:
+    """The frame of the piece that the byte views `slices` make up, as views of the same memory."""
+    running = xxh3_128()
+    for part in slices:
+        running.update(part)
+    length = sum(len(part) for part in slices)
+    return EncodedFrame("raw", tuple(slices), length, length, running.digest())
+
+
+class PlanesEncoder:
     """Encodes pieces, one after the other. Holds working memory: one per thread."""
 
-    def __init__(self, *, compress: bool) -> None:
+    def __init__(self) -> None:
         self._zstd = zstandard.ZstdCompressor(compression_params=_ENTROPY_ONLY)
-        self._compress = compress
+        self._scratch = _Scratch()
 
-    def encode(self, slices: Sequence[memoryview], itemsize: int) -> EncodedFrame:
-        """The frame of the piece that the byte views `slices` make up."""
-        raw_length = sum(len(part) for part in slices)
-        codec: FrameCodec = "raw"
-        parts: tuple[Buffer, ...] = tuple(slices)
-        if self._compress:
-            shrunk = self._planes(slices[0] if len(slices) == 1 else b"".join(slices), itemsize)
-            if sum(len(part) for part in shrunk) < raw_length:
-                codec, parts = "planes4" if itemsize == 4 else "planes2", shrunk
-        checksum = _checksum(parts)
-        return EncodedFrame(codec, parts, sum(len(p) for p in parts), raw_length, checksum)
-
-    def _planes(self, piece: Buffer, itemsize: int) -> tuple[Buffer, ...]:
-        words = np.frombuffer(piece, planes.WORD[itemsize])
-        lanes = planes.LANES[itemsize]
-        body = words[: words.size // lanes * lanes]
-        low, top = planes.split32(body) if itemsize == 4 else planes.split16(body)
-        odd = words[body.size :]
-        return _bytes_of(low), _bytes_of(odd), self._zstd.compress(_bytes_of(top))
+    def encode(
+        self, slices: Sequence[memoryview], itemsize: int, room: NDArray[np.uint8]
+    ) -> EncodedFrame:
+        """The frame of the piece that `slices` make up; if it shrinks, in `room` [its bytes]."""
+        piece = slices[0] if len(slices) == 1 else b"".join(slices)
+        word, lanes = planes.WORD[itemsize], planes.LANES[itemsize]
+        words = np.frombuffer(piece, word)
+        q, odd = divmod(words.size, lanes)
+        body = q * lanes
+        low_words = q * (lanes - 1)
+        kept = room.view(word)[: low_words + odd]
+        top, *_ = lane = self._scratch.words(3 * q, word).reshape(3, q)
+        split = planes.split32 if itemsize == 4 else planes.split16
+        split(words[:body], kept[:low_words].reshape(lanes - 1, q), top, lane[1:])
+        packed = self._zstd.compress(top.view(np.uint8).data) if q else b""
+        length = kept.nbytes + len(packed)
+        if not q or length >= len(piece):
+            return encode_raw(slices)
+        kept[low_words:] = words[body:]
+        room[kept.nbytes : length] = np.frombuffer(packed, np.uint8)
+        stored = room[:length].data
+        codec: FrameCodec = "planes4" if itemsize == 4 else "planes2"
+        return EncodedFrame(codec, (stored,), length, len(piece), xxh3_128(stored).digest())
 
 
 class FrameDecoder:
@@ -88,7 +101,7 @@ class FrameDecoder:
 
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdDecompressor(max_window_size=PIECE_BYTES)
-        self._scratch = np.empty(0, np.uint8)
+        self._scratch = _Scratch()
 
     def decode(
         self, name: str, codec: FrameCodec, data: memoryview, out: NDArray[np.uint8]
@@ -110,7 +123,7 @@ class FrameDecoder:
         top = self._tops(name, data[kept.nbytes :], q * itemsize).view(word)
         merge = planes.merge32 if itemsize == 4 else planes.merge16
         low = kept[:low_words].reshape(lanes - 1, q)
-        merge(low, top, words[: q * lanes], self._scratch_of(q, word))
+        merge(low, top, words[: q * lanes], self._scratch.words(q, word))
         words[q * lanes :] = kept[low_words:]
 
     def _tops(self, name: str, packed: memoryview, size: int) -> NDArray[np.uint8]:
@@ -125,10 +138,19 @@ class FrameDecoder:
             raise CorruptError(f"{name} gave {len(tops)} top bytes, its piece has {size}")
         return np.frombuffer(tops, np.uint8)
 
-    def _scratch_of(self, words: int, word: np.dtype[Any]) -> NDArray[Any]:
-        if self._scratch.size < words * word.itemsize:
-            self._scratch = np.empty(words * word.itemsize, np.uint8)
-        return self._scratch[: words * word.itemsize].view(word)
+
+class _Scratch:
+    """Working memory that is kept from piece to piece."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def words(self, count: int, word: np.dtype[Any]) -> NDArray[Any]:
+        """`count` words of undefined content."""
+        size = count * word.itemsize
+        if self._bytes.size < size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].view(word)
 
 
 def shortest(codec: FrameCodec, raw_length: int) -> int:
@@ -144,14 +166,3 @@ def check_sum(name: str, data: memoryview, expected: bytes) -> None:
     """Raises `CorruptError`, naming the frame, where `data` does not have this checksum."""
     if xxh3_128(data).digest() != expected:
         raise CorruptError(f"{name} is damaged: its checksum does not match")
-
-
-def _checksum(parts: Sequence[Buffer]) -> bytes:
-    running = xxh3_128()
-    for part in parts:
-        running.update(part)
-    return running.digest()
-
-
-def _bytes_of(words: NDArray[Any]) -> memoryview:
-    return words.reshape(-1).view(np.uint8).data if words.size else memoryview(b"")

@@ -45,6 +45,7 @@ _FIELDS = (
 _FRAME = struct.Struct("<8sQQQ16s")  # codec, offset, length, raw length, checksum
 _SPEC_FIELDS = 3
 _MAX_DIMENSION = 1 << 40
+_DTYPES = {dtype.value: dtype for dtype in DType}
 UNKNOWN_TOKENS = bytes(hashing.DIGEST_BYTES)
 
 Kind = TypeVar("Kind")
@@ -129,6 +130,7 @@ def expect(header: Header, key: StateKey, fingerprint: bytes, namespace: str) ->
 
 def pack_header(header: Header) -> bytes:
     """The header's one spelling."""
+    output = header.output
     fields = (
         header.key.digest,
         header.key.n_tokens,
@@ -136,8 +138,8 @@ def pack_header(header: Header) -> bytes:
         header.namespace,
         header.token_digest,
         header.schema_id,
-        [_pack_spec(spec) for spec in header.tensors],
-        None if header.output is None else _pack_spec(header.output),
+        [(spec.name, spec.dtype, spec.shape) for spec in header.tensors],
+        output and (output.name, output.dtype, output.shape),
         b"".join(_pack_frame(frame) for frame in header.frames),
         dict(sorted(header.provenance.items())),
     )
@@ -159,8 +161,8 @@ def parse_header(data: bytes, limits: Limits) -> tuple[Header, Image]:
         fingerprint=_digest(fields, "fingerprint"),
         namespace=_typed(fields["namespace"], str, "namespace"),
         schema_id=_typed(fields["schema"], str, "schema"),
-        tensors=tuple(_spec(item, limits) for item in _typed(fields["tensors"], list, "tensors")),
-        output=None if fields["output"] is None else _spec(fields["output"], limits),
+        tensors=tuple(_spec(item) for item in _typed(fields["tensors"], list, "tensors")),
+        output=None if fields["output"] is None else _spec(fields["output"]),
         token_digest=_digest(fields, "token_digest"),
         provenance=_provenance(fields["provenance"]),
         frames=_frames(_typed(fields["frames"], bytes, "frames")),
@@ -175,18 +177,21 @@ def parse_header(data: bytes, limits: Limits) -> tuple[Header, Image]:
 
 def check_limits(header: Header, limits: Limits) -> None:
     """Raises `LimitError` for a header that a reader with these limits refuses."""
-    limits.check("the number of tensors", len(header.specs), limits.tensors)
-    names = {spec.name for spec in header.specs}
-    if len(names) != len(header.specs):
+    specs = header.specs
+    limits.check("the number of tensors", len(specs), limits.tensors)
+    names = {spec.name for spec in specs}
+    if len(names) != len(specs):
         raise LayoutError("header: two tensors have the same name")
     for text in (header.namespace, header.schema_id, *names, *header.provenance):
-        limits.check(f"the length of {text[:40]!r}", len(text.encode()), limits.name_bytes)
-    for spec in header.specs:
-        limits.check(f"the rank of {spec.name}", len(spec.shape), limits.dimensions)
-    limits.check("the provenance", len(header.provenance), limits.provenance_fields)
+        limits.check("a name's length in bytes", len(text.encode()), limits.name_bytes)
+    rank = max((len(spec.shape) for spec in specs), default=0)
+    limits.check("a tensor's rank", rank, limits.dimensions)
+    limits.check(
+        "the number of provenance fields", len(header.provenance), limits.provenance_fields
+    )
     for name, value in header.provenance.items():
         limits.check(f"provenance {name}", len(value.encode()), limits.provenance_bytes)
-    limits.check("the decoded size", header.state_bytes, limits.decoded_bytes)
+    limits.check("the decoded size in bytes", header.state_bytes, limits.decoded_bytes)
 
 
 def check_places(header: Header, header_end: int) -> int:
@@ -244,18 +249,18 @@ def _digest(fields: Mapping[str, object], name: str) -> bytes:
     return value
 
 
-def _spec(value: object, limits: Limits) -> TensorSpec:
+def _spec(value: object) -> TensorSpec:
     parts = _typed(value, list, "a tensor")
     if len(parts) != _SPEC_FIELDS:
         raise LayoutError(f"header: a tensor has {len(parts)} fields, expected {_SPEC_FIELDS}")
     name = _typed(parts[0], str, "a tensor's name")
-    dtype = _typed(parts[1], str, f"the dtype of {name}")
-    if dtype not in set(DType):
+    dtype = _typed(parts[1], str, "a dtype")
+    if dtype not in _DTYPES:
         raise LayoutError(f"header: {name} has dtype {dtype!r}, known: {', '.join(DType)}")
-    shape = _typed(parts[2], list, f"the shape of {name}")
-    limits.check(f"the rank of {name}", len(shape), limits.dimensions)
-    sizes = tuple(_count(size, f"the shape of {name}", _MAX_DIMENSION) for size in shape)
-    return TensorSpec(name, DType(dtype), sizes)
+    shape = _typed(parts[2], list, "a shape")
+    for size in shape:
+        _count(size, "a dimension", _MAX_DIMENSION)
+    return TensorSpec(name, _DTYPES[dtype], tuple(shape))
 
 
 def _provenance(value: object) -> dict[str, str]:
@@ -264,10 +269,6 @@ def _provenance(value: object) -> dict[str, str]:
         _typed(name, str, "a provenance name"): _typed(text, str, f"provenance {name}")
         for name, text in fields.items()
     }
-
-
-def _pack_spec(spec: TensorSpec) -> list[object]:
-    return [spec.name, spec.dtype.value, list(spec.shape)]
 
 
 def _pack_frame(frame: Frame) -> bytes:

@@ -51,11 +51,10 @@ def image_of(specs: Sequence[TensorSpec]) -> Image:
     reached = 0
     for itemsize in ITEM_SIZES:
         begin = reached
-        for i, spec in enumerate(specs):
-            if spec.dtype.itemsize == itemsize:
-                order.append(i)
-                offsets[i] = reached
-                reached += spec.nbytes
+        for i in [i for i, spec in enumerate(specs) if spec.dtype.itemsize == itemsize]:
+            order.append(i)
+            offsets[i] = reached
+            reached += specs[i].nbytes
         pieces += (
             Piece(cut, min(cut + PIECE_BYTES, reached), itemsize)
             for cut in range(begin, reached, PIECE_BYTES)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 MAX_THREADS = 4
+SHARE = 4  # frames that are worth starting a thread for
 
 Result = TypeVar("Result")
 
@@ -30,8 +31,8 @@ def for_each(
 
     The first error of a worker is raised here, after all threads have stopped.
     """
-    wanted = default_threads() if threads is None else threads
-    used = max(1, min(wanted, count))
+    wanted = min(default_threads(), count // SHARE) if threads is None else min(threads, count)
+    used = max(1, wanted)
     todo = iter(range(count))
     if used == 1:
         return [result for _, result in _drain(todo, make_worker)]

@@ -34,26 +34,27 @@ _M8 = 0x00FF
 _TOP16 = 0xFF00
 
 
-def split32(words: U32) -> tuple[U32, U32]:
-    """Words [4 * q] into low lanes [3, q] and tops [q]."""
-    w0, w1, w2, w3 = lanes = words.reshape(4, -1)
-    low = np.empty((3, lanes.shape[1]), WORD[4])
-    top = _tops32(w0, w1, w2, w3)
-    x = np.empty_like(top)
+def split32(words: U32, low: U32, top: U32, scratch: U32) -> None:
+    """Words [4 * q] into low lanes [3, q] and tops [q]; `scratch` [2, q] is overwritten."""
+    w0, w1, w2, w3 = words.reshape(4, -1)
+    x, rest = scratch
+    np.bitwise_and(w3, _TOP32, out=top)
+    for w, bits in ((w2, 16), (w1, 8), (w0, 0)):
+        np.right_shift(w, 24, out=x)
+        np.left_shift(x, bits, out=x)
+        np.bitwise_or(top, x, out=top)
     np.bitwise_and(w0, _M24, out=low[0])
     for p, w, bits in ((low[1], w1, 16), (low[2], w2, 8)):
         np.left_shift(top, bits, out=x)
         np.bitwise_xor(x, w, out=x)
         np.bitwise_and(x, _M24, out=p)
-    rest = np.bitwise_xor(w3, top)
+    np.bitwise_xor(w3, top, out=rest)
     for p, bits in ((low[2], 16), (low[1], 8), (low[0], 0)):
         np.right_shift(rest, bits, out=x)
         np.left_shift(x, 24, out=x)
         np.bitwise_or(p, x, out=p)
-        if bits:
-            np.right_shift(p, 24 - bits, out=x)
-            np.bitwise_xor(rest, x, out=rest)
-    return low, top
+        np.right_shift(p, 24 - bits, out=x)
+        np.bitwise_xor(rest, x, out=rest)
 
 
 def merge32(low: U32, top: U32, out: U32, scratch: U32) -> None:
@@ -70,14 +71,17 @@ def merge32(low: U32, top: U32, out: U32, scratch: U32) -> None:
         np.bitwise_xor(w3, scratch, out=w3)
 
 
-def split16(words: U16) -> tuple[U16, U16]:
-    """Words [2 * q] into low lanes [1, q] and tops [q]."""
+def split16(words: U16, low: U16, top: U16, scratch: U16) -> None:
+    """Words [2 * q] into low lanes [1, q] and tops [q]; `scratch` [2, q] is overwritten."""
     w0, w1 = words.reshape(2, -1)
-    top = np.right_shift(w0, 8)
-    np.bitwise_or(top, np.bitwise_and(w1, _TOP16), out=top)
-    low = np.left_shift(np.bitwise_xor(w1, top), 8)
-    np.bitwise_or(low, np.bitwise_and(w0, _M8), out=low)
-    return low.reshape(1, -1), top
+    x = scratch[0]
+    np.right_shift(w0, 8, out=x)
+    np.bitwise_and(w1, _TOP16, out=top)
+    np.bitwise_or(top, x, out=top)
+    np.bitwise_xor(w1, top, out=x)
+    np.left_shift(x, 8, out=x)
+    np.bitwise_and(w0, _M8, out=low[0])
+    np.bitwise_or(low[0], x, out=low[0])
 
 
 def merge16(low: U16, top: U16, out: U16, scratch: U16) -> None:
@@ -88,14 +92,3 @@ def merge16(low: U16, top: U16, out: U16, scratch: U16) -> None:
     np.bitwise_xor(w0, scratch, out=w0)
     np.right_shift(low[0], 8, out=w1)
     np.bitwise_xor(w1, top, out=w1)
-
-
-def _tops32(w0: U32, w1: U32, w2: U32, w3: U32) -> U32:
-    top = np.bitwise_and(w3, _TOP32)
-    x = np.empty_like(top)
-    for w, bits in ((w2, 16), (w1, 8), (w0, 0)):
-        np.right_shift(w, 24, out=x)
-        if bits:
-            np.left_shift(x, bits, out=x)
-        np.bitwise_or(top, x, out=top)
-    return top
