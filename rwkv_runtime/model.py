@@ -1,8 +1,9 @@
 """RWKV-7 ("x070"): tokens and a state in, hidden vectors and the next state out.
 
-Functional and differentiable: training, prefill and decoding are the same code. Computes in the weights' dtype, except the
-decay and the recurrence, which run in fp32 (float64 for float64 weights); so the state's `att_kv` is fp32 too. The state that
-is passed in is never written to. Shapes: B rows, T tokens, C channels, H heads of N = C / H.
+Functional and differentiable: training, prefill and decoding are the same code. Computes in the
+weights' dtype, except the decay and the recurrence: fp32, or float64 for float64 weights, and so is
+the state's `att_kv`. The state that is passed in is never written to.
+Shapes: B rows, T tokens, C channels, H heads of N = C / H.
 
 It knows nothing of files, tokenizers, chunks or stores.
 """
@@ -12,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from rwkv_runtime.wkv import wkv7
 
@@ -37,13 +38,15 @@ ModelState = tuple[LayerState, ...]
 
 @dataclass(frozen=True, slots=True)
 class Norm:
+    """A layer norm's parameters."""
+
     weight: Tensor  # [C]
     bias: Tensor  # [C]
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """bias + f(x @ down) @ up"""
+    """The bias + f(x @ down) @ up"""
 
     down: Tensor  # [C, D]
     up: Tensor  # [D, C]
@@ -80,6 +83,8 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True)
 class Block:
+    """One layer: time mixing, then channel mixing."""
+
     ln1: Norm
     att: Attention
     ln2: Norm
@@ -150,7 +155,7 @@ def _time_mix(
     v_first: Tensor | None,
     state_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """xn [B, T, C] -> (what to add to x, att_kv after, v_first)."""
+    """Normed x [B, T, C] -> (what to add to x, att_kv after, v_first)."""
     heads, width = att.r_k.shape
     split = (*xn.shape[:2], heads, width)
     delta = _shifted(xn, before.att_x_prev) - xn
@@ -176,7 +181,7 @@ def _time_mix(
 
 
 def _channel_mix(ffn: FeedForward, xn: Tensor, x_prev: Tensor) -> Tensor:
-    """xn [B, T, C] -> what to add to x."""
+    """Normed x [B, T, C] -> what to add to x."""
     mixed = torch.addcmul(xn, _shifted(xn, x_prev) - xn, ffn.x_k)
     return F.linear(F.linear(mixed, ffn.key).relu().square(), ffn.value)
 
@@ -191,7 +196,7 @@ def _shifted(x: Tensor, x_prev: Tensor) -> Tensor:
 def _low_rank(
     pair: LowRank, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """bias + f(x @ down) @ up"""
+    """The bias + f(x @ down) @ up"""
     inner = x @ pair.down
     outer = (inner if activation is None else activation(inner)) @ pair.up
     return outer if pair.bias is None else pair.bias + outer

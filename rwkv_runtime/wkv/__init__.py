@@ -1,6 +1,7 @@
 """The RWKV-7 recurrence ("WKV"): a readable reference and the form that is computed.
 
-`wkv7` chooses by length alone, so its bits are a function of the shape. It knows nothing of blocks, weights or prompts.
+`wkv7` chooses by length alone, so its bits are a function of the shape. It knows nothing of blocks,
+weights or prompts.
 """
 
 from torch import Tensor
@@ -16,8 +17,8 @@ def wkv7(
 ) -> tuple[Tensor, Tensor]:
     """S = S diag(w) + (S a) b^T + v k^T; y = S r, over T tokens, per head.
 
-    `w_log` is log w; RWKV-7 gives a = -kk and b = kk * a. All inputs are [B, T, H, N] in the state's dtype,
-    the state [B, H, V, K]; returns y [B, T, H, V] and the state after the last token.
+    `w_log` is log w; RWKV-7 gives a = -kk and b = kk * a. The inputs are [B, T, H, N] in the dtype
+    of the state [B, H, V, K]. Returns y [B, T, H, V] and the state after the last token.
     """
     if r.shape[1] == 1:
         return wkv7_reference(r, w_log, k, v, a, b, state)

@@ -1,20 +1,21 @@
 """The RWKV-7 recurrence in sub-chunks: matrix products instead of a loop over tokens.
 
-Inside a sub-chunk of L tokens the effect of the state that enters it, S0, is linear. With A_t the product of w up to t,
-r' = r A_t, a' = a A_(t-1), k' = k / A_s, b' = b / A_s, E = (I - tril(a' b'^T, -1))^-1, P = E a' and
-Q = E tril(a' k'^T, -1) v:
+Inside a sub-chunk of L tokens the effect of the state that enters it, S0, is linear. With A_t the
+product of w up to t, r' = r A_t, a' = a A_(t-1), k' = k / A_s, b' = b / A_s,
+E = (I - tril(a' b'^T, -1))^-1, P = E a' and Q = E tril(a' k'^T, -1) v:
 
     y = (r' + tril(r' b'^T) P) S0^T + tril(r' k'^T) v + tril(r' b'^T) Q
     S = S0 (diag(A) + P^T b A/A_s) + v^T (k A/A_s) + Q^T (b A/A_s)
 
-All but the product S0 M + D is computed for every sub-chunk at once; that one runs in order. Since w > 0.545 the factors
-1 / A_s stay far inside fp32's range. Differentiable. The bits depend on the inputs, their shape and the thread count alone.
+All but the product S0 M + D is computed for every sub-chunk at once; that one runs in order. Since
+w > 0.545 the factors 1 / A_s stay far inside fp32's range. Differentiable. The bits depend on the
+inputs, their shape and the thread count alone.
 """
 
 import torch
 from torch import Tensor
 
-# Longer sub-chunks cost accuracy where w is small and are not faster: see tests/runtime/test_wkv.py for the bound.
+# Longer ones are not faster (16, 32, 64 measured), and cost accuracy where w is small.
 SUB_CHUNK = 16
 
 
