@@ -105,7 +105,7 @@ def _switches(device: str) -> tuple[tuple[str, str], ...]:
 
 
 def _machine(device: str, threads: int | None) -> tuple[tuple[str, str], ...]:
-    common = (("threads", str(threads)), ("torch", torch.__version__))
+    common = (("threads", str(threads)), ("torch", str(torch.__version__)))
     if device == "cuda":
         return (*common, ("gpu", torch.cuda.get_device_name()), ("cuda", str(torch.version.cuda)))
     return (*common, ("cpu", torch.backends.cpu.get_cpu_capability()))

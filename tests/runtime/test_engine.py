@@ -1,0 +1,279 @@
+"""What every engine promises, shown on RWKV-7 and on the example in the port's docstring."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rwkv_runtime import state as bridge
+from rwkv_runtime.engines import Engine, Rwkv7Engine, base, check_tokens, load_engine
+from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
+from rwkv_runtime.testing import small_architecture, write_random_weights
+from statestore import schema
+from statestore.errors import StateError
+from statestore.keys import ChunkRule, Fingerprint
+from statestore.schema import State
+
+Load = Callable[..., Rwkv7Engine]
+
+
+def example() -> Engine:
+    """The engine that the port's docstring shows."""
+    assert base.__doc__ is not None
+    code = textwrap.dedent(base.__doc__[base.__doc__.index("    class Recency") :])
+    names: dict[str, Any] = {
+        "torch": torch,
+        "check_tokens": check_tokens,
+        "to_stored": bridge.to_stored,
+        "from_stored": bridge.from_stored,
+        "ChunkRule": ChunkRule,
+        "Fingerprint": Fingerprint,
+        **vars(schema),
+    }
+    exec(code, names)
+    engine: Engine = names["Recency"]()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "random.pth"
+    write_random_weights(path, small_architecture(vocabulary=300))
+    return path
+
+
+@pytest.fixture(scope="module")
+def load(weights: Path) -> Load:
+    def loaded(path: Path = weights, **options: Any) -> Rwkv7Engine:
+        return load_engine(path, cache_dir=weights.parent, **options)
+
+    return loaded
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", "fp16", "example"])
+def engine(request: pytest.FixtureRequest, load: Load) -> Engine:
+    return example() if request.param == "example" else load(dtype=request.param)
+
+
+def content(state: State) -> list[bytes]:
+    """Every bit of a stored state."""
+    return [bytes(tensor.data) for tensor in state.parts]
+
+
+tokens_lists = st.lists(st.integers(0, 255), min_size=1, max_size=40)
+
+
+@given(first=tokens_lists, second=tokens_lists, token=st.integers(0, 255))
+def test_states_are_values_and_come_back_bit_for_bit(
+    engine: Engine, first: list[int], second: list[int], token: int
+) -> None:
+    output, state = engine.prefill(torch.tensor(first), engine.initial_state())
+    stored = engine.to_stored(state, output)
+    before = content(stored)
+    results = []
+    for start in (state, engine.from_stored(stored)[0], state):
+        resumed, after = engine.prefill(torch.tensor(second), start)
+        said, decoded = engine.decode(token, start)
+        results.append(
+            content(engine.to_stored(after, resumed)) + content(engine.to_stored(decoded, said))
+        )
+        assert content(engine.to_stored(start, output)) == before
+        assert content(stored) == before
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+
+
+@given(tokens=tokens_lists)
+def test_logits_of_a_stored_output_are_the_same_bits(engine: Engine, tokens: list[int]) -> None:
+    output, state = engine.prefill(torch.tensor(tokens), engine.initial_state())
+    _, kept = engine.from_stored(engine.to_stored(state, output))
+    assert kept is not None
+    logits = engine.logits(output)
+    assert logits.dtype == torch.float32
+    assert logits.shape == (engine.vocabulary,)
+    assert torch.equal(logits, engine.logits(kept))
+
+
+def test_a_loaded_state_shares_no_memory_with_what_was_stored(engine: Engine) -> None:
+    output, state = engine.prefill(torch.tensor([1, 2, 3]), engine.initial_state())
+    buffers = [bytearray(tensor.data) for tensor in engine.to_stored(state, output).parts]
+    parts = tuple(
+        schema.Tensor(tensor.spec, memoryview(buffer))
+        for tensor, buffer in zip(engine.to_stored(state, output).parts, buffers, strict=True)
+    )
+    loaded, kept = engine.from_stored(State(engine.schema.id, parts[:-1], parts[-1]))
+    for buffer in buffers:
+        buffer[:] = bytes(len(buffer))
+    assert content(engine.to_stored(loaded, kept)) == content(engine.to_stored(state, output))
+
+
+def test_the_output_may_be_left_out(engine: Engine) -> None:
+    output, state = engine.prefill(torch.tensor([1]), engine.initial_state())
+    assert engine.from_stored(engine.to_stored(state, None))[1] is None
+    assert engine.to_stored(state, output).output is not None
+
+
+def test_a_stored_state_fits_the_schema(engine: Engine) -> None:
+    output, state = engine.prefill(torch.tensor([1]), engine.initial_state())
+    engine.schema.validate(engine.to_stored(state, output))
+    engine.schema.validate(engine.to_stored(engine.initial_state(), None))
+    assert engine.fingerprint.chunk == engine.rule.chunk
+    assert engine.fingerprint.min_chunk == engine.rule.min_chunk
+
+
+@pytest.mark.parametrize("bad", [-1, 300, 2**32 - 1])
+def test_tokens_outside_the_vocabulary_are_named(engine: Engine, bad: int) -> None:
+    with pytest.raises(VocabularyError, match=f"token 2 is {bad}"):
+        engine.prefill(torch.tensor([1, 2, bad, bad]), engine.initial_state())
+    with pytest.raises(VocabularyError, match="at least one"):
+        engine.prefill(torch.tensor([], dtype=torch.int64), engine.initial_state())
+
+
+def test_a_decoded_token_outside_the_vocabulary_is_named(load: Load) -> None:
+    engine = load()
+    with pytest.raises(VocabularyError, match=r"300.*0 to 299"):
+        engine.decode(300, engine.initial_state())
+
+
+def test_threads_share_an_engine_and_its_states(load: Load) -> None:
+    engine = load(threads=1)
+    _, state = engine.prefill(torch.arange(50), engine.initial_state())
+    results: list[list[bytes]] = []
+
+    def run() -> None:
+        for _ in range(20):
+            output, after = engine.prefill(torch.arange(20), state)
+            results.append(content(engine.to_stored(after, output)))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 80
+    assert all(result == results[0] for result in results)
+
+
+def test_the_wanted_number_of_threads_holds_in_every_thread(load: Load) -> None:
+    engine = load(threads=1)
+    torch.set_num_threads(2)
+    seen: list[int] = []
+
+    def run() -> None:
+        engine.prefill(torch.tensor([1]), engine.initial_state())
+        seen.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [1]
+
+
+def test_lower_precisions_stay_near_fp32(load: Load) -> None:
+    def logits(dtype: str) -> Tensor:
+        engine = load(dtype=dtype)
+        output, _ = engine.prefill(torch.arange(200), engine.initial_state())
+        return engine.logits(output)
+
+    exact = logits("fp32")
+    for dtype, bound in (("bf16", 5e-2), ("fp16", 5e-3)):
+        assert 0 < (logits(dtype) - exact).norm() / exact.norm() < bound
+
+
+def test_a_state_of_another_dtype_is_refused(load: Load) -> None:
+    engine, other = load(dtype="fp32"), load(dtype="bf16")
+    stored = other.to_stored(other.initial_state(), None)
+    with pytest.raises(StateError, match="BF16"):
+        engine.from_stored(stored)
+
+
+def digest(engine: Engine) -> bytes:
+    return engine.fingerprint.digest
+
+
+def test_the_fingerprint_tells_apart_what_decides_bits(load: Load, tmp_path: Path) -> None:
+    write_random_weights(tmp_path / "other.pth", small_architecture(vocabulary=300), seed=1)
+    engines = [
+        load(),
+        load(tmp_path / "other.pth"),
+        load(dtype="bf16"),
+        load(rule=ChunkRule(chunk=128)),
+        load(rule=ChunkRule(min_chunk=16)),
+        load(strict=True, threads=1),
+        load(strict=True, threads=2),
+    ]
+    assert len({digest(engine) for engine in engines}) == len(engines)
+
+
+def test_the_fingerprint_leaves_out_what_does_not(
+    load: Load, weights: Path, tmp_path: Path
+) -> None:
+    shutil.copy(weights, tmp_path / "renamed.bin")
+    expected = digest(load())
+    assert digest(load(tmp_path / "renamed.bin")) == expected
+    assert digest(load(rule=ChunkRule(stride=3))) == expected
+    assert digest(load(threads=1)) == digest(load(threads=2)) == expected
+
+
+def test_a_strict_engine_keeps_to_the_threads_it_found(load: Load) -> None:
+    torch.set_num_threads(2)
+    engine = load(strict=True)
+    assert ("threads", "2") in engine.fingerprint.extra
+    torch.set_num_threads(1)
+    engine.prefill(torch.tensor([1]), engine.initial_state())
+    assert torch.get_num_threads() == 2
+
+
+def test_a_switch_that_changes_bits_is_in_the_fingerprint(load: Load) -> None:
+    expected = digest(load())
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert digest(load()) != expected
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"dtype": "fp8"}, "fp32, bf16, fp16"),
+        ({"device": "tpu"}, "cpu, cuda"),
+        ({"threads": 0}, "expected 1 or more"),
+    ],
+)
+def test_options_that_mean_nothing_are_named(
+    load: Load, options: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(DeviceError, match=what):
+        load(**options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(load: Load) -> None:
+    with pytest.raises(DeviceError, match="no GPU"):
+        load(device="cuda")
+
+
+def test_a_file_that_changes_while_it_is_loaded_is_refused(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    shutil.copy(weights, path)
+
+    def change(_done: int, _total: int) -> None:
+        write_random_weights(path, small_architecture(vocabulary=300), seed=9)
+
+    with pytest.raises(WeightsError, match="changed while"):
+        load_engine(path, progress=change, cache_dir=tmp_path)
+
+
+def test_the_path_may_be_text(weights: Path) -> None:
+    assert load_engine(str(weights), cache_dir=weights.parent).vocabulary == 300
