@@ -98,20 +98,18 @@ class Tensor:
         shape: Sequence[int],
         elements: bytes | bytearray | memoryview | NDArray[Any],
     ) -> Tensor:
-        """Wrap bytes in C order, or an array of this dtype and shape; copies only what is not
-        contiguous.
+        """Wrap bytes in C order, or an array of this dtype and shape; copies only what has gaps.
 
         Raises:
             StateError: an array of another dtype or shape, or bytes of another length.
         """
-        spec = TensorSpec(name, DType(dtype), tuple(int(n) for n in shape))
+        spec = TensorSpec(name, dtype, tuple(int(n) for n in shape))
         if isinstance(elements, (bytes, bytearray)):
             return cls(spec, memoryview(elements))
         array = np.asarray(elements)
-        if array.dtype.kind in "uib" and array.itemsize == 1 and array.ndim == 1:
+        if array.dtype == np.uint8 and array.ndim == 1:
             return cls(spec, _bytes_of(array))
-        held = f"{array.dtype.kind}{array.itemsize}"
-        if held not in _HELD_AS[spec.dtype] and array.dtype.name != "bfloat16":
+        if not _holds(array.dtype, spec.dtype):
             raise StateError(f"tensor {spec}: an array of {array.dtype} does not hold {spec.dtype}")
         if array.shape != spec.shape:
             raise StateError(f"tensor {spec}: the array has shape {list(array.shape)}")
@@ -266,6 +264,13 @@ def _compare(wanted: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> Itera
     order = [name for name in by_name if name in names]
     if len(order) == len(names) and order != list(names):
         yield f"the order differs: {', '.join(order)}"
+
+
+def _holds(held: np.dtype[Any], dtype: DType) -> bool:
+    """Whether elements of NumPy's `held` are those of `dtype`, bit for bit."""
+    if held.name == "bfloat16":
+        return dtype is DType.BF16
+    return f"{held.kind}{held.itemsize}" in _HELD_AS[dtype]
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
