@@ -14,7 +14,7 @@ BENCHMARKS = {
 def main() -> int:
     """Run all; the exit code is the first failure's."""
     for title, command in BENCHMARKS.items():
-        print(f"\n# {title}: python -m {' '.join(command)}\n", flush=True)  # noqa: T201
+        print(f"\n# {title}: python -m {' '.join(command)}\n", flush=True)
         code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
         if code:
             return code

@@ -1,4 +1,6 @@
-"""What every benchmark reports: median, p90 and p99 of repeated measurements, and their ratio to a peer's."""
+"""What every benchmark reports: median, p90 and p99 of repeated measurements, and their ratio to a
+peer's.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Timing:
 def alternate(
     runs: int, things: dict[str, Callable[[], float]], *, warmup: int = 2
 ) -> dict[str, Timing]:
-    """Run the things in turn, so that a drifting machine is the same for all; each returns its seconds."""
+    """Run the things in turn, so that a drifting machine is the same for all; each returns its
+    seconds.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in things}
     for count in range(warmup + runs):
         for name, thing in things.items():

@@ -1,8 +1,9 @@
 """Time to the first token of a question about a stored document, at the shape of the 0.1B model.
 
-Peer: the same question from the same state that is already in memory, which nothing can beat. Documents of
-1 k and 32 k tokens show that the time does not grow with the document. Each question is new (a repeated one
-would cost no computing at all), 16 tokens long, and asked of random weights: speed does not depend on them.
+Peer: the same question from the same state that is already in memory, which nothing can beat.
+Documents of 1 k and 32 k tokens show that the time does not grow with the document. Each question
+is new (a repeated one would cost no computing at all), 16 tokens long, and asked of random
+weights: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.stats import Timing, alternate
 from rwkv_runtime import Runtime, load_engine
-from rwkv_runtime.engines import Engine
+from rwkv_runtime.engines import DTypeName, Engine
 from rwkv_runtime.sampling import sample
 from rwkv_runtime.testing import SHAPE_0B1, write_random_weights
 from statestore import open_store
@@ -33,7 +34,7 @@ DOCUMENTS = {"1 k": 1024, "32 k": 32768}
 @click.option("--runs", type=click.IntRange(min=1), default=40, show_default=True)
 @click.option("--codec", type=click.Choice(("raw", "lossless")), default="lossless")
 @click.option("--json", "as_json", is_flag=True)
-def main(dtype: str, runs: int, codec: str, as_json: bool) -> None:
+def main(dtype: DTypeName, runs: int, codec: str, as_json: bool) -> None:
     """Measure warm time to first token."""
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch, "random.safetensors")
@@ -79,9 +80,7 @@ def _stored(
     return ask
 
 
-def _in_memory(
-    engine: Engine, state: object, source: np.random.Generator
-) -> Callable[[], float]:
+def _in_memory(engine: Engine, state: object, source: np.random.Generator) -> Callable[[], float]:
     def ask() -> float:
         question = source.integers(1, engine.vocabulary, QUESTION_TOKENS)
         began = time.perf_counter()

@@ -1,8 +1,9 @@
 """Where along a prompt to save a state. Pure: a plan and a position in, boundaries out.
 
-Today's rule: every boundary that the run itself computes. The ends of declared segments serve every later
-prompt that begins with them, the prompt's end serves its repetition, the sparse stops let another process
-go on where this one died. Boundaries at or before the position that a run resumed from are stored already.
+Today's rule: every boundary that the run itself computes. The ends of declared segments serve
+every later prompt that begins with them, the prompt's end serves its repetition, the sparse stops
+let another process go on where this one died. Boundaries at or before the position that a run
+resumed from are stored already.
 """
 
 from __future__ import annotations
@@ -11,5 +12,5 @@ from statestore.keys import KeyedBoundary, Plan
 
 
 def to_save(plan: Plan, resumed_at: int) -> dict[int, KeyedBoundary]:
-    """Boundaries to save, by position, in a run of `plan` that starts behind `resumed_at` tokens."""
+    """Boundaries to save, by position, for a run of `plan` that begins after `resumed_at` tokens."""
     return {b.position: b for b in plan.boundaries if b.position > resumed_at}

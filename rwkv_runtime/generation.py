@@ -1,7 +1,7 @@
 """New tokens, one after the other, from a state and the logits of its last token.
 
-The first token costs no computing: it is drawn from logits that are at hand. Text is passed on as soon as
-it can no longer become part of the stop text, and never in the middle of a character.
+The first token costs no computing: it is drawn from logits that are at hand. Text is passed on as
+soon as it can no longer become part of the stop text, and never in the middle of a character.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One new token and the text that can be shown since the one before; "" while a character is open."""
+    """One new token and the text that can be shown since the one before; "" while a character is
+    open.
+    """
 
     token: int
     text: str

@@ -1,11 +1,12 @@
-"""Fetch or compute: the state after a prompt, from the longest stored prefix and the rest of its chunks.
+"""Fetch or compute: the state after a prompt, from the longest stored prefix and the rest of its
+chunks.
 
-One rule carries the exactness: a cold and a warm run compute the same chunks, because the schedule is a
-function of the segments' lengths and a stored state's key names the chunks that made it. So what comes out
-is bit for bit the same, wherever the run began.
+One rule carries the exactness: a cold and a warm run compute the same chunks, because the schedule
+is a function of the segments' lengths and a stored state's key names the chunks that made it. So
+what comes out is bit for bit the same, wherever the run began.
 
-The store may be down, slow or damaged: that costs computing. States are values here: an engine never
-writes to one, so a state may serve any number of questions.
+The store may be down, slow or damaged: that costs computing. States are values here: an engine
+never writes to one, so a state may serve any number of questions.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Runtime:
 
     Args:
         engine: computes; closes nothing.
-        store: where states are kept; ``None`` computes everything afresh. The caller closes it, after
-            the runtime.
+        store: where states are kept; ``None`` computes everything afresh. The caller closes it,
+            after the runtime.
         namespace: whose states; its salt comes from configuration.
         tokenizer: for calls with text; by default the one that fits the engine's vocabulary.
         model: a name for people, kept with each state.
@@ -106,7 +107,8 @@ class Runtime:
         """Read a prompt, a list of segments of token ids, from the longest stored prefix on.
 
         Args:
-            segments: documents, messages, questions, each tokenised on its own; empty ones add nothing.
+            segments: documents, messages, questions, each tokenised on its own; empty ones add
+                nothing.
             progress: told after each chunk.
 
         Raises:
@@ -152,9 +154,7 @@ class Runtime:
             progress: as for `prefill`.
         """
         prefill = self.prefill(segments, progress=progress)
-        yield from self.continue_from(
-            prefill, max_tokens=max_tokens, sampling=sampling, stop=stop
-        )
+        yield from self.continue_from(prefill, max_tokens=max_tokens, sampling=sampling, stop=stop)
 
     def continue_from(
         self,
@@ -185,8 +185,8 @@ class Runtime:
     ) -> Iterator[Answer]:
         """Answer questions about a document; each starts from the document's state alone.
 
-        The first question on a new document reads it and leaves its state in the store. The template is
-        in `rwkv_runtime.template`.
+        The first question on a new document reads it and leaves its state in the store. The
+        template is in `rwkv_runtime.template`.
         """
         began = time.perf_counter()
         document_tokens = self.tokenizer.encode(document)
@@ -202,7 +202,9 @@ class Runtime:
         return explain(self.store, self.identity, self._plan(segments).boundaries)
 
     def warm_up(self) -> None:
-        """Pay now what the first call of a process costs (thread pools, libraries); results are thrown away."""
+        """Pay now what the first call of a process costs (thread pools, libraries); results are
+        thrown away.
+        """
         tokens = torch.zeros(self.engine.rule.min_chunk, dtype=torch.int64)
         with torch.inference_mode():
             output, state = self.engine.prefill(tokens, self.engine.initial_state())

@@ -1,9 +1,10 @@
 """Puts behind the answer: a thread and a bounded queue between a session and its store.
 
-A request hands a state over and goes on; encoding and writing happen here. The queue is short, because
-states are large: when it stays full for `patience_s` the put is dropped, counted and logged, and the request
-goes on. `flush` waits until all that was handed over is written; `close` flushes. Nothing is lost on
-exit unless the process is killed, and then no half state is left (the store's order of writes).
+A request hands a state over and goes on; encoding and writing happen here. The queue is short,
+because states are large: when it stays full for `patience_s` the put is dropped, counted and
+logged, and the request goes on. `flush` waits until all that was handed over is written; `close`
+flushes. Nothing is lost on exit unless the process is killed, and then no half state is left (the
+store's order of writes).
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Writer:
         while (put := self._queue.get()) is not None:
             try:
                 put()
-            except Exception:  # a failed put must not end the thread: later ones would wait for ever
+            except (
+                Exception
+            ):  # a failed put must not end the thread: later ones would wait for ever
                 log.exception("a put failed; the answer is not affected")
             finally:
                 self._queue.task_done()

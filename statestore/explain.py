@@ -1,7 +1,7 @@
 """Why a prompt would hit or miss, boundary by boundary.
 
-Reads only; asks the catalog about each boundary that is not stored, so it is for people and tests, not
-for requests. It never looks into another namespace.
+Reads only; asks the catalog about each boundary that is not stored, so it is for people and tests,
+not for requests. It never looks into another namespace.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every instrument of a store, with its unit and labels; nothing else in the package creates one.
 
-Each store has a registry of its own, so two stores in one process do not mix, and a server may add it to
-whatever it exposes. Values of one process; reading them costs nothing on the request's path.
+Each store has a registry of its own, so two stores in one process do not mix, and a server may add
+it to whatever it exposes. Values of one process; reading them costs nothing on the request's path.
 
 | instrument | labels | counts |
 | --- | --- | --- |

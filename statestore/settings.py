@@ -4,8 +4,8 @@
     file:///var/lib/states?codec=raw        options follow the path
     ./states                                a bare path means the same
 
-The backend's module is loaded when its scheme is first asked for, so that a command which never opens a
-database does not pay for its driver.
+The backend's module is loaded when its scheme is first asked for, so that a command which never
+opens a database does not pay for its driver.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from statestore.store import StateStore
 #: Names the store that commands use when they are told none.
 URL_VARIABLE = "RWKV_STATESTORE_URL"
 
+
 @dataclass(frozen=True, slots=True)
 class StoreURL:
     """A store's URL, taken apart."""
@@ -46,13 +47,17 @@ class StoreURL:
             SettingsError: the text is empty, or its scheme is not known.
         """
         if not text.strip():
-            raise SettingsError("the store's URL is empty; write for example file:///var/lib/states")
+            raise SettingsError(
+                "the store's URL is empty; write for example file:///var/lib/states"
+            )
         if "://" not in text:
             return cls("file", "", str(Path(text).expanduser().absolute()), {}, text)
         parts = urlsplit(text)
         if parts.scheme not in _OPENERS:
             known = ", ".join(f"{scheme}://" for scheme in _OPENERS)
-            raise SettingsError(f"store URL {text!r}: no backend for {parts.scheme}://; known: {known}")
+            raise SettingsError(
+                f"store URL {text!r}: no backend for {parts.scheme}://; known: {known}"
+            )
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         return cls(parts.scheme, parts.netloc, unquote(parts.path), options, text)
 

@@ -3,14 +3,15 @@
 What it adds to a bare backend:
 
 * **Sound or nothing.** Every load checks the container, then that it is of the key, fingerprint and
-  namespace that were asked for. What fails is quarantined, counted and logged, and the next shorter key
-  is tried.
-* **Never in the way.** `find`, `get` and `put` do not raise because the place behind is down, slow, full
+  namespace that were asked for. What fails is quarantined, counted and logged, and the next
+  shorter key is tried.
+* **Never in the way.** `find`, `get` and `put` do not raise because the place behind is down,
+  slow, full
   or damaged: that is a miss, or a put that was dropped. Commands of an operator (`list`, `delete`,
   `update`, `usage`, `sweep`) do raise: a person wants to know.
 
-It knows nothing of tokens: keys come from `statestore.keys`. It keeps what it is given; what is worth
-keeping is decided above.
+It knows nothing of tokens: keys come from `statestore.keys`. It keeps what it is given; what is
+worth keeping is decided above.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class PutOutcome(StrEnum):
 
 
 class StateStore:
-    """States in one backend. Safe to use from several threads; close it, or use it as a context manager.
+    """States in one backend. Safe to use from several threads; close it, or use it as a context
+    manager.
 
     Args:
         backend: where entries and blobs live; the store closes it.
@@ -91,7 +93,7 @@ class StateStore:
     # Requests: never raise because of the backend.
 
     def find(self, identity: Identity, keys: Sequence[StateKey]) -> Found | None:
-        """The state of the first of `keys` (deepest first) that is stored and sound, or ``None``."""
+        """The state of the first of `keys` (deepest first) that is stored and sound."""
         with self.metrics.fetch_seconds.time():
             found, outcome = self._find(identity, keys)
         self.metrics.lookups.labels(outcome=outcome).inc()
@@ -137,6 +139,7 @@ class StateStore:
             key=key,
             fingerprint=identity.fingerprint,
             namespace=identity.namespace,
+            token_digest=token_digest,
             provenance={"role": role.value, "model": model, "created_at": f"{now:.3f}"},
         )
         with self.metrics.put_seconds.time():
@@ -209,7 +212,9 @@ class StateStore:
         return self.backend.usage()
 
     def sweep(self, grace_s: float = 3600.0) -> Swept:
-        """Remove expired entries, and blobs older than `grace_s` that interrupted writes left behind."""
+        """Remove expired entries, and blobs older than `grace_s` that interrupted writes left
+        behind.
+        """
         return self.backend.sweep(self._clock(), grace_s)
 
     def check(self, entry: Entry) -> str:

@@ -1,6 +1,8 @@
-"""What tests share: where the data from elsewhere lies, and the words for a test that could not run.
+"""What tests share: where the data from elsewhere lies, and the words for a test that could not
+run.
 
-Data from elsewhere is never part of the project: `--data DIR` or RWKV_STATESTORE_DATA names its directory.
+Data from elsewhere is never part of the project: `--data DIR` or RWKV_STATESTORE_DATA names its
+directory.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "default",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

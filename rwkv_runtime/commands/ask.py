@@ -33,10 +33,10 @@ def ask(
     max_tokens: int,
     as_json: bool,
 ) -> None:
-    """Answer questions about a document.
+    r"""Answer questions about a document.
 
-    The first time, the document is read and its state is stored; from then on, in any process, a question
-    costs the question alone.
+    The first time, the document is read and its state is stored; from then on, in any process, a
+    question costs the question alone.
 
     \b
     Example:
@@ -52,11 +52,15 @@ def ask(
                 if not as_json:
                     _print(answer)
     if as_json:
-        emit_json({"model": opening.model.path.name, "questions": [record(answer) for answer in answers]})
+        emit_json(
+            {"model": opening.model.path.name, "questions": [record(answer) for answer in answers]}
+        )
 
 
 def record(answer: Answer) -> dict[str, object]:
-    """An answer for JSON. `logits_sha256` is of the prompt's last logits: equal bits, equal digest."""
+    """An answer for JSON. `logits_sha256` is of the prompt's last logits: equal bits, equal
+    digest.
+    """
     logits = answer.prefill.logits.cpu().numpy().astype("<f4")
     return {
         "question": answer.question,

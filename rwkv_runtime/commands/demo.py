@@ -1,7 +1,7 @@
 """`rwkv-runtime demo`: the whole idea on one page, with the model that ships with the package.
 
-Every question is asked by a process of its own, so that what makes the later ones fast can only be the
-store on disk. This process loads no model.
+Every question is asked by a process of its own, so that what makes the later ones fast can only be
+the store on disk. This process loads no model.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def demo(directory: Path | None, fresh: bool, as_json: bool) -> None:
         raise StateStoreError("an answer from the store differs from the fresh one")
 
 
-def _asked(
-    document: Path, store: Path, questions: Sequence[Question], visible: bool
-) -> list[Row]:
+def _asked(document: Path, store: Path, questions: Sequence[Question], visible: bool) -> list[Row]:
     """Ask in a new process; a row for each question."""
     command = [sys.executable, "-m", "rwkv_runtime", "ask", "--json"]
     command += ["--model", str(MODEL_PATH), "--store", str(store), "--document", str(document)]
@@ -97,11 +95,17 @@ def _introduce(document: Document, directory: Path) -> None:
     click.echo(f"\nStates are kept in {directory}\n")
 
 
-def _report(
-    questions: Sequence[Row], restart: Sequence[Row], afresh: Row, equal: bool
-) -> None:
+def _report(questions: Sequence[Row], restart: Sequence[Row], afresh: Row, equal: bool) -> None:
     cold_s = afresh["ttft_s"]
-    columns = ["question", "answer", "expected", ">from store", ">computed", ">first token", ">faster"]
+    columns = [
+        "question",
+        "answer",
+        "expected",
+        ">from store",
+        ">computed",
+        ">first token",
+        ">faster",
+    ]
     rows = [_cells(row, cold_s) for row in questions]
     emit_table(columns, rows, "Each question in a process of its own")
     click.echo()
@@ -111,7 +115,9 @@ def _report(
     right = sum(row["answer"] == row["expected"] for row in (*questions, *restart))
     click.echo(f"{right} of {len(questions) + len(restart)} answers are right.")
     tokens = afresh["computed_tokens"]
-    click.echo(f"Reading all {tokens} tokens afresh takes {cold_s * 1e3:.0f} ms to the first token.")
+    click.echo(
+        f"Reading all {tokens} tokens afresh takes {cold_s * 1e3:.0f} ms to the first token."
+    )
     if equal:
         click.secho(
             "From the store or afresh, the answers and their logits are the same, bit for bit.",

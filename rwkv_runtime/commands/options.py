@@ -54,7 +54,9 @@ class Opening:
 
     @contextmanager
     def runtime(self) -> Iterator[Runtime]:
-        """A runtime over model and store; both are closed at the end, after what was computed is stored."""
+        """A runtime over model and store; both are closed at the end, after what was computed is
+        stored.
+        """
         namespace = Namespace(self.namespace)
         engine = self.model.engine()
         tokenizer = tokenizer_for(engine.vocabulary, self.tokenizer)
@@ -86,9 +88,7 @@ _MODEL = (
         show_default=True,
         help="What the model computes in.",
     ),
-    click.option(
-        "--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True
-    ),
+    click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True),
     click.option(
         "--threads",
         type=click.IntRange(min=1),

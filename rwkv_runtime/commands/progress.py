@@ -22,7 +22,9 @@ def progress_bar(text: str, unit: str = "tokens") -> Iterator[Callable[[int, int
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(text, total=None, visible=False, pace="")
 
         def report(done: int, total: int) -> None:

@@ -20,7 +20,7 @@ def warm(
     documents: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Read DOCUMENTS and store their states. What is stored already is not read again.
+    r"""Read DOCUMENTS and store their states. What is stored already is not read again.
 
     \b
     Example:

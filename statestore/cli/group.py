@@ -1,4 +1,6 @@
-"""A command group that ends with one clear line and the exit code of the error tree; shared with `rwkv-runtime`."""
+"""A command group that ends with one clear line and the exit code of the error tree; shared with
+`rwkv-runtime`.
+"""
 
 from __future__ import annotations
 

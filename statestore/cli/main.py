@@ -28,7 +28,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for 
 @click.version_option(package_name="rwkv-statestore", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context, url: str | None) -> None:
-    """Look at a store of RWKV states, check it, tidy it.
+    r"""Look at a store of RWKV states, check it, tidy it.
 
     \b
     Examples:
@@ -76,7 +76,7 @@ def list_entries(
 @AS_JSON
 @click.pass_obj
 def show(url: str, key: str, as_json: bool) -> None:
-    """Show one entry. KEY may be its first few hex digits.
+    r"""Show one entry. KEY may be its first few hex digits.
 
     \b
     Example:
@@ -171,9 +171,7 @@ def gc(url: str, grace: float, as_json: bool) -> None:
     with open_store(url) as store:
         swept = store.sweep(grace)
     if as_json:
-        emit_json(
-            {"blobs": swept.blobs, "blob_bytes": swept.blob_bytes, "expired": swept.expired}
-        )
+        emit_json({"blobs": swept.blobs, "blob_bytes": swept.blob_bytes, "expired": swept.expired})
     else:
         click.echo(
             f"removed {swept.expired} expired entries and {swept.blobs} left-over blobs "
@@ -217,9 +215,7 @@ def _check_all(
     return [(entry, problem) for entry, problem in found if store.holds(entry)]
 
 
-def _report_check(
-    checked: int, problems: Sequence[tuple[Entry, str]], *, as_json: bool
-) -> None:
+def _report_check(checked: int, problems: Sequence[tuple[Entry, str]], *, as_json: bool) -> None:
     if as_json:
         unsound = [{"key": str(entry.key), "problem": problem} for entry, problem in problems]
         emit_json({"checked": checked, "unsound": unsound})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import click
@@ -76,9 +77,7 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str
     table = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
     for column in columns:
         right = column.startswith(">")
-        table.add_column(
-            column.lstrip(">"), justify="right" if right else "left", no_wrap=True
-        )
+        table.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if click.get_text_stream("stdout").isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

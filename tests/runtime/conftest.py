@@ -10,6 +10,7 @@ import pytest
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from tests.runtime.processes import Workers
 
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, small: 2 layers, width 128, vocabulary 256."""

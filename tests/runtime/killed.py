@@ -1,4 +1,6 @@
-"""What the processes do that `test_kill.py` kills: the `rwkv-runtime` command, loaded before they fork."""
+"""What the processes do that `test_kill.py` kills: the `rwkv-runtime` command, loaded before they
+fork.
+"""
 
 from __future__ import annotations
 

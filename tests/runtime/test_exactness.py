@@ -1,4 +1,6 @@
-"""What comes from a store is bit for bit what is computed afresh: other process, any cut, any interruption."""
+"""What comes from a store is bit for bit what is computed afresh: other process, any cut, any
+interruption.
+"""
 
 from __future__ import annotations
 

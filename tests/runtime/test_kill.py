@@ -1,4 +1,6 @@
-"""`kill -9` at random moments of `ask` and `warm`, over one store: every entry verifies, answers are right."""
+"""`kill -9` at random moments of `ask` and `warm`, over one store: every entry verifies, answers
+are right.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ DOCUMENT = demo_document()
 
 @pytest.fixture(scope="module")
 def forks() -> Any:
-    """Starts processes that have the command loaded already: what is killed is work, not imports."""
+    """Starts processes that have loaded the command already: what is killed is work."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.runtime.killed"])
     return context
@@ -48,7 +50,9 @@ def seconds_of(process: Any) -> float:
 
 
 def write_documents(directory: Path, count: int) -> list[Path]:
-    """The demo's document, each time behind another first line, so that each leaves states of its own."""
+    """The demo's document, each time behind another first line, so that each leaves states of its
+    own.
+    """
     paths = [directory / f"document-{number}.txt" for number in range(count)]
     for number, path in enumerate(paths):
         path.write_text(f"Note {number}. {DOCUMENT.text}", encoding="utf-8")

@@ -210,7 +210,7 @@ def test_explain_says_why(runtime: Runtime, engine: Engine, model_path: Path) ->
     assert {v.why for v in runtime.explain([DOCUMENT, QUESTION])} == {Why.NEVER_STORED}
     runtime.prefill([DOCUMENT, QUESTION])
     assert all(verdict.found for verdict in runtime.explain([DOCUMENT, QUESTION]))
-    recut = runtime.explain([DOCUMENT[:50], DOCUMENT[50:], QUESTION])
+    recut = runtime.explain([DOCUMENT[:56], DOCUMENT[56:], QUESTION])
     assert recut[-1].why is Why.OTHER_SEGMENTS
     with Runtime(load_engine(model_path, dtype="bf16", rule=RULE), runtime.store) as other:
         assert other.explain([DOCUMENT, QUESTION])[-1].why is Why.OTHER_FINGERPRINT

@@ -1,7 +1,7 @@
 """A second process for tests: loads a model once, then prefills what it is told, line by line.
 
-Reads a JSON object per line: {"segments": [[...]], "store": URL or null, "tokens": N}. Answers with digests
-of the logits' and every state tensor's bytes, N greedy tokens, and what was cached.
+Reads a JSON object per line: {"segments": [[...]], "store": URL or null, "tokens": N}. Answers
+with digests of the logits' and every state tensor's bytes, N greedy tokens, and what was cached.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from statestore import ChunkRule, Identity, StateStore, open_store, plan
-from statestore.schema import State, rwkv7
+from statestore.schema import State, Tensor, rwkv7
 
 SCHEMA = rwkv7(layers=2, width=64, heads=1, head_size=64)
 IDENTITY = Identity(bytes(range(32)))
@@ -20,8 +20,13 @@ IDENTITY = Identity(bytes(range(32)))
 
 def make_state(seed: int) -> State:
     source = np.random.default_rng(seed)
-    arrays = [source.standard_normal(spec.shape).astype("<f4") for spec in SCHEMA.tensors]
-    return SCHEMA.state(arrays)
+    return State(
+        SCHEMA.id,
+        tuple(
+            Tensor.of(s.name, s.dtype, s.shape, source.standard_normal(s.shape).astype("<f4"))
+            for s in SCHEMA.tensors
+        ),
+    )
 
 
 def fill(store: StateStore, count: int) -> None:
@@ -40,8 +45,7 @@ def fill(store: StateStore, count: int) -> None:
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from statestore.cli import main; main(prog_name='statestore')"]
-        + list(arguments),
+        [sys.executable, "-m", "statestore", *arguments],
         capture_output=True,
         text=True,
         input=stdin,
@@ -65,7 +69,7 @@ def url(tmp_path: Path) -> str:
 
 
 def only_blob(tmp_path: Path) -> Path:
-    return sorted(p for p in (tmp_path / "a store" / "blobs").rglob("*") if p.is_file())[0]
+    return min(p for p in (tmp_path / "a store" / "blobs").rglob("*") if p.is_file())
 
 
 def test_ls_lists_as_table_and_json(url: str) -> None:
@@ -132,7 +136,8 @@ def test_rm_asks_and_removes(url: str) -> None:
 
 
 def test_gc_removes_orphans_only(url: str, tmp_path: Path) -> None:
-    orphan = only_blob(tmp_path).with_name("0" * 64 + "-1." + "f" * 16)
+    orphan = tmp_path / "a store" / "blobs" / "00" / "00" / ("0" * 64 + "-1." + "f" * 16)
+    orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"left over")
     assert run_json("--store", url, "gc")["blobs"] == 0, "it is younger than the grace period"
     assert run_json("--store", url, "gc", "--grace", "0")["blobs"] == 1

@@ -28,7 +28,9 @@ def test_a_store_works_without_torch(tmp_path: object) -> None:
 
 def test_importing_loads_no_database_and_no_terminal_library() -> None:
     heavy = "('sqlalchemy', 'alembic', 'redis', 'rich.console', 'torch')"
-    code = f"import sys, statestore, statestore.cli\nprint([m for m in {heavy} if m in sys.modules])"
+    code = (
+        f"import sys, statestore, statestore.cli\nprint([m for m in {heavy} if m in sys.modules])"
+    )
     assert run_python(code) == "[]\n"
 
 
