@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rwkv_runtime import Runtime
 from rwkv_runtime import state as bridge
 from rwkv_runtime.engines import Engine, Rwkv7Engine, base, check_tokens, load_engine
 from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
 from rwkv_runtime.testing import small_architecture, write_random_weights
-from statestore import schema
+from statestore import open_store, schema
 from statestore.errors import StateError
 from statestore.keys import ChunkRule, Fingerprint
 from statestore.schema import State
@@ -129,6 +130,17 @@ def test_a_stored_state_fits_the_schema(engine: Engine) -> None:
     engine.schema.validate(engine.to_stored(engine.initial_state(), None))
     assert engine.fingerprint.chunk == engine.rule.chunk
     assert engine.fingerprint.min_chunk == engine.rule.min_chunk
+
+
+def test_the_example_is_served_from_a_store(tmp_path: Path) -> None:
+    document, question = list(b"said and said again. " * 9), list(b"and")
+    with open_store((tmp_path / "store").as_uri()) as store, Runtime(example(), store) as runtime:
+        cold = runtime.prefill([document, question])
+        runtime.flush()
+        warm = runtime.prefill([document, question])
+    assert (cold.cached_tokens, warm.computed_tokens) == (0, 0)
+    assert torch.equal(warm.logits, cold.logits)
+    assert int(warm.logits.argmax()) == ord("d")
 
 
 @pytest.mark.parametrize("bad", [-1, 300, 2**32 - 1])
