@@ -65,7 +65,7 @@ entries = Table(
     Index("ix_entries_blob", "blob", unique=True),
     Index("ix_entries_eviction", "pinned", "score"),
     Index("ix_entries_used_at", "used_at", "digest"),
-    Index("ix_entries_token_digest", "token_digest"),
+    Index("ix_entries_token_digest", "token_digest", "namespace"),
     Index("ix_entries_model", "namespace", "fingerprint"),
     Index("ix_entries_expires_at", "expires_at"),
 )

@@ -50,7 +50,7 @@ def create_entries() -> None:
     op.create_index("ix_entries_blob", "entries", ["blob"], unique=True)
     op.create_index("ix_entries_eviction", "entries", ["pinned", "score"])
     op.create_index("ix_entries_used_at", "entries", ["used_at", "digest"])
-    op.create_index("ix_entries_token_digest", "entries", ["token_digest"])
+    op.create_index("ix_entries_token_digest", "entries", ["token_digest", "namespace"])
     op.create_index("ix_entries_model", "entries", ["namespace", "fingerprint"])
     op.create_index("ix_entries_expires_at", "entries", ["expires_at"])
 

@@ -164,9 +164,9 @@ def page(
 
 
 def expired(connection: Connection, now: float, limit: int) -> list[Entry]:
-    """Up to `limit` entries that have expired, by digest."""
+    """Up to `limit` entries that have expired, the longest expired first."""
     statement = select(entries).where(entries.c.expires_at <= now)
-    rows = connection.execute(statement.order_by(entries.c.digest).limit(limit)).mappings()
+    rows = connection.execute(statement.order_by(entries.c.expires_at).limit(limit)).mappings()
     return [to_entry(row) for row in rows]
 
 

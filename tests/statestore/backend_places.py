@@ -1,0 +1,126 @@
+"""What backend tests share: entries made from a number, and places with raw access.
+
+Raw access never goes through the code under test: it sees the files and the rows as an operator's
+tools would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from statestore.backends.base import Backend
+from statestore.backends.file import open_file_backend
+from statestore.entry import Entry, Role
+from statestore.keys import StateKey
+
+CREATED_AT = 1_700_000_000.0
+
+
+def digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def a_key(number: int) -> StateKey:
+    return StateKey(digest(f"key {number}"), number + 1)
+
+
+def a_blob(entry_key: StateKey, size: int = 1000) -> bytes:
+    """Bytes that only this key has."""
+    return hashlib.shake_128(str(entry_key).encode()).digest(size)
+
+
+def an_entry(number: int, **fields: Any) -> Entry:
+    """The entry of `a_key(number)`; its blob is `a_blob(key, blob_bytes)`, its write id fresh."""
+    key = fields.pop("key", a_key(number))
+    size = fields.pop("blob_bytes", 1000)
+    known: dict[str, Any] = {
+        "namespace": "default",
+        "fingerprint": digest("model"),
+        "token_digest": digest(f"tokens {number}"),
+        "schema_id": "rwkv7",
+        "role": Role.SEGMENT,
+        "blob": f"{key}.{os.urandom(8).hex()}",
+        "blob_bytes": size,
+        "state_bytes": 2 * size,
+        "has_output": False,
+        "cost_s": 1.5,
+        "created_at": CREATED_AT,
+        "used_at": CREATED_AT + number,
+    }
+    return Entry(key=key, **{**known, **fields})
+
+
+def publish(backend: Backend, entry: Entry) -> bool:
+    return backend.publish(entry, [a_blob(entry.key, entry.blob_bytes)])
+
+
+class Place(Protocol):
+    """Somewhere to open backends, with raw access to what lies there."""
+
+    def open(self) -> Backend: ...
+
+    def blob_names(self) -> set[str]: ...
+
+    def read_blob(self, name: str) -> bytes: ...
+
+    def write_blob(self, name: str, content: bytes, age_s: float) -> None: ...
+
+    def remove_blob(self, name: str) -> None: ...
+
+    def rows(self) -> list[dict[str, Any]]: ...
+
+
+class FilePlace:
+    """A `Place` that is a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def open(self) -> Backend:
+        return open_file_backend(self.root)
+
+    def path(self, name: str) -> Path:
+        return self.root / "blobs" / name[:2] / name
+
+    def blob_names(self) -> set[str]:
+        return {path.name for path in self.root.glob("blobs/*/*")}
+
+    def read_blob(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def write_blob(self, name: str, content: bytes, age_s: float) -> None:
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        self.path(name).write_bytes(content)
+        modified_at = time.time() - age_s
+        os.utime(self.path(name), (modified_at, modified_at))
+
+    def remove_blob(self, name: str) -> None:
+        self.path(name).unlink()
+
+    def rows(self) -> list[dict[str, Any]]:
+        with closing(sqlite3.connect(self.root / "catalog.sqlite3")) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute("SELECT * FROM entries")]
+
+
+class PlaceContract:
+    """The fixtures of a contract: a subclass gives `place`."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Place:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def backend(self, place: Place) -> Iterator[Backend]:
+        backend = place.open()
+        yield backend
+        backend.close()
