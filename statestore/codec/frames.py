@@ -128,9 +128,12 @@ class FrameDecoder:
 
     def _tops(self, name: str, packed: memoryview, size: int) -> NDArray[np.uint8]:
         try:
-            declared = zstandard.get_frame_parameters(packed).content_size
-            if declared != size:
-                raise LayoutError(f"{name} holds {declared} top bytes, its piece has {size}")
+            declared = zstandard.get_frame_parameters(packed)
+            if declared.content_size != size or declared.window_size > PIECE_BYTES:
+                raise LayoutError(
+                    f"{name} holds {declared.content_size} top bytes, its piece has {size}; "
+                    f"its window is {declared.window_size} bytes, at most {PIECE_BYTES}"
+                )
             tops = self._zstd.decompress(packed, read_across_frames=False, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise CorruptError(f"{name} cannot be decompressed: {error}") from error

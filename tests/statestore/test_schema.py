@@ -150,7 +150,9 @@ def test_every_difference_is_named() -> None:
 def test_another_order_and_a_repetition_are_named() -> None:
     schema = rwkv7(**SHAPE)
     tensors = zeros(schema).tensors
-    with pytest.raises(StateError, match=r"the order differs: blocks\.0\.att_kv, blocks\.0\.att_x_prev"):
+    with pytest.raises(
+        StateError, match=r"the order differs: blocks\.0\.att_kv, blocks\.0\.att_x_prev"
+    ):
         schema.validate(State(schema.id, (tensors[1], tensors[0], *tensors[2:])))
     with pytest.raises(StateError, match="twice"):
         schema.validate(State(schema.id, (tensors[0], *tensors)))
