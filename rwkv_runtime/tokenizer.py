@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import codecs
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -73,20 +73,22 @@ class ByteTokenizer:
 
 
 class WorldTokenizer:
-    """RWKV World: the longest match among 65,529 byte strings; id 0 ends a text."""
+    """RWKV World: the longest match among 65,529 byte strings; id 0 ends a text.
+
+    The vocabulary is read at the first use, once per process.
+    """
 
     name = "world"
     end_token: int | None = 0
 
     def __init__(self, vocabulary: int = WORLD_LAST_ID + 1) -> None:
         self.vocabulary = vocabulary
-        self._encoder = pyrwkv_tokenizer.RWKVTokenizer()
         self._known: dict[int, bytes] = {0: b""}
 
     def encode(self, text: str) -> list[int]:
         """Greedy: at each byte the longest token that matches."""
         _utf8(text)
-        return list(self._encoder.encode(text))
+        return list(_world_encoder().encode(text))
 
     def decode(self, tokens: Iterable[int]) -> str:
         """See `Tokenizer`."""
@@ -96,23 +98,12 @@ class WorldTokenizer:
         """See `Tokenizer`."""
         return b"".join(self._bytes_of(token) for token in _checked(tokens, self.vocabulary))
 
-    # The package decodes whole texts only and ends the process's thread on a split character; so
-    # ids become bytes here.
+    # The package decodes whole texts only, and panics on half a character; so not with it.
     def _bytes_of(self, token: int) -> bytes:
-        known = self._known.get(token)
-        if known is None:
-            known = (
-                _vocabulary_entry(self._lines[token - 1], token)
-                if token <= WORLD_LAST_ID
-                else REPLACEMENT
-            )
-            self._known[token] = known
-        return known
-
-    @cached_property
-    def _lines(self) -> list[bytes]:
-        path = Path(pyrwkv_tokenizer.__file__).with_name(WORLD_VOCABULARY)
-        return path.read_bytes().rstrip(b"\n").split(b"\n")
+        if token not in self._known:
+            known = token <= WORLD_LAST_ID
+            self._known[token] = _world_entry(token) if known else REPLACEMENT
+        return self._known[token]
 
 
 class TextStream:
@@ -194,12 +185,24 @@ def _checked(tokens: Iterable[int], vocabulary: int) -> Iterable[int]:
         yield token
 
 
-def _vocabulary_entry(line: bytes, token: int) -> bytes:
-    """A line holds the id, the text as a Python literal (str or bytes) and its length in bytes."""
-    number, literal = line.decode().rsplit(" ", 1)[0].split(" ", 1)
-    value = ast.literal_eval(literal)
+@cache
+def _world_encoder() -> pyrwkv_tokenizer.RWKVTokenizer:
+    return pyrwkv_tokenizer.RWKVTokenizer()
+
+
+@cache
+def _world_lines() -> list[bytes]:
+    path = Path(pyrwkv_tokenizer.__file__).with_name(WORLD_VOCABULARY)
+    return path.read_bytes().rstrip(b"\n").split(b"\n")
+
+
+def _world_entry(token: int) -> bytes:
+    """Line `token` of the vocabulary: the id, a Python literal (str or bytes), its length."""
+    line = _world_lines()[token - 1].decode()
+    number, literal = line.rsplit(" ", 1)[0].split(" ", 1)
     if int(number) != token:
         raise TokenizerError(
             f"{WORLD_VOCABULARY}: line {token} holds id {number}; reinstall pyrwkv-tokenizer"
         )
+    value = ast.literal_eval(literal)
     return value.encode() if isinstance(value, str) else bytes(value)
