@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint bench services clean
+.PHONY: help demo test test-pythons lint bench services clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -42,6 +42,15 @@ demo: $(READY)  ## read a document once, ask it questions from new processes
 test: $(READY)  ## the tests; PYTEST_ARGS are passed on
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
+test-pythons:  ## the storage layer's tests on every other Python here, without torch
+	@for version in 3.11 3.12 3.13; do \
+	  python=$$(command -v python$$version) && $$python -c '' 2>/dev/null || { echo "python$$version: not here"; continue; }; \
+	  echo "python$$version: $$($$python --version)"; \
+	  env=$(VENV)-$$version; test -x $$env/bin/python || $$python -m venv $$env || exit 1; \
+	  $$env/bin/pip install --quiet -c constraints.txt -e '.[test]' || exit 1; \
+	  $$env/bin/python -m pytest tests/statestore $(PYTEST_ARGS) || exit 1; \
+	done
+
 lint: $(READY)  ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -61,4 +70,4 @@ services:  ## install redis-server and PostgreSQL from the distribution (Debian,
 	fi
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

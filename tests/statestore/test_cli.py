@@ -136,8 +136,8 @@ def test_rm_asks_and_removes(url: str) -> None:
 
 
 def test_gc_removes_orphans_only(url: str, tmp_path: Path) -> None:
-    orphan = tmp_path / "a store" / "blobs" / "00" / "00" / ("0" * 64 + "-1." + "f" * 16)
-    orphan.parent.mkdir(parents=True)
+    orphan = tmp_path / "a store" / "blobs" / "00" / ("0" * 64 + "-1." + "f" * 16)
+    orphan.parent.mkdir(exist_ok=True)
     orphan.write_bytes(b"left over")
     assert run_json("--store", url, "gc")["blobs"] == 0, "it is younger than the grace period"
     assert run_json("--store", url, "gc", "--grace", "0")["blobs"] == 1
