@@ -2,13 +2,11 @@
 
 A document is a pure function of the generator that is passed in. Within one document every subject
 is unique, so a question has one answer, and in every wording the subject comes before the value.
-Training draws its documents from seeds below `UNSEEN_SEED`, measurements from seeds at or above it.
+Training seeds by numbers, measurements by strings, so that no document is drawn by both.
 """
 
 from dataclasses import dataclass
 from random import Random
-
-UNSEEN_SEED = 1 << 32
 
 # How many facts the shipped weights answer well: see MODEL_CARD.md.
 DEMO_FACTS = 16
@@ -33,7 +31,7 @@ PEOPLE = _words(
     Greta Gustav Hanna Hector Heidi Helga Hugo Ida Igor Ilse Imran Ines Ingrid Iris Ivan Jana
     Jasper Jonas Judith Julia Kamil Karin Karl Katja Klaus Lara Lars Laura Leon Lidia Linus Lola
     Lotte Luca Magnus Malik Marco Marta Mateo Maud Mila Miriam Nadia Nils Nina Noor Olga Omar
-    Oscar Otto Paula Pavel Petra Pia Quinn Rafael Raisa Ralf Rosa Ruben Samir Selma Sofia Stefan
+    Oscar Otto Paula Pavel Petra Pia Quinn Rafael Raisa Ralf Rosa Ruben Samir Selma Sonja Stefan
     Sven Tamara Tariq Theo Tilda Tomas Ulla Umar Vera Viktor Viola Walter Wanda Xenia Yara Yusuf
     Zelda Zora
     """
@@ -57,11 +55,12 @@ JOBS = _words(
     violinist waiter weaver welder writer
     """
 )
-OBJECTS = tuple(
-    """anchor atlas axe banjo basket bell bicycle blanket broom bucket camera candle chessboard
+OBJECTS = _words(
+    """
+    anchor atlas axe banjo basket bell bicycle blanket broom bucket camera candle chessboard
     clock coat compass cradle crown diary drill drum fan feather flag flute globe guitar hammer
-    harp helmet horn kettle kite ladder lamp lantern lens letter map mask medal mirror mug necklace
-    needle net oar pearl pencil pipe purse quilt radio razor ring rope ruby saddle scarf scissors
+    harp helmet horn kettle kite ladder lamp lantern lens map mask medal mirror mug necklace
+    needle net oar pearl pencil pipe purse quilt radio razor ring rope saddle scarf scissors
     shield shovel sled spoon stamp statue sword teapot telescope tent thimble torch trumpet
     umbrella vase violin wallet whistle wreath
     """
@@ -136,13 +135,13 @@ FILLER_SUBJECTS = _phrases(
     the news|a distant storm|the ferry
     """
 )
-FILLER_PREDICATES = tuple(
-    """came and went|kept everyone awake|made the children laugh|was late again|went on until noon|
+FILLER_PREDICATES = _phrases(
+    """
+    came and went|kept everyone awake|made the children laugh|was late again|went on until noon|
     did not last long|was hardly noticed|brought some comfort|was quiet that day|changed nothing|
     seemed far away|was worth the wait|drew a small crowd|stopped before dark|
-    was a welcome sight|surprised nobody|started early|took its time""".replace("\n    ", "").split(
-        "|"
-    )
+    was a welcome sight|surprised nobody|started early|took its time
+    """
 )
 
 
@@ -181,12 +180,12 @@ def make_document(rng: Random, facts: int) -> Document:
 
 def unseen_document(number: int, facts: int) -> Document:
     """Document `number`, from 0, of those that training never draws."""
-    return make_document(Random(UNSEEN_SEED + 1 + number), facts)  # noqa: S311 - not secret
+    return make_document(Random(f"unseen {number}"), facts)  # noqa: S311 - not secret
 
 
 def demo_document(facts: int = DEMO_FACTS) -> Document:
     """The one that the demonstration reads; unseen as well."""
-    return make_document(Random(UNSEEN_SEED), facts)  # noqa: S311 - not secret
+    return make_document(Random("demo"), facts)  # noqa: S311 - not secret
 
 
 def _draw_unused(rng: Random, pool: tuple[str, ...], used: set[str]) -> str:
