@@ -25,6 +25,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from rwkv_runtime.digests import FileIdentity
 from rwkv_runtime.errors import WeightsError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -212,16 +213,17 @@ Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor]]
 @contextmanager
 def _opened(path: Path) -> Iterator[Opened]:
     """The shapes of all tensors in the file, and a function that gives one of them by name."""
+    size = FileIdentity.of(path).size
     try:
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         with _opened_safetensors(path) as opened:
             yield opened
     elif head.startswith((b"PK\x03\x04", b"\x80\x02")):
-        yield _opened_pth(path, mapped=head.startswith(b"PK"))
+        yield _opened_pth(path, size, mapped=head.startswith(b"PK"))
     else:
         raise WeightsError(f"{path}: expected {WANTED}, found {_described(head)}")
 
@@ -237,7 +239,7 @@ def _opened_safetensors(path: Path) -> Iterator[Opened]:
         yield {name: tuple(file.get_slice(name).get_shape()) for name in names}, file.get_tensor
 
 
-def _opened_pth(path: Path, *, mapped: bool) -> Opened:
+def _opened_pth(path: Path, size: int, *, mapped: bool) -> Opened:
     """Files from before PyTorch 1.6 are no zip archives and cannot be mapped."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -255,10 +257,9 @@ def _opened_pth(path: Path, *, mapped: bool) -> Opened:
             raise WeightsError(
                 f"{path}: expected tensors by name, found {name!r}: {type(tensor).__name__}"
             )
+    # A view may claim what no file holds; copying it would allocate that.
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
-    if (
-        claimed > path.stat().st_size
-    ):  # views may claim what no file holds; copying would allocate it
+    if claimed > size:
         raise WeightsError(f"{path}: its tensors claim {claimed} bytes, more than the file holds")
     return {name: tuple(tensor.shape) for name, tensor in content.items()}, content.__getitem__
 
