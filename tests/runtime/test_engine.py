@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ def example() -> Engine:
     exec(code, names)
     engine: Engine = names["Recency"]()
     return engine
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Leaves torch's number of threads as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
