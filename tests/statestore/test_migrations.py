@@ -1,0 +1,180 @@
+"""The catalog's tables: created, recognised, upgraded and refused."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, event
+
+from statestore import tables
+from statestore.backends.file import open_file_backend
+from statestore.backends.migrate import migrations_dir
+from statestore.entry import EntryFilter
+from statestore.errors import SchemaVersionError, SettingsError, UnavailableError
+from tests.statestore.backend_places import CREATED_AT, FilePlace, a_key, an_entry, publish
+from tests.statestore.backend_worker import run_worker
+from tests.statestore.make_golden_catalog import DELETED, EXPECTED, GOLDEN
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def query(root: Path, statement: str) -> list[Any]:
+    with closing(sqlite3.connect(root / "catalog.sqlite3")) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
+def test_the_constants_are_alembics() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_dir()))
+    script = ScriptDirectory.from_config(config)
+    assert script.get_heads() == [tables.HEAD]
+    walked = [revision.revision for revision in script.walk_revisions()]
+    assert tuple(reversed(walked)) == tables.REVISIONS
+
+
+def test_the_migrated_tables_are_those_of_the_metadata(tmp_path: Path) -> None:
+    open_file_backend(tmp_path).close()
+    engine = create_engine(f"sqlite:///{tmp_path}/catalog.sqlite3")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+    engine.dispose()
+    assert query(tmp_path, "SELECT shard FROM totals") == [(n,) for n in range(tables.SHARDS)]
+
+
+def test_a_revision_imports_no_application_code() -> None:
+    revisions = sorted(migrations_dir().glob("versions/*.py"))
+    assert len(revisions) == len(tables.REVISIONS)
+    for path in revisions:
+        assert not re.search(
+            r"^\s*(from|import)\s+(statestore|rwkv_runtime)", path.read_text(), re.MULTILINE
+        )
+
+
+def test_down_and_up_again_from_a_shell(tmp_path: Path) -> None:
+    open_file_backend(tmp_path).close()
+    url = f"url=sqlite:///{tmp_path}/catalog.sqlite3"
+    config = Config(cmd_opts=argparse.Namespace(x=[url]))
+    config.set_main_option("script_location", str(migrations_dir()))
+    command.downgrade(config, "base")
+    assert query(tmp_path, "SELECT name FROM sqlite_master WHERE type = 'table'") == [
+        ("alembic_version",)
+    ]
+    command.upgrade(config, "head")
+    backend = open_file_backend(tmp_path)
+    assert publish(backend, an_entry(0))
+    backend.close()
+
+
+def test_a_catalog_without_tables_is_brought_to_head_on_open(tmp_path: Path) -> None:
+    (tmp_path / "catalog.sqlite3").touch()
+    open_file_backend(tmp_path).close()
+    assert query(tmp_path, "SELECT version_num FROM alembic_version") == [(tables.HEAD,)]
+
+
+def test_at_head_alembic_is_not_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from statestore.backends.file import *;"
+        "open_file_backend(Path(sys.argv[1])).close(); print('alembic' in sys.modules)"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code, tmp_path],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert outputs == ["True\n", "False\n"]
+
+
+def test_a_newer_catalog_is_refused_by_name(tmp_path: Path) -> None:
+    open_file_backend(tmp_path).close()
+    query(tmp_path, "UPDATE alembic_version SET version_num = '9042'")
+    with pytest.raises(SchemaVersionError) as caught:
+        open_file_backend(tmp_path)
+    for part in (str(tmp_path), "'9042'", repr(tables.HEAD), "pip install -U rwkv-statestore"):
+        assert part in str(caught.value)
+
+
+def test_an_upgrade_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail(
+        _connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: Any
+    ) -> None:
+        if "CREATE TABLE totals" in statement:
+            raise KeyboardInterrupt
+
+    event.listen(Engine, "before_cursor_execute", fail)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            open_file_backend(tmp_path)
+    finally:
+        event.remove(Engine, "before_cursor_execute", fail)
+    assert query(tmp_path, "SELECT name FROM sqlite_master") == []
+    backend = open_file_backend(tmp_path)
+    assert publish(backend, an_entry(0))
+    backend.close()
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_sixteen_processes_open_a_new_store_at_once(tmp_path: Path, attempt: int) -> None:
+    root = tmp_path / "not" / "yet" / "there"
+    done = run_worker("race", root, attempt, 16)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert {row["digest"] for row in FilePlace(root).rows()} == {
+        a_key(number).digest for number in range(16)
+    }
+    assert query(root, "SELECT count(*), sum(entries) FROM totals") == [(tables.SHARDS, 16)]
+    assert query(root, "PRAGMA journal_mode") == [("wal",)]
+
+
+@pytest.mark.parametrize("revision", tables.REVISIONS)
+def test_a_golden_catalog_is_opened_and_used(tmp_path: Path, revision: str) -> None:
+    shutil.copy(GOLDEN / f"catalog-{revision}.sqlite3", tmp_path / "catalog.sqlite3")
+    backend = open_file_backend(tmp_path)
+    assert {entry.key: entry for entry in backend.entries(EntryFilter())} == EXPECTED
+    assert backend.departed([DELETED])[DELETED].reason == "evicted"
+    keys = [a_key(number) for number in (4, 3, 2, 1, 0)]
+    assert backend.longest(keys, CREATED_AT) == EXPECTED[a_key(2)]
+    assert backend.longest(keys, CREATED_AT + 60) == EXPECTED[a_key(1)]
+    assert backend.usage().entries == len(EXPECTED)
+    assert publish(backend, an_entry(3))
+    assert publish(backend, an_entry(4))
+    assert backend.sweep(CREATED_AT + 60, 0).expired == 1
+    assert backend.usage().entries == len(EXPECTED)
+    backend.close()
+
+
+def test_something_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "catalog.sqlite3").write_bytes(b"not a database at all, " * 100)
+    with pytest.raises(UnavailableError, match=r"catalog .*catalog\.sqlite3: file is not a datab"):
+        open_file_backend(tmp_path)
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SettingsError, match="is not a directory"):
+            open_file_backend(path)
+
+
+def test_a_place_where_nothing_can_be_made_is_named() -> None:
+    with pytest.raises(UnavailableError, match="/proc/states"):
+        open_file_backend(Path("/proc/states"))
