@@ -124,6 +124,16 @@ def test_floats_shrink_and_noise_does_not_grow() -> None:
     assert_same(decode(blob_of(noise, "lossless"))[1], noise)
 
 
+def test_a_piece_on_the_edge_of_shrinking_comes_back() -> None:
+    random = np.random.default_rng(1)
+    for words in range(8, 160, 4):
+        for alike in range(0, words, 5):
+            data = np.frombuffer(random.bytes(4 * words), "<u4").copy()
+            data[:alike] &= 0x00FFFFFF
+            state = State("s", (Tensor.of("t", DType.F32, [words], data.tobytes()),))
+            assert_same(decode(blob_of(state, "lossless"))[1], state)
+
+
 def test_raw_tensors_are_the_containers_own_memory() -> None:
     blob = bytearray(blob_of(small_state(), "raw"))
     tensor = decode(blob)[1]["blocks.0.f32"]
