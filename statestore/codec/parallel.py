@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 MAX_THREADS = 4
@@ -37,7 +38,11 @@ def for_each(
     if used == 1:
         return [result for _, result in _drain(todo, make_worker)]
     with ThreadPoolExecutor(used - 1, "statestore-codec") as pool:
-        shares = [pool.submit(lambda: list(_drain(todo, make_worker))) for _ in range(used - 1)]
+        shares: list[Future[list[tuple[int, Result]]]] = []
+        with suppress(RuntimeError):  # the interpreter is ending and starts no threads: go on alone
+            shares.extend(
+                pool.submit(lambda: list(_drain(todo, make_worker))) for _ in range(used - 1)
+            )
         done = list(_drain(todo, make_worker))
     for share in shares:
         done += share.result()

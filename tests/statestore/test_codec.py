@@ -6,6 +6,9 @@ good and joined by others with each new format version.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from statestore.codec import (
     read_header,
 )
 from statestore.codec.layout import PIECE_BYTES
-from statestore.errors import ForeignError, InputError, LimitError, StateError
+from statestore.errors import CorruptError, ForeignError, InputError, LimitError, StateError
 from statestore.keys import StateKey
 from statestore.schema import DType, State, Tensor
 from tests.statestore.codec_samples import (
@@ -239,6 +242,37 @@ def test_a_header_takes_digests_only(digest: bytes) -> None:
         replace(header_of(small_state())).of(
             small_state(), key=KEY, fingerprint=digest, namespace="default"
         )
+
+
+AT_EXIT = """
+import atexit
+from statestore.codec import decode, encode
+from statestore.schema import DType, State, Tensor
+from tests.statestore.codec_samples import header_of
+state = State("s", (Tensor.of("t", DType.F32, [1 << 21], bytes(1 << 23)),))
+
+@atexit.register
+def late():
+    blob = b"".join(encode(header_of(state), state, threads=4))
+    print(decode(blob, threads=4)[1]["t"].data == state["t"].data)
+"""
+
+
+def test_a_state_can_be_stored_while_the_interpreter_ends() -> None:
+    environment = os.environ | {"PYTHONPATH": str(GOLDEN.parents[1])}
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_EXIT], env=environment, capture_output=True, check=True, text=True
+    )
+    assert (ended.stdout, ended.stderr) == ("True\n", "")
+
+
+def test_an_error_in_a_thread_reaches_the_caller() -> None:
+    state = State("s", (Tensor.of("t", DType.F32, [1 << 20], bytes(1 << 22)),))
+    blob = bytearray(blob_of(state, "raw"))
+    blob[-1] ^= 1
+    for _ in range(5):
+        with pytest.raises(CorruptError, match="frame 3 is damaged"):
+            decode(blob, threads=4)
 
 
 def test_an_empty_state_is_a_header_alone() -> None:
