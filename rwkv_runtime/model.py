@@ -129,18 +129,27 @@ def zero_state(weights: Weights, batch: int = 1) -> ModelState:
 
 def forward(weights: Weights, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
     """Read `tokens` [B, T] from `state` -> (hidden [B, T, C] after ln_out, the next state)."""
-    x = _normed(F.embedding(tokens, weights.emb), weights.ln0)
+    streams, after = forward_streams(weights, tokens, state)
+    return normed(streams[-1], weights.ln_out), after
+
+
+def forward_streams(
+    weights: Weights, tokens: Tensor, state: ModelState
+) -> tuple[list[Tensor], ModelState]:
+    """The same, with the residual stream [B, T, C] after every block for the hidden vectors."""
+    x = normed(F.embedding(tokens, weights.emb), weights.ln0)
     v_first: Tensor | None = None
-    after = []
+    streams, after = [], []
     for block, before in zip(weights.blocks, state, strict=True):
-        xn = _normed(x, block.ln1)
+        xn = normed(x, block.ln1)
         mixed, kv, v_first = _time_mix(block.att, xn, before, v_first, weights.state_dtype)
         x = x + mixed
-        xf = _normed(x, block.ln2)
+        xf = normed(x, block.ln2)
         x = x + _channel_mix(block.ffn, xf, before.ffn_x_prev)
+        streams.append(x)
         # Clones: a view would keep the whole activation alive for as long as the state lives.
         after.append(LayerState(xn[:, -1].clone(), kv, xf[:, -1].clone()))
-    return _normed(x, weights.ln_out), tuple(after)
+    return streams, tuple(after)
 
 
 def logits(weights: Weights, hidden: Tensor) -> Tensor:
@@ -202,7 +211,8 @@ def _low_rank(
     return outer if pair.bias is None else pair.bias + outer
 
 
-def _normed(x: Tensor, norm: Norm) -> Tensor:
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    """Layer norm over the channels of [..., C]."""
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, LAYER_NORM_EPS)
 
 

@@ -127,6 +127,9 @@ RELATIONS = (
     ),
 )
 
+# All subjects, in the order of their numbers.
+SUBJECTS = PEOPLE + OBJECTS + LOCKS
+
 FILLER_SUBJECTS = _phrases(
     """
     the rain|the wind|an old song|the evening train|the morning fog|a grey cat|the market|
@@ -152,30 +155,39 @@ class Question:
     text: str
     answer: str
     relation: str
+    subject: str
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`text` ends without a newline; `questions` has one question for each fact, in its order."""
+    """Has no newline at its end; `questions` has one for each fact, in its order.
+
+    `spans` says from where to where in the text each fact's sentence goes.
+    """
 
     text: str
     questions: tuple[Question, ...]
+    spans: tuple[tuple[int, int], ...]
 
 
-def make_document(rng: Random, facts: int) -> Document:
-    """A document that states `facts` facts."""
-    sentences, questions = [], []
+def make_document(rng: Random, facts: int, relations: tuple[Relation, ...] = RELATIONS) -> Document:
+    """A document that states `facts` facts of these relations."""
+    sentences, questions, spans = [], [], []
+    length = 0
     used: set[str] = set()
     for _ in range(facts):
-        relation = rng.choice(RELATIONS)
+        relation = rng.choice(relations)
         subject = _draw_unused(rng, relation.subjects, used)
         value = rng.choice(relation.values) if relation.values else _code(rng)
-        sentences.append(_worded(rng, relation.statements, subject, value))
+        sentence = _worded(rng, relation.statements, subject, value)
         asked = _worded(rng, relation.questions, subject, value)
-        questions.append(Question(asked, value, relation.name))
+        questions.append(Question(asked, value, relation.name, subject))
+        spans.append((length, length + len(sentence)))
         if rng.random() < FILLER_SHARE:
-            sentences.append(_filler(rng))
-    return Document(" ".join(sentences), tuple(questions))
+            sentence += " " + _filler(rng)
+        sentences.append(sentence)
+        length += len(sentence) + 1
+    return Document(" ".join(sentences), tuple(questions), tuple(spans))
 
 
 def unseen_document(number: int, facts: int) -> Document:

@@ -10,6 +10,7 @@ each such plan is kept in the snapshot with the step at which it began.
 
 import argparse
 import json
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -21,11 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from rwkv_runtime.demo.batches import NO_TARGET, Batch, fork, make_batch
-from rwkv_runtime.demo.corpus import make_document
+from rwkv_runtime.demo.corpus import RELATIONS, SUBJECTS, Document, make_document
 from rwkv_runtime.demo.initial import Shape, initial_weights
 from rwkv_runtime.demo.snapshot import load_snapshot, save_snapshot, save_tensors
-from rwkv_runtime.model import Weights, forward, logits, zero_state
+from rwkv_runtime.model import Weights, forward_streams, logits, normed, zero_state
 
+PROBE = "probe"
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32)  # facts
 TYPICAL_FACT_BYTES = 36
 REMEMBERED = 0.98  # of the running mean of exact answers, per step
@@ -49,6 +51,9 @@ class Plan:
     min_documents: int = 4
     questions: int = 8  # of each document, at most
     document_loss: float = 0.3
+    subject_loss: float = 0.5  # for naming the subject of the sentence in hand
+    subject_block: int = 1  # after which it is named
+    alike: float = 0.5  # share of documents whose facts are all of one relation
     present: float = 0.7  # share of steps at the present level; the others are below it
     raise_at: float = 0.9
     most_facts: int = 32
@@ -90,6 +95,7 @@ class Outcome:
 
     answers: Tensor  # mean loss over the answers' bytes
     documents: Tensor  # mean loss over the documents' bytes
+    subjects: Tensor  # mean loss of naming the subject
     exact: float  # share of questions with every byte right
 
 
@@ -101,10 +107,20 @@ class Trainer:
         shape = Shape(plan.layers, plan.width, plan.rank)
         start = initial_weights(shape, torch.Generator().manual_seed(0))
         self.weights = {n: t.to(plan.device).requires_grad_() for n, t in start.items()}
-        self.optimisers = make_optimisers(self.weights)
+        # Reads the subject's number off the residual stream. Guides the training; no part of the model.
+        self.probe = torch.zeros(len(SUBJECTS), plan.width, device=plan.device, requires_grad=True)
+        self.optimisers = make_optimisers(self.weights, self.probe)
         if self.snapshot.exists():
-            self.progress = Progress(**load_snapshot(self.snapshot, self.weights, self.optimisers))
+            self.progress = Progress(
+                **load_snapshot(self.snapshot, self.parameters, self.optimisers)
+            )
         self.progress.plans.append((self.progress.step, asdict(plan)))
+        self.stopped = False
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """All that is trained."""
+        return {**self.weights, PROBE: self.probe}
 
     @property
     def snapshot(self) -> Path:
@@ -114,7 +130,8 @@ class Trainer:
     def run(self, save_every_s: float) -> None:
         """Train up to the plan's last step, saving as often as asked, and at the end."""
         saved = time.monotonic()
-        while self.progress.step < self.plan.steps:
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        while self.progress.step < self.plan.steps and not self.stopped:
             started = time.monotonic()
             outcome = self.step()
             self.progress.seconds += time.monotonic() - started
@@ -125,6 +142,10 @@ class Trainer:
                 saved = time.monotonic()
         self.save()
 
+    def stop(self) -> None:
+        """End after the step in hand, and save."""
+        self.stopped = True
+
     def step(self) -> Outcome:
         """One batch of fresh documents: read, ask, learn."""
         plan, progress = self.plan, self.progress
@@ -132,8 +153,10 @@ class Trainer:
         level = progress.level if rng.random() < plan.present else rng.randrange(progress.level + 1)
         batch = draw_batch(rng, LEVELS[level], plan)
         dtype: torch.dtype = getattr(torch, plan.dtype)
-        outcome = losses(Weights.of({n: t.to(dtype) for n, t in self.weights.items()}), batch)
-        self.learn(outcome.answers + plan.document_loss * outcome.documents)
+        weights = Weights.of({n: t.to(dtype) for n, t in self.weights.items()})
+        outcome = losses(weights, batch, self.probe.to(dtype), plan.subject_block)
+        guides = plan.document_loss * outcome.documents + plan.subject_loss * outcome.subjects
+        self.learn(outcome.answers + guides)
         progress.step += 1
         progress.bytes_read += batch.documents.numel() + batch.questions.numel()
         if level == progress.level:
@@ -144,7 +167,7 @@ class Trainer:
     def learn(self, loss: Tensor) -> None:
         """One step down the gradient."""
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), MAX_GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), MAX_GRADIENT_NORM)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self.plan.lr_at(self.progress.step)
@@ -167,21 +190,22 @@ class Trainer:
         print(
             f"step {now.step}  facts {LEVELS[now.level]}  exact {now.exact:.3f}  "
             f"answers {outcome.answers.item():.3f}  documents {outcome.documents.item():.3f}  "
+            f"subjects {outcome.subjects.item():.3f}  "
             f"{now.bytes_read / 1e6:.2f} MB  {now.seconds:.0f} s",
             flush=True,
         )
 
     def save(self) -> None:
         """Write the snapshot, and the weights alone as an ordinary file."""
-        save_snapshot(self.snapshot, self.weights, self.optimisers, asdict(self.progress))
+        save_snapshot(self.snapshot, self.parameters, self.optimisers, asdict(self.progress))
         bare = {name: tensor.detach() for name, tensor in self.weights.items()}
         save_tensors(self.out / "model.safetensors", bare, {"format": "pt"})
 
 
-def make_optimisers(weights: Mapping[str, Tensor]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embedding, head and vectors."""
+def make_optimisers(weights: Mapping[str, Tensor], probe: Tensor) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for all others."""
     matrices = [t for n, t in weights.items() if is_inner_matrix(n, t)]
-    others = [t for n, t in weights.items() if not is_inner_matrix(n, t)]
+    others = [t for n, t in weights.items() if not is_inner_matrix(n, t)] + [probe]
     return [
         torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=True),
@@ -196,28 +220,45 @@ def is_inner_matrix(name: str, tensor: Tensor) -> bool:
 def draw_batch(rng: Random, facts: int, plan: Plan) -> Batch:
     """Documents of `facts` facts, as many as the plan's bytes allow."""
     count = max(plan.min_documents, plan.document_bytes // (TYPICAL_FACT_BYTES * facts))
-    documents = [make_document(rng, facts) for _ in range(count)]
+    documents = [draw_document(rng, facts, plan.alike) for _ in range(count)]
     return make_batch(rng, documents, min(facts, plan.questions)).to(plan.device)
 
 
-def losses(weights: Weights, batch: Batch) -> Outcome:
+def draw_document(rng: Random, facts: int, alike: float) -> Document:
+    """Where all facts are of one relation, nothing but the subject tells them apart."""
+    relations = (rng.choice(RELATIONS),) if rng.random() < alike else RELATIONS
+    return make_document(rng, facts, relations)
+
+
+def losses(weights: Weights, batch: Batch, probe: Tensor, block: int) -> Outcome:
     """Read the documents, fork, read questions and answers."""
     count = batch.documents.shape[0]
-    hidden, state = forward(weights, batch.documents, zero_state(weights, count))
-    read, expected = _wanted(weights, hidden, batch.document_targets)
-    documents = F.cross_entropy(read, expected)
-    hidden, _ = forward(weights, batch.questions, fork(state, batch.questions.shape[0] // count))
-    answered, expected = _wanted(weights, hidden, batch.answer_targets)
+    read, state = forward_streams(weights, batch.documents, zero_state(weights, count))
+    forked = fork(state, batch.questions.shape[0] // count)
+    asked, _ = forward_streams(weights, batch.questions, forked)
+    documents, _ = _byte_loss(weights, read[-1], batch.document_targets)
+    answers, right = _byte_loss(weights, asked[-1], batch.answer_targets)
     rows = (batch.answer_targets != NO_TARGET).nonzero()[:, 0]
-    wrong = torch.bincount(rows, (answered.argmax(-1) != expected).float())
+    wrong = torch.bincount(rows, (~right).float())
     exact = (wrong == 0).float().mean().item()
-    return Outcome(F.cross_entropy(answered, expected), documents, exact)
+    subjects = _subject_loss(probe, read[block], batch.document_subjects) + _subject_loss(
+        probe, asked[block], batch.question_subjects
+    )
+    return Outcome(answers, documents, subjects, exact)
 
 
-def _wanted(weights: Weights, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores and targets where there is a target: [n, vocabulary] in fp32, [n]."""
+def _byte_loss(weights: Weights, stream: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean loss and what was right [n], where there is a target."""
     wanted = targets != NO_TARGET
-    return logits(weights, hidden[wanted]).float(), targets[wanted]
+    scores = logits(weights, normed(stream[wanted], weights.ln_out)).float()
+    return F.cross_entropy(scores, targets[wanted]), scores.argmax(-1) == targets[wanted]
+
+
+def _subject_loss(probe: Tensor, stream: Tensor, numbers: Tensor) -> Tensor:
+    """The mean loss of the subject's number, where a sentence has named its subject."""
+    wanted = numbers != NO_TARGET
+    scores = F.layer_norm(stream[wanted], stream.shape[-1:]) @ probe.T
+    return F.cross_entropy(scores.float(), numbers[wanted])
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
