@@ -9,8 +9,9 @@
 
 from rwkv_runtime.engines import Engine, load_engine
 from rwkv_runtime.generation import Generated, Stop
+from rwkv_runtime.runtime import Answer, Runtime
 from rwkv_runtime.sampling import Sampling
-from rwkv_runtime.session import Answer, Prefill, Runtime
+from rwkv_runtime.session import Prefill
 from rwkv_runtime.tokenizer import Tokenizer, tokenizer_for
 
 __all__ = [

@@ -12,5 +12,5 @@ from statestore.keys import KeyedBoundary, Plan
 
 
 def to_save(plan: Plan, resumed_at: int) -> dict[int, KeyedBoundary]:
-    """Boundaries to save, by position, for a run of `plan` that begins after `resumed_at` tokens."""
+    """Boundaries to save, by position, where `resumed_at` tokens have been read already."""
     return {b.position: b for b in plan.boundaries if b.position > resumed_at}

@@ -21,8 +21,8 @@
         ├── SchemaVersionError              the catalog's tables are of another release
         └── ClosedError                     used after close()
 
-A miss is ``None``, never an error. The number is the exit code of a command that ends with that error;
-a child without a number has its parent's.
+A miss is ``None``, never an error. The number is the exit code of a command that ends with that
+error; a child without a number has its parent's.
 """
 
 from __future__ import annotations

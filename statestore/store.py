@@ -168,6 +168,22 @@ class StateStore:
         self.metrics.puts.labels(outcome=outcome.value).inc()
         return outcome
 
+    def reject(self, entry: Entry, problem: str) -> bool:
+        """Bar an entry that a request found unusable: quarantine it, count it, log it.
+
+        ``False`` where it was replaced or deleted meanwhile: look again.
+        """
+        cause = problem.partition(":")[0]
+        try:
+            barred = self.quarantine(entry, problem)
+        except BackendError as error:  # a place that only reads: step over it all the same
+            self._kept("quarantine", error)
+            barred = True
+        if barred:
+            self.metrics.quarantined.labels(cause=cause).inc()
+            log.warning("quarantined %s: %s", entry.key, problem)
+        return barred
+
     # Operators: raise what went wrong.
 
     def list(self, where: EntryFilter | None = None) -> Iterator[Entry]:
@@ -263,7 +279,7 @@ class StateStore:
                 if state is not None:
                     self._touch(entry)
                     return Found(entry, state), "hit"
-                replaced = not self._bar(entry, problem)
+                replaced = not self.reject(entry, problem)
                 keys = keys[keys.index(entry.key) + (0 if replaced else 1) :]
             log.warning("gave up a lookup after %d unsound states", MAX_STEPS_DOWN)
             return None, "miss"
@@ -286,19 +302,6 @@ class StateStore:
         header, state = codec.decode(blob, self._limits)
         codec.expect(header, entry.key, identity.fingerprint, identity.namespace)
         return state
-
-    def _bar(self, entry: Entry, problem: str) -> bool:
-        """Quarantine. ``False`` where the entry was replaced or deleted meanwhile: look again."""
-        cause = problem.partition(":")[0]
-        try:
-            barred = self.quarantine(entry, problem)
-        except BackendError as error:  # a place that only reads: step over it all the same
-            self._kept("quarantine", error)
-            barred = True
-        if barred:
-            self.metrics.quarantined.labels(cause=cause).inc()
-            log.warning("quarantined %s: %s", entry.key, problem)
-        return barred
 
     def _touch(self, entry: Entry) -> None:
         now = self._clock()

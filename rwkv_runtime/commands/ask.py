@@ -9,7 +9,7 @@ import click
 
 from rwkv_runtime.commands.options import Opening, json_option, read_text, runtime_options
 from rwkv_runtime.commands.progress import progress_bar
-from rwkv_runtime.session import Answer
+from rwkv_runtime.runtime import Answer
 from statestore.cli.render import emit_json
 
 

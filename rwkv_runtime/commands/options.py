@@ -14,7 +14,7 @@ import click
 
 from rwkv_runtime.commands.progress import progress_bar
 from rwkv_runtime.engines import Engine, load_engine
-from rwkv_runtime.session import Runtime
+from rwkv_runtime.runtime import Runtime
 from rwkv_runtime.tokenizer import tokenizer_for
 from statestore.keys import Namespace
 from statestore.settings import URL_VARIABLE, default_url, open_store

@@ -13,8 +13,14 @@ from rwkv_runtime import Prefill, Runtime, Stop, load_engine
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.errors import TokenizerError, VocabularyError
 from rwkv_runtime.testing import small_architecture, write_random_weights
-from statestore import ChunkRule, EntryFilter, Namespace, Role, StateStore, open_store
-from statestore.errors import FullError, PromptError, TokenError, UnavailableError
+from statestore import ChunkRule, EntryFilter, Identity, Namespace, Role, StateStore, open_store
+from statestore.errors import (
+    FullError,
+    PromptError,
+    StateError,
+    TokenError,
+    UnavailableError,
+)
 from statestore.explain import Why
 from tests.faults import OPERATIONS, FaultyBackend
 
@@ -88,7 +94,13 @@ def test_a_full_hit_without_output_falls_back_to_a_shorter_prefix(
     entry = next(e for e in store.list() if e.key.n_tokens == 105)
     store.delete(entry.key)
     bare = engine.to_stored(cold.state, None)
-    store.put(runtime.identity, entry.key, bare, token_digest=entry.token_digest, role=Role.PROMPT)
+    store.put(
+        Identity(engine.fingerprint.digest),
+        entry.key,
+        bare,
+        token_digest=entry.token_digest,
+        role=Role.PROMPT,
+    )
     again = runtime.prefill([DOCUMENT, QUESTION])
     assert (again.cached_tokens, again.computed_tokens) == (100, 5)
     assert same(again, cold, engine)
@@ -245,3 +257,26 @@ def test_stop_text_is_held_back_and_removed(runtime: Runtime) -> None:
     stop = whole[10:13]
     cut = "".join(g.text for g in runtime.generate([DOCUMENT], max_tokens=40, stop=Stop(stop)))
     assert cut == whole[: whole.index(stop)]
+
+
+class Misfit:
+    """An engine that shares another's fingerprint and does not understand its states."""
+
+    def __init__(self, inner: Engine) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def from_stored(self, stored: object) -> object:
+        raise StateError("not a state of mine")
+
+
+def test_a_state_that_the_engine_refuses_is_computed_again(
+    engine: Engine, store: StateStore
+) -> None:
+    with Runtime(engine, store) as runtime:
+        cold = runtime.prefill([DOCUMENT, QUESTION])
+    with Runtime(Misfit(engine), store) as runtime:  # type: ignore[arg-type]
+        assert same(runtime.prefill([DOCUMENT, QUESTION]), cold, engine)
+    assert store.metrics.value("quarantined_total", cause="StateError") > 0

@@ -1,0 +1,226 @@
+"""The way in: prompts, questions and new tokens, over one engine and one store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from rwkv_runtime import template
+from rwkv_runtime.engines import Engine
+from rwkv_runtime.generation import Generated, Stop, generate
+from rwkv_runtime.sampling import GREEDY, Sampling
+from rwkv_runtime.session import Prefill, Progress, Session
+from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
+from rwkv_runtime.writer import Put, Writer
+from statestore.explain import Verdict, explain
+from statestore.keys import Namespace, Tokens
+from statestore.store import StateStore
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question's answer and what it cost."""
+
+    question: str
+    answer: str
+    cached_tokens: int
+    computed_tokens: int
+    tokenise_s: float  # of document and question
+    ttft_s: float  # from token ids to the first new token
+    total_s: float
+    prefill: Prefill
+
+
+class Runtime:
+    """Reads prompts through a store. Safe to use from several threads if the engine is.
+
+    Args:
+        engine: computes; closes nothing.
+        store: where states are kept; ``None`` computes everything afresh. The caller closes it,
+            after the runtime.
+        namespace: whose states; its salt comes from configuration.
+        tokenizer: for calls with text; by default the one that fits the engine's vocabulary.
+        model: a name for people, kept with each state.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: StateStore | None,
+        *,
+        namespace: Namespace | None = None,
+        tokenizer: Tokenizer | None = None,
+        model: str = "",
+    ) -> None:
+        self.engine = engine
+        self.store = store
+        self._tokenizer = tokenizer or tokenizer_for(engine.vocabulary)
+        self._writer = Writer()
+        self._session = Session(engine, store, namespace or Namespace(), model, self._writer)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """For text.
+
+        Raises:
+            TokenizerError: no tokenizer fits the engine's vocabulary and none was given.
+        """
+        return require_tokenizer(self._tokenizer, self.engine.vocabulary)
+
+    def prefill(self, segments: Sequence[Tokens], *, progress: Progress | None = None) -> Prefill:
+        """Read a prompt, a list of segments of token ids, from the longest stored prefix on.
+
+        Args:
+            segments: documents, messages, questions, each tokenised on its own; empty ones add
+                nothing.
+            progress: told after each chunk.
+
+        Raises:
+            PromptError: no segment holds a token.
+            TokenError: an id is not an integer, or outside the engine's vocabulary.
+        """
+        result, last_put = self._session.read(segments, progress)
+        self._submit(last_put)
+        return result
+
+    def generate(
+        self,
+        segments: Sequence[Tokens],
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling = GREEDY,
+        stop: Stop | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Generated]:
+        """Read a prompt, then yield new tokens as they come.
+
+        Args:
+            segments: as for `prefill`.
+            max_tokens: new tokens at most.
+            sampling: how to choose a token; greedy by default.
+            stop: what ends the text; by default the tokenizer's end token alone.
+            progress: as for `prefill`.
+        """
+        prefill, last_put = self._session.read(segments, progress)
+        new = self.continue_from(prefill, max_tokens=max_tokens, sampling=sampling, stop=stop)
+        yield from self._after_first(new, last_put)
+
+    def continue_from(
+        self,
+        prefill: Prefill,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling = GREEDY,
+        stop: Stop | None = None,
+    ) -> Iterator[Generated]:
+        """New tokens after a prompt that has been read; `prefill` itself stays as it is."""
+        return generate(
+            self.engine,
+            prefill.state,
+            prefill.logits,
+            tokenizer=self._tokenizer,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop or Stop(),
+        )
+
+    def ask(
+        self,
+        document: str,
+        questions: Sequence[str],
+        *,
+        max_tokens: int = 64,
+        progress: Progress | None = None,
+    ) -> Iterator[Answer]:
+        """Answer questions about a document; each starts from the document's state alone.
+
+        The first question on a new document reads it and leaves its state in the store. The
+        template is in `rwkv_runtime.template`.
+        """
+        began = time.perf_counter()
+        document_tokens = self.tokenizer.encode(document)
+        document_s = time.perf_counter() - began
+        for question in questions:
+            yield self._answer(document_tokens, document_s, question, max_tokens, progress)
+
+    def explain(self, segments: Sequence[Tokens]) -> tuple[Verdict, ...]:
+        """For each boundary of a prompt whether its state is stored and, where not, why."""
+        if self.store is None:
+            return ()
+        self.flush()
+        return explain(self.store, self._session.identity, self._session.plan(segments).boundaries)
+
+    def warm_up(self) -> None:
+        """Pay now what the first call of a process costs (thread pools, libraries); results are
+        thrown away.
+        """
+        tokens = torch.zeros(self.engine.rule.min_chunk, dtype=torch.int64)
+        with torch.inference_mode():
+            output, state = self.engine.prefill(tokens, self.engine.initial_state())
+            self.engine.logits(output)
+            self.engine.decode(0, state)
+
+    def flush(self) -> None:
+        """Return once every state handed to the store so far is written, or dropped."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and end the writer; a second call does nothing. Store and engine stay open."""
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _submit(self, put: Put | None) -> None:
+        if put is not None:
+            self._writer.submit(put)
+
+    def _after_first(self, new: Iterator[Generated], put: Put | None) -> Iterator[Generated]:
+        """Pass `new` on, and submit `put` once the first token is there, or none came."""
+        first = next(new, None)
+        self._submit(put)
+        if first is not None:
+            yield first
+            yield from new
+
+    def _answer(
+        self,
+        document: Sequence[int],
+        document_s: float,
+        question: str,
+        max_tokens: int,
+        progress: Progress | None,
+    ) -> Answer:
+        began = time.perf_counter()
+        question_tokens = self.tokenizer.encode(template.question_segment(question))
+        tokenised = time.perf_counter()
+        prefill, last_put = self._session.read([document, question_tokens], progress)
+        answer = self.continue_from(prefill, max_tokens=max_tokens, stop=Stop(template.STOP))
+        text, first = "", None
+        for new in self._after_first(answer, last_put):
+            first = first or time.perf_counter()
+            text += new.text
+        ended = time.perf_counter()
+        return Answer(
+            question,
+            template.clean_answer(text),
+            prefill.cached_tokens,
+            prefill.computed_tokens,
+            tokenise_s=document_s + tokenised - began,
+            ttft_s=(first or ended) - tokenised,
+            total_s=document_s + ended - began,
+            prefill=prefill,
+        )
