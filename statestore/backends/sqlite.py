@@ -1,7 +1,7 @@
 """What is special about SQLite, in one place.
 
 * **WAL**: readers never wait for a writer, nor a writer for readers. Turning it on needs the
-  database alone and does not honour the busy timeout, so it is tried again until it succeeds.
+  database alone and does not honour the busy timeout: it fails as busy, and `Database` tries again.
 * **BEGIN IMMEDIATE** for transactions that write: a transaction that read first and then wants to
   write cannot wait for another writer, it can only fail.
 * **synchronous=NORMAL**: a commit does not wait for the disk. A power cut may undo the newest
@@ -14,9 +14,7 @@ The catalog lies on a local disk: WAL shares memory between processes of one hos
 
 from __future__ import annotations
 
-import random
 import sqlite3
-import time
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +48,7 @@ def open_database(path: Path, patience_s: float) -> Database:
     def prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         assert isinstance(connection, sqlite3.Connection)
         connection.isolation_level = None  # transactions are begun below, not guessed by the driver
-        _enter_wal(connection, place, patience_s)
+        _enter_wal(connection, place)
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
 
@@ -77,16 +75,7 @@ def _primary_code(error: BaseException | None) -> int:
     return int(code) & 0xFF
 
 
-def _enter_wal(connection: sqlite3.Connection, place: str, patience_s: float) -> None:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            if _primary_code(error) not in _BUSY or time.monotonic() > deadline:
-                raise
-        else:
-            if mode == "wal":
-                return
-            raise UnavailableError(f"{place}: its file system cannot do WAL; use a local disk")
-        time.sleep(random.uniform(0, 0.01))  # noqa: S311 - not a secret
+def _enter_wal(connection: sqlite3.Connection, place: str) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":
+        raise UnavailableError(f"{place}: its file system cannot do WAL; use a local disk")

@@ -15,14 +15,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
-from statestore.backends import forks
+from statestore.backends import catalog, forks
 from statestore.backends.file import open_file_backend
 from statestore.backends.forks import Turnstile
+from statestore.backends.sqlite import open_database
 from statestore.entry import EntryFilter
 from statestore.errors import ClosedError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
-from tests.statestore.backend_worker import PATIENCE_S, run_worker, step
+from tests.statestore.backend_worker import KEYS, PATIENCE_S, run_worker, step
 
 
 def check_store(place: FilePlace) -> None:
@@ -47,9 +49,10 @@ def named(place: FilePlace) -> set[str]:
 
 
 @contextmanager
-def write_lock(place: FilePlace) -> Iterator[None]:
+def write_lock(place: FilePlace, timeout_s: float = 5.0) -> Iterator[None]:
     """Another program holds the catalog's write lock."""
-    with closing(sqlite3.connect(place.root / "catalog.sqlite3")) as connection:
+    path = place.root / "catalog.sqlite3"
+    with closing(sqlite3.connect(path, timeout=timeout_s)) as connection:
         connection.isolation_level = None
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -129,12 +132,43 @@ def test_a_writer_waits_for_another(place: FilePlace) -> None:
     backend.close()
 
 
+def test_a_write_has_the_lock_before_it_reads(place: FilePlace) -> None:
+    place.open().close()
+    database = open_database(place.root / "catalog.sqlite3", patience_s=PATIENCE_S)
+
+    def work(_connection: Connection) -> str:
+        with (
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+            write_lock(place, timeout_s=0),
+        ):
+            pass
+        return "tried"
+
+    assert database.write(work) == "tried"
+    with write_lock(place, timeout_s=0):
+        assert database.read(catalog.usage).entries == 0
+    database.close()
+
+
 def test_a_store_opens_while_another_program_writes(place: FilePlace) -> None:
     place.open().close()
     with write_lock(place):
         backend = open_file_backend(place.root, patience_s=0.1)
         assert backend.usage().entries == 0
         backend.close()
+
+
+def test_turning_wal_on_waits_for_a_writer(place: FilePlace) -> None:
+    """SQLite reports this as busy at once, whatever the busy timeout."""
+    place.root.mkdir()
+    with ThreadPoolExecutor(1) as thread:
+        with write_lock(place):
+            opening = thread.submit(open_file_backend, place.root, patience_s=PATIENCE_S)
+            time.sleep(0.2)
+            assert not opening.done()
+        backend = opening.result()
+    assert publish(backend, an_entry(0))
+    backend.close()
 
 
 def test_close_waits_for_running_calls(place: FilePlace) -> None:
@@ -166,7 +200,7 @@ def test_a_fork_and_its_parent_both_go_on(place: FilePlace) -> None:
         from pathlib import Path
         from statestore.backends.file import open_file_backend
         from tests.statestore.backend_places import an_entry, publish
-        from tests.statestore.backend_worker import PATIENCE_S, fork, step, succeeded
+        from tests.statestore.backend_worker import KEYS, PATIENCE_S, fork, step, succeeded
 
         backend = open_file_backend(Path(sys.argv[1]), patience_s=PATIENCE_S)
         stop, failures = threading.Event(), []
@@ -180,7 +214,7 @@ def test_a_fork_and_its_parent_both_go_on(place: FilePlace) -> None:
                 failures.append(error)
 
         def child(number):
-            assert publish(backend, an_entry(1000 + number))
+            assert publish(backend, an_entry(KEYS + number))
             dice = random.Random(number)
             for _ in range(20):
                 step(backend, dice)
@@ -213,7 +247,7 @@ def test_a_fork_and_its_parent_both_go_on(place: FilePlace) -> None:
     )
     assert done.returncode == 0, done.stderr
     check_store(place)
-    assert {a_key(1000 + number).digest for number in range(10)} <= {
+    assert {a_key(KEYS + number).digest for number in range(10)} <= {
         row["digest"] for row in place.rows()
     }
     assert place.blob_names() == named(place)

@@ -26,7 +26,7 @@ from statestore.backends.migrate import migrations_dir
 from statestore.entry import EntryFilter
 from statestore.errors import SchemaVersionError, SettingsError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, FilePlace, a_key, an_entry, publish
-from tests.statestore.backend_worker import run_worker
+from tests.statestore.backend_worker import KEYS, run_worker
 from tests.statestore.make_golden_catalog import DELETED, EXPECTED, GOLDEN
 
 CHECKOUT = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def test_sixteen_processes_open_a_new_store_at_once(tmp_path: Path, attempt: int
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert {row["digest"] for row in FilePlace(root).rows()} == {
-        a_key(number).digest for number in range(16)
+        a_key(KEYS + number).digest for number in range(16)
     }
     assert query(root, "SELECT count(*), sum(entries) FROM totals") == [(tables.SHARDS, 16)]
     assert query(root, "PRAGMA journal_mode") == [("wal",)]
