@@ -1,0 +1,166 @@
+"""The SQL catalog: queries use indexes, memory of removals is bounded, failures have names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from statestore.backends import catalog
+from statestore.backends.database import Database
+from statestore.backends.migrate import bring_to_head
+from statestore.backends.sql import SqlBackend
+from statestore.backends.sqlite import open_database
+from statestore.blobs.filesystem import FilesystemBlobs
+from statestore.entry import EntryFilter
+from statestore.errors import FullError, UnavailableError
+from statestore.tables import departed
+from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, digest, publish
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = open_database(tmp_path / "catalog.sqlite3", patience_s=60)
+    bring_to_head(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def backend(database: Database, tmp_path: Path) -> SqlBackend:
+    (tmp_path / "blobs").mkdir()
+    return SqlBackend(database, FilesystemBlobs(tmp_path / "blobs"), tmp_path.as_uri())
+
+
+def statements_of(database: Database, call: Callable[[], Any]) -> list[tuple[str, list[str]]]:
+    """The SELECTs that `call` sends, each with SQLite's plan for it."""
+    seen: list[tuple[str, list[str]]] = []
+
+    def note(
+        connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+    ) -> None:
+        if statement.startswith(("SELECT", "WITH")):
+            driver = connection.connection.dbapi_connection
+            plan = driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            seen.append((statement, [step[3] for step in plan]))
+
+    event.listen(database._reader, "before_cursor_execute", note)
+    call()
+    event.remove(database._reader, "before_cursor_execute", note)
+    return seen
+
+
+def test_the_longest_of_thousands_is_one_query(database: Database, backend: SqlBackend) -> None:
+    publish(backend, an_entry(4000))
+    keys = [a_key(number) for number in range(5000)]
+    assert len(statements_of(database, lambda: backend.longest(keys, CREATED_AT))) == 1
+    assert len(statements_of(database, lambda: backend.longest(keys[:3000], CREATED_AT))) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "index"),
+    [
+        (lambda it: it.longest([a_key(0), a_key(1)], CREATED_AT), "sqlite_autoindex_entries_1"),
+        (lambda it: next(it.entries(EntryFilter()), None), "ix_entries_used_at"),
+        (
+            lambda it: list(it.entries(EntryFilter(namespace="n", token_digest=digest("t")))),
+            "ix_entries_token_digest",
+        ),
+        (
+            lambda it: list(it.entries(EntryFilter(namespace="n", fingerprint=digest("f")))),
+            "ix_entries_model",
+        ),
+        (
+            lambda it: list(it.entries(EntryFilter(key_prefix="0123abc"))),
+            "sqlite_autoindex_entries_1",
+        ),
+        (lambda it: it.sweep(CREATED_AT, 0.0), "ix_entries_expires_at"),
+        (lambda it: it.departed([a_key(0)]), "ix_departed_digest"),
+    ],
+)
+def test_no_query_scans_the_entries(
+    database: Database, backend: SqlBackend, call: Callable[[SqlBackend], Any], index: str
+) -> None:
+    ((_, plan),) = statements_of(database, lambda: call(backend))
+    assert any(index in step for step in plan)
+    assert not [step for step in plan if step.startswith(("SCAN entries", "SCAN departed"))] or (
+        plan == ["SCAN entries USING INDEX ix_entries_used_at"]  # in the listing's order, by pages
+    )
+
+
+def test_totals_read_no_entry(database: Database, backend: SqlBackend) -> None:
+    ((statement, _),) = statements_of(database, backend.usage)
+    assert "FROM totals" in statement
+    assert "FROM entries" not in statement
+
+
+def test_only_the_newest_removals_are_remembered(
+    database: Database, backend: SqlBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "DEPARTED_ROWS", 3)
+    for number in range(6):
+        publish(backend, an_entry(number, blob_bytes=1))
+        backend.delete(a_key(number), "deleted")
+    keys = [a_key(number) for number in range(6)]
+    assert set(backend.departed(keys)) == set(keys[3:])
+    assert database.read(lambda tx: len(tx.execute(departed.select()).all())) == 3
+
+
+def test_a_full_catalog_is_named_and_leaves_no_blob(
+    database: Database, backend: SqlBackend, tmp_path: Path
+) -> None:
+    @event.listens_for(database._reader, "checkout")
+    def limit(connection: Any, _entry: Any, _proxy: Any) -> None:
+        connection.execute("PRAGMA max_page_count=1")  # SQLite takes the present size instead
+
+    stored = []
+
+    def fill() -> None:
+        for number in range(1000):
+            entry = an_entry(number, blob_bytes=1, model="m" * 5000)
+            publish(backend, entry)
+            stored.append(entry.blob)
+
+    with pytest.raises(FullError, match=r"catalog\.sqlite3: no space left"):
+        fill()
+    assert {path.name for path in tmp_path.glob("blobs/*/*")} == set(stored)
+    assert {entry.blob for entry in backend.entries(EntryFilter())} == set(stored)
+    assert backend.usage().entries == len(stored)
+
+
+def test_a_failed_commit_whose_entry_stands_keeps_its_blob(
+    database: Database, backend: SqlBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection may break after the server committed, before it said so."""
+    write = database.write
+
+    def write_and_lose_the_answer(work: Callable[[Any], Any]) -> Any:
+        write(work)
+        raise UnavailableError("the connection broke")
+
+    entry = an_entry(0)
+    monkeypatch.setattr(database, "write", write_and_lose_the_answer)
+    with pytest.raises(UnavailableError, match="broke"):
+        publish(backend, entry)
+    assert backend.longest([entry.key], CREATED_AT) == entry
+    assert backend.read(entry) is not None
+
+
+def test_a_blob_that_cannot_be_unlinked_is_left_to_a_sweep(
+    backend: SqlBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = an_entry(0)
+    publish(backend, entry)
+    path = tmp_path / "blobs" / entry.blob[:2] / entry.blob
+    path.unlink()
+    path.mkdir()
+    assert backend.delete(entry.key, "deleted")
+    assert f"blob {entry.blob} is left to a sweep" in caplog.text
+    assert backend.usage().entries == 0
+    path.rmdir()
+    path.write_bytes(b"x")
+    assert backend.sweep(time.time() + 1, grace_s=0).blobs == 1
