@@ -107,7 +107,7 @@ class Trainer:
         shape = Shape(plan.layers, plan.width, plan.rank)
         start = initial_weights(shape, torch.Generator().manual_seed(0))
         self.weights = {n: t.to(plan.device).requires_grad_() for n, t in start.items()}
-        # Reads the subject's number off the residual stream. Guides the training; no part of the model.
+        # Reads the subject's number off the residual stream: a guide, no part of the model.
         self.probe = torch.zeros(len(SUBJECTS), plan.width, device=plan.device, requires_grad=True)
         self.optimisers = make_optimisers(self.weights, self.probe)
         if self.snapshot.exists():
