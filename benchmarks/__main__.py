@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "Time to first token of a question about a stored document": ["benchmarks.ttft"],
+    "File backend": ["benchmarks.bench_file_backend"],
     "Codecs": ["benchmarks.bench_codec"],
 }
 
