@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -84,8 +84,9 @@ class Runtime:
             PromptError: no segment holds a token.
             TokenError: an id is not an integer, or outside the engine's vocabulary.
         """
-        result, last_put = self._session.read(segments, progress)
-        self._submit(last_put)
+        result, later = self._session.read(segments, progress)
+        for put in later:
+            self._writer.submit(put)
         return result
 
     def generate(
@@ -106,9 +107,9 @@ class Runtime:
             stop: what ends the text; by default the tokenizer's end token alone.
             progress: as for `prefill`.
         """
-        prefill, last_put = self._session.read(segments, progress)
+        prefill, later = self._session.read(segments, progress)
         new = self.continue_from(prefill, max_tokens=max_tokens, sampling=sampling, stop=stop)
-        yield from self._after_first(new, last_put)
+        yield from self._after_first(new, later)
 
     def continue_from(
         self,
@@ -184,14 +185,11 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _submit(self, put: Put | None) -> None:
-        if put is not None:
-            self._writer.submit(put)
-
-    def _after_first(self, new: Iterator[Generated], put: Put | None) -> Iterator[Generated]:
-        """Pass `new` on, and submit `put` once the first token is there, or none came."""
+    def _after_first(self, new: Iterator[Generated], later: Iterable[Put]) -> Iterator[Generated]:
+        """Pass `new` on, and submit `later` once the first token is there, or none came."""
         first = next(new, None)
-        self._submit(put)
+        for put in later:
+            self._writer.submit(put, wait=False)  # somebody waits for the second token
         if first is not None:
             yield first
             yield from new
@@ -207,10 +205,10 @@ class Runtime:
         began = time.perf_counter()
         question_tokens = self.tokenizer.encode(template.question_segment(question))
         tokenised = time.perf_counter()
-        prefill, last_put = self._session.read([document, question_tokens], progress)
+        prefill, later = self._session.read([document, question_tokens], progress)
         answer = self.continue_from(prefill, max_tokens=max_tokens, stop=Stop(template.STOP))
         text, first = "", None
-        for new in self._after_first(answer, last_put):
+        for new in self._after_first(answer, later):
             first = first or time.perf_counter()
             text += new.text
         ended = time.perf_counter()

@@ -24,6 +24,7 @@ from torch import Tensor
 from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.engines import Engine, EngineState, check_tokens
 from rwkv_runtime.writer import Put, Writer
+from statestore.entry import Entry
 from statestore.errors import StateError
 from statestore.keys import KeyedBoundary, Namespace, Plan, Tokens, plan
 from statestore.store import Found, Identity, StateStore
@@ -76,8 +77,9 @@ class Session:
 
     def read(
         self, segments: Sequence[Tokens], progress: Progress | None = None
-    ) -> tuple[Prefill, Put | None]:
-        """Read a prompt. The put of its end is the caller's to submit: it can wait for the answer.
+    ) -> tuple[Prefill, tuple[Put, ...]]:
+        """Read a prompt. What can wait for the answer comes back, for the caller to submit: the
+        note of a hit, and the put of the prompt's end.
 
         Raises:
             PromptError: no segment holds a token.
@@ -89,6 +91,7 @@ class Session:
         check_tokens(tokens, self.engine.vocabulary)
         start = self._resume(prompt)
         end, last_put = self._compute(prompt, tokens, start, progress)
+        later = tuple(put for put in (self._note_of(start), last_put) if put is not None)
         assert end.output is not None
         with torch.inference_mode():
             logits = self.engine.logits(end.output)
@@ -100,13 +103,13 @@ class Session:
             computed_tokens=prompt.n_tokens - start.position,
             seconds=time.perf_counter() - began,
         )
-        return result, last_put
+        return result, later
 
     def _resume(self, prompt: Plan) -> _Point:
         """Where to go on: the deepest stored boundary, or the empty state."""
         keys = prompt.keys_deepest_first
         while self.store is not None and keys:
-            found = self.store.find(self.identity, keys)
+            found = self.store.find(self.identity, keys, touch=False)
             if found is None:
                 break
             point = self._load(self.store, found)
@@ -122,7 +125,8 @@ class Session:
         except StateError as error:  # sound, of this very key, and yet no state of this engine
             store.reject(found.entry, f"StateError: {error}")
             return None
-        return _Point(found.entry.key.n_tokens, state, output, found.entry.cost_s)
+        entry = found.entry
+        return _Point(entry.key.n_tokens, state, output, entry.cost_s, entry)
 
     def _compute(
         self, prompt: Plan, tokens: Tensor, start: _Point, progress: Progress | None
@@ -145,6 +149,12 @@ class Session:
         with torch.inference_mode():
             output, state = self.engine.prefill(tokens[point.position : end], point.state)
         return _Point(end, state, output, point.cost_s + time.perf_counter() - began)
+
+    def _note_of(self, start: _Point) -> Put | None:
+        """A database's write lock is nothing to wait for before an answer."""
+        if self.store is None or start.entry is None:
+            return None
+        return partial(self.store.touch, start.entry)
 
     def _put(self, boundary: KeyedBoundary, point: _Point) -> Put | None:
         return None if self.store is None else partial(self._store, self.store, boundary, point)
@@ -169,3 +179,4 @@ class _Point:
     state: EngineState
     output: Tensor | None
     cost_s: float  # seconds that computing up to here took, whenever that was
+    entry: Entry | None = None  # what it was loaded from

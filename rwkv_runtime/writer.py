@@ -34,11 +34,11 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def submit(self, put: Put) -> bool:
-        """Hand a put over; ``False`` if it was dropped for want of room."""
+    def submit(self, put: Put, *, wait: bool = True) -> bool:
+        """Hand a put over; ``False`` if it was dropped for want of room, waited for or not."""
         self._start()
         try:
-            self._queue.put(put, timeout=self._patience_s)
+            self._queue.put(put, block=wait, timeout=self._patience_s)
         except queue.Full:
             self.dropped += 1
             log.warning("dropped a put: the store is slower than the requests")
@@ -69,9 +69,7 @@ class Writer:
         while (put := self._queue.get()) is not None:
             try:
                 put()
-            except (
-                Exception
-            ):  # a failed put must not end the thread: later ones would wait for ever
+            except Exception:  # must not end the thread: later puts would wait for ever
                 log.exception("a put failed; the answer is not affected")
             finally:
                 self._queue.task_done()

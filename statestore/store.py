@@ -92,10 +92,18 @@ class StateStore:
 
     # Requests: never raise because of the backend.
 
-    def find(self, identity: Identity, keys: Sequence[StateKey]) -> Found | None:
-        """The state of the first of `keys` (deepest first) that is stored and sound."""
+    def find(
+        self, identity: Identity, keys: Sequence[StateKey], *, touch: bool = True
+    ) -> Found | None:
+        """The state of the first of `keys` (deepest first) that is stored and sound.
+
+        A hit is noted in the entry before this returns; a caller in a hurry says ``touch=False``
+        and calls `touch` later.
+        """
         with self.metrics.fetch_seconds.time():
             found, outcome = self._find(identity, keys)
+        if found is not None and touch:
+            self.touch(found.entry)
         self.metrics.lookups.labels(outcome=outcome).inc()
         if found is not None:
             self.metrics.tokens_found.inc(found.entry.key.n_tokens)
@@ -104,6 +112,14 @@ class StateStore:
     def get(self, identity: Identity, key: StateKey) -> Found | None:
         """The state stored under exactly `key`, or ``None``."""
         return self.find(identity, [key])
+
+    def touch(self, entry: Entry) -> None:
+        """Count a hit of `entry`; one that has gone is left alone."""
+        now = self._clock()
+        try:
+            self.backend.touch(entry.key, now, now)
+        except BackendError as error:
+            self._kept("touch", error)
 
     def put(
         self,
@@ -277,7 +293,6 @@ class StateStore:
                     return None, "miss"
                 state, problem = self._load_or_problem(identity, entry)
                 if state is not None:
-                    self._touch(entry)
                     return Found(entry, state), "hit"
                 replaced = not self.reject(entry, problem)
                 keys = keys[keys.index(entry.key) + (0 if replaced else 1) :]
@@ -302,13 +317,6 @@ class StateStore:
         header, state = codec.decode(blob, self._limits)
         codec.expect(header, entry.key, identity.fingerprint, identity.namespace)
         return state
-
-    def _touch(self, entry: Entry) -> None:
-        now = self._clock()
-        try:
-            self.backend.touch(entry.key, now, now)
-        except BackendError as error:
-            self._kept("touch", error)
 
     def _publish(self, entry: Entry, blob: Sequence[codec.Buffer]) -> PutOutcome:
         try:
