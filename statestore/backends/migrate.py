@@ -1,9 +1,9 @@
-"""Brings a catalog to the tables of this release, when it is opened.
+"""Brings a catalog to the tables of this release: when it is opened, or when an operator says so.
 
 A catalog at head costs one SELECT and does not load Alembic. An empty or an older one is upgraded
 inside one transaction that holds the write lock: of many processes that open it at once one
 upgrades, and the others, let in one after the other, find it done. A newer one is refused by
-name.
+name. A fleet's catalog is not upgraded by opening it: `require_head` refuses an older one too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import Connection, column, inspect, select, table
 
 from statestore.backends.database import Database
-from statestore.errors import SchemaVersionError
+from statestore.errors import InputError, SchemaVersionError
 from statestore.tables import HEAD, REVISIONS
 
 _VERSION: Final = table("alembic_version", column("version_num"))
@@ -33,6 +33,44 @@ def bring_to_head(database: Database) -> None:
     """
     if _needs_upgrade(database.read(revision), database.place):
         _upgrade(database)
+
+
+def require_head(database: Database, command: str) -> None:
+    """Refuse tables that are not of this release; nothing is changed.
+
+    Args:
+        database: the catalog.
+        command: what an operator types to upgrade it; the error names it.
+
+    Raises:
+        SchemaVersionError: the catalog is empty, or its tables are older or newer.
+        UnavailableError: the database failed.
+    """
+    found = database.read(revision)
+    if _needs_upgrade(found, database.place):
+        state = "has no tables yet" if found is None else f"is at revision {found!r}"
+        raise SchemaVersionError(
+            f"{database.place} {state}, this release needs {HEAD!r}: run {command}"
+        )
+
+
+def downgrade(database: Database, target: str) -> None:
+    """Take the tables of `database` back to the revision `target`; ``"base"`` is none.
+
+    Raises:
+        InputError: `target` is not below the catalog's revision.
+        SchemaVersionError: a newer release made the tables.
+        UnavailableError: the database failed.
+    """
+
+    def work(connection: Connection) -> None:
+        with _alembic:
+            found = revision(connection)
+            _needs_upgrade(found, database.place)
+            _require_below(found, target, database.place)
+            _run("downgrade", connection, target)
+
+    database.write(work)
 
 
 def revision(connection: Connection) -> str | None:
@@ -53,6 +91,7 @@ def migrations_dir() -> Path:
 
 
 def _needs_upgrade(found: str | None, place: str) -> bool:
+    """Whether `found` is older than head. Raises `SchemaVersionError` if it is newer."""
     if found is not None and found not in REVISIONS:
         raise SchemaVersionError(
             f"{place} is at revision {found!r}, this release knows up to {HEAD!r}: "
@@ -62,17 +101,29 @@ def _needs_upgrade(found: str | None, place: str) -> bool:
 
 
 def _upgrade(database: Database) -> None:
+    def work(connection: Connection) -> None:
+        with _alembic:
+            if _needs_upgrade(revision(connection), database.place):
+                _run("upgrade", connection, "head")
+
+    database.write(work)
+
+
+def _run(direction: str, connection: Connection, target: str) -> None:
+    """Alembic's command `direction`, over `connection`."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    getattr(command, direction)(config, target)
 
-    def work(connection: Connection) -> None:
-        with _alembic:
-            if not _needs_upgrade(revision(connection), database.place):
-                return
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
 
-    database.write(work)
+def _require_below(found: str | None, target: str, place: str) -> None:
+    lower = ("base", *REVISIONS[: REVISIONS.index(found)]) if found in REVISIONS else ()
+    if target not in lower:
+        raise InputError(
+            f"{place} is at revision {found or 'base'!r}: it cannot go down to {target!r}; "
+            f"known below it: {', '.join(lower) or 'none'}"
+        )

@@ -8,6 +8,7 @@ from itertools import islice
 
 import click
 
+from statestore.cli.database import database
 from statestore.cli.group import ErrorGroup
 from statestore.cli.render import age, emit_fields, emit_json, emit_table, record, size
 from statestore.entry import Entry, EntryFilter, Role, Status
@@ -37,6 +38,9 @@ def main(ctx: click.Context, url: str | None) -> None:
       RWKV_STATESTORE_URL=file:///var/lib/states statestore stats --json
     """
     ctx.obj = url or default_url()
+
+
+main.add_command(database)
 
 
 @main.command("ls")

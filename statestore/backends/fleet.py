@@ -1,0 +1,144 @@
+"""The store of a fleet: a catalog on a PostgreSQL server, blobs in a directory that all share.
+
+    postgresql+psycopg://user:secret@host:5432/database?blobs=file:///shared/states
+
+An open store never changes its catalog's tables: a fleet's hosts are upgraded one by one, and
+`statestore db upgrade` says when. What `OPTIONS` lists beside ``blobs`` and ``timeout_s`` goes to
+libpq as it is. Without a password in the URL, libpq looks into PGPASSWORD and ~/.pgpass.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlencode
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from statestore.backends.migrate import require_head
+from statestore.backends.postgres import open_database, open_for_migration, without_secret
+from statestore.backends.revisions import Revisions
+from statestore.backends.sql import SqlBackend
+from statestore.blobs.filesystem import FilesystemBlobs, storage_error
+from statestore.errors import SettingsError, UnavailableError
+
+_LIBPQ_OPTIONS: Final[tuple[str, ...]] = (
+    "application_name",
+    "channel_binding",
+    "host",  # the directory of a Unix socket
+    "passfile",
+    "port",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "target_session_attrs",
+)
+OPTIONS: Final = ("blobs", "timeout_s", *_LIBPQ_OPTIONS)
+
+_TIMEOUT_S: Final = 2.0
+_MAX_TIMEOUT_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPlace:
+    """Where a fleet's catalog and blobs are."""
+
+    catalog: URL  # its repr hides the password
+    blobs: Path
+    timeout_s: float = _TIMEOUT_S
+
+    @classmethod
+    def parse(cls, text: str) -> FleetPlace:
+        """The place that a store's URL names.
+
+        Raises:
+            SettingsError: a part of the URL is missing or malformed.
+        """
+        try:
+            url = make_url(text)
+        except (ArgumentError, ValueError):
+            raise SettingsError(
+                "malformed store URL; write postgresql+psycopg://user:secret@host/database"
+                "?blobs=file:///shared/states, with %-escapes for signs like @ and / in the secret"
+            ) from None
+        options = {name: str(value) for name, value in url.query.items()}
+        libpq: dict[str, str] = {name: options[name] for name in _LIBPQ_OPTIONS if name in options}
+        catalog = url.set(query=libpq)
+        if not catalog.database:
+            raise SettingsError(f"store URL {without_secret(url)!r}: it names no database")
+        return cls(
+            catalog,
+            _blobs_path(options.get("blobs", ""), url),
+            _seconds(options.get("timeout_s", str(_TIMEOUT_S)), url),
+        )
+
+    @property
+    def url(self) -> str:
+        """The URL that opens this place again, without its password."""
+        options = {"blobs": f"file://{self.blobs}", **dict(self.catalog.query)}
+        if self.timeout_s != _TIMEOUT_S:
+            options["timeout_s"] = f"{self.timeout_s:g}"
+        query = urlencode(options, safe=":/", quote_via=quote)
+        return f"{without_secret(self.catalog.set(query={}))}?{query}"
+
+
+def open_fleet_backend(place: FleetPlace) -> SqlBackend:
+    """Open the store at `place`, whose catalog is at this release's tables.
+
+    Raises:
+        SchemaVersionError: the catalog is empty, older or newer; it names the command that helps.
+        UnavailableError: the server or the blobs' directory cannot be used.
+    """
+    database = open_database(place.catalog, place.timeout_s)
+    try:
+        require_head(database, f"statestore --store '{place.url}' db upgrade")
+        backend = SqlBackend(database, FilesystemBlobs(place.blobs), place.url)
+        if not place.blobs.is_dir():
+            _create(place.blobs, empty=backend.usage().entries == 0)
+    except BaseException:
+        database.close()
+        raise
+    return backend
+
+
+def open_revisions(place: FleetPlace) -> Revisions:
+    """The revision of the catalog at `place`, to look at or to change."""
+    return Revisions(open_for_migration(place.catalog))
+
+
+def _blobs_path(text: str, url: URL) -> Path:
+    """The directory of ``file:///path``, whose escapes were taken out with the option's."""
+    path = text.removeprefix("file://")
+    if path == text or not path.startswith("/"):
+        raise SettingsError(
+            f"store URL {without_secret(url)!r}: blobs={text!r} names no directory; "
+            "write for example blobs=file:///shared/states"
+        )
+    return Path(path)
+
+
+def _seconds(text: str, url: URL) -> float:
+    seconds = math.nan
+    with suppress(ValueError):
+        seconds = float(text)
+    if not 0.01 <= seconds <= _MAX_TIMEOUT_S:
+        raise SettingsError(
+            f"store URL {without_secret(url)!r}: timeout_s={text!r} is to be seconds, "
+            f"from 0.01 to {_MAX_TIMEOUT_S:g}"
+        )
+    return seconds
+
+
+def _create(blobs: Path, *, empty: bool) -> None:
+    """Make the directory of a store that is `empty`; another one's is not mounted."""
+    if not empty:
+        raise UnavailableError(f"{blobs} is not there, but the catalog has entries: is it mounted?")
+    try:
+        blobs.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, f"creating {blobs}") from error

@@ -1,0 +1,170 @@
+"""What is special about PostgreSQL, in one place.
+
+* **Deadlines.** The server ends a statement after `timeout_s`, and its wait for a row after half
+  of that, which counts as busy and is tried again. A server that hangs or is cut off cannot do
+  so: then the connection gives up by itself, a little later, and all of the pool are replaced.
+* **Reads** are single statements and run outside a transaction: one round trip instead of three.
+* **READ COMMITTED** for writes, whatever the server's default: every write first locks the row
+  that decides (``FOR UPDATE``), and two that insert one key meet in its unique index.
+* **Migrations** hold an advisory lock from before they look until they have committed, and wait
+  for it, and for their statements, as long as it takes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Final, TypeVar, cast
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.rows import TupleRow
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from statestore.backends.database import WRITES, Database, Dialect, Fault
+
+T = TypeVar("T")
+
+_IDLE_CONNECTIONS: Final = 4  # kept open between transactions
+_MORE_CONNECTIONS: Final = 4  # opened when threads want them; a server has about 100 for all
+_CONNECT_S: Final = 2  # the least that the driver takes; per address of the host
+_MARGIN_S: Final = 0.5  # the server's own deadline comes first: its connection can be kept
+_IDLE_IN_TRANSACTION_S: Final = 30.0  # then a client is taken for dead, and its locks are freed
+_MIGRATION_LOCK: Final = int.from_bytes(b"rwkvstst", "big")  # of one database; any number
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_BUSY: Final = frozenset(
+    {
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "55P03",  # lock_not_available: the wait for a row took too long
+        "23505",  # unique_violation: another one inserted the key since this transaction looked
+    }
+)
+_FULL: Final = "53100"  # disk_full
+
+
+def open_database(url: URL, timeout_s: float) -> Database:
+    """The database at `url`; nothing is asked of it yet.
+
+    Args:
+        url: of SQLAlchemy, with the dialect ``postgresql+psycopg``; may hold a secret.
+        timeout_s: bounds a statement, and how long one is tried again while rows are locked.
+    """
+    limits = {
+        "statement_timeout": timeout_s,
+        "lock_timeout": timeout_s / 2,
+        "idle_in_transaction_session_timeout": _IDLE_IN_TRANSACTION_S,
+    }
+    engine = _engine(url, limits, answer_s=timeout_s + _MARGIN_S, pool_timeout_s=timeout_s)
+    return _database(engine, url, timeout_s)
+
+
+def open_for_migration(url: URL) -> Database:
+    """As `open_database`, but whoever writes is alone, and nothing is hurried."""
+    engine = _engine(url, {}, answer_s=math.inf, pool_timeout_s=1.0)
+
+    @event.listens_for(engine, "begin")
+    def be_alone(connection: Connection) -> None:
+        if _writes(connection):
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+
+    return _database(engine, url, patience_s=60.0)
+
+
+def classify(error: DBAPIError) -> Fault:
+    """What an exception of the driver means."""
+    code = getattr(error.orig, "sqlstate", None)
+    if code in _BUSY:
+        return Fault.BUSY
+    return Fault.FULL if code == _FULL else Fault.OTHER
+
+
+def without_secret(url: URL) -> str:
+    """`url` as text, without its password."""
+    return url.set(password=None).render_as_string(hide_password=True)
+
+
+class BoundedConnection(psycopg.Connection[TupleRow]):
+    """A connection that closes itself when the server lets it wait longer than `answer_s`."""
+
+    answer_s: float = math.inf
+
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - the driver's
+        """Run one exchange with the server. Raises ``OperationalError`` when it is overdue."""
+        try:
+            return super().wait(_until(gen, self.answer_s), *args, **kwargs)
+        except _OverdueError:
+            self.close()
+            raise
+
+
+class _OverdueError(psycopg.OperationalError):
+    """The server let the connection wait too long."""
+
+
+def _until(gen: PQGen[T], answer_s: float) -> PQGen[T]:
+    """`gen`, ended when it takes longer. The driver wakes it every 0.1 s."""
+    deadline = time.monotonic() + answer_s
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                raise _OverdueError(f"no answer within {answer_s:g} s")
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        return cast("T", end.value)
+
+
+def _engine(
+    url: URL, limits: dict[str, float], *, answer_s: float, pool_timeout_s: float
+) -> Engine:
+    settings = " ".join(f"-c {name}={round(1000 * limit)}" for name, limit in limits.items())
+    engine = create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=_IDLE_CONNECTIONS,
+        max_overflow=_MORE_CONNECTIONS,
+        pool_timeout=pool_timeout_s,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        use_native_hstore=False,
+        connect_args={
+            "application_name": url.query.get("application_name", "statestore"),
+            "connect_timeout": _CONNECT_S,
+            "options": settings,
+        },
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(
+        _dialect: DialectOfSQLAlchemy,
+        _record: ConnectionPoolEntry,
+        args: list[Any],
+        parameters: dict[str, Any],
+    ) -> DBAPIConnection:
+        connection = BoundedConnection.connect(*args, **parameters)
+        connection.answer_s = answer_s
+        return cast("DBAPIConnection", connection)
+
+    @event.listens_for(engine, "engine_connect")
+    def isolate(connection: Connection) -> None:
+        if _writes(connection):
+            connection.execution_options(isolation_level="READ COMMITTED")
+
+    return engine
+
+
+def _writes(connection: Connection) -> bool:
+    return bool(connection.get_execution_options().get(WRITES, False))
+
+
+def _database(engine: Engine, url: URL, patience_s: float) -> Database:
+    remedy = "is the server up, and may this user use the database?"
+    place = f"catalog {without_secret(url.set(query={}))}"
+    return Database(engine, place, Dialect(classify, remedy), patience_s)
