@@ -5,13 +5,13 @@ nothing follows, on the right.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
 from torch import Tensor
 
-from rwkv_runtime.demo.corpus import SUBJECTS, Document, Question
+from rwkv_runtime.demo.corpus import Document, Question
 from rwkv_runtime.model import LayerState, ModelState
 from rwkv_runtime.template import ANSWER, question_segment
 
@@ -30,13 +30,13 @@ class Batch:
     document_targets: Tensor  # [B, T], the byte that follows each
     questions: Tensor  # [B * Q, U], question and answer
     answer_targets: Tensor  # [B * Q, U], the byte that follows, where it belongs to the answer
-    # The number of the subject that the sentence or question is about, from its last byte on.
-    document_subjects: Tensor  # [B, T]
-    question_subjects: Tensor  # [B * Q, U]
+    read: tuple[Document, ...]  # the documents themselves
+    asked: tuple[Question, ...]
 
     def to(self, device: str) -> "Batch":
         """The same on another device."""
-        return Batch(*(getattr(self, entry.name).to(device) for entry in fields(self)))
+        names = ("documents", "document_targets", "questions", "answer_targets")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def make_batch(rng: Random, documents: Sequence[Document], asked: int) -> Batch:
@@ -50,10 +50,7 @@ def make_batch(rng: Random, documents: Sequence[Document], asked: int) -> Batch:
     following = torch.tensor(
         [[NO_TARGET] * (longest - len(text)) + [*text[1:], NO_TARGET] for text in texts]
     )
-    subjects = torch.stack([_document_subjects(document, longest) for document in documents])
-    questions, answers = question_rows(picked)
-    asked_about = torch.stack([_question_subject(q, questions.shape[1]) for q in picked])
-    return Batch(rows, following, questions, answers, subjects, asked_about)
+    return Batch(rows, following, *question_rows(picked), tuple(documents), tuple(picked))
 
 
 def question_rows(questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
@@ -82,26 +79,6 @@ def fork(state: ModelState, times: int) -> ModelState:
         )
         for layer in state
     )
-
-
-def _document_subjects(document: Document, longest: int) -> Tensor:
-    """[longest]: the subject's number from its last byte to its sentence's end."""
-    numbers = torch.full((longest,), NO_TARGET)
-    padding = longest - len(document.text)
-    for question, (start, end) in zip(document.questions, document.spans, strict=True):
-        named = document.text.index(question.subject, start) + len(question.subject)
-        numbers[padding + named - 1 : padding + end] = SUBJECTS.index(question.subject)
-    return numbers
-
-
-def _question_subject(question: Question, longest: int) -> Tensor:
-    """[longest]: the subject's number from its last byte to the answer's end."""
-    numbers = torch.full((longest,), NO_TARGET)
-    text = question_segment(question.text)
-    named = text.index(question.subject) + len(question.subject)
-    end = len(text + ANSWER.format(answer=question.answer)) - 1
-    numbers[named - 1 : end] = SUBJECTS.index(question.subject)
-    return numbers
 
 
 def _round_up(length: int, step: int) -> int:

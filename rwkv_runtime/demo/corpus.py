@@ -5,7 +5,7 @@ is unique, so a question has one answer, and in every wording the subject comes 
 Training seeds by numbers, measurements by strings, so that no document is drawn by both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 # How many facts the shipped weights answer well: see MODEL_CARD.md.
@@ -94,6 +94,7 @@ class Relation:
     values: tuple[str, ...] | None  # None: a random code
     statements: tuple[str, ...]
     questions: tuple[str, ...]
+    digits: str = DIGITS  # that codes are made of
 
 
 RELATIONS = (
@@ -178,7 +179,7 @@ def make_document(rng: Random, facts: int, relations: tuple[Relation, ...] = REL
     for _ in range(facts):
         relation = rng.choice(relations)
         subject = _draw_unused(rng, relation.subjects, used)
-        value = rng.choice(relation.values) if relation.values else _code(rng)
+        value = _draw_value(rng, relation)
         sentence = _worded(rng, relation.statements, subject, value)
         asked = _worded(rng, relation.questions, subject, value)
         questions.append(Question(asked, value, relation.name, subject))
@@ -188,6 +189,14 @@ def make_document(rng: Random, facts: int, relations: tuple[Relation, ...] = REL
         sentences.append(sentence)
         length += len(sentence) + 1
     return Document(" ".join(sentences), tuple(questions), tuple(spans))
+
+
+def narrowed(rng: Random, relation: Relation) -> Relation:
+    """The same with values that are easily confused: one initial letter, or codes of two digits."""
+    if relation.values is None:
+        return replace(relation, digits="".join(rng.sample(DIGITS, 2)))
+    initial = rng.choice(relation.values)[0]
+    return replace(relation, values=tuple(v for v in relation.values if v[0] == initial))
 
 
 def unseen_document(number: int, facts: int) -> Document:
@@ -213,8 +222,10 @@ def _worded(rng: Random, wordings: tuple[str, ...], subject: str, value: str) ->
     return words.replace("V", value, 1).replace("S", subject, 1)
 
 
-def _code(rng: Random) -> str:
-    return "".join(rng.choices(DIGITS, k=CODE_LENGTH))
+def _draw_value(rng: Random, relation: Relation) -> str:
+    if relation.values is None:
+        return "".join(rng.choices(relation.digits, k=CODE_LENGTH))
+    return rng.choice(relation.values)
 
 
 def _filler(rng: Random) -> str:

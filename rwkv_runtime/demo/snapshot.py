@@ -1,6 +1,8 @@
 """A training run on disk: one safetensors file, with the progress as JSON in its metadata.
 
-Written under a temporary name and renamed, so that a run that dies leaves the snapshot before.
+Optimiser state is kept under the parameters' names, so that a model which has grown goes on from
+it: what a snapshot does not name stays as it is. Written under a temporary name and renamed, so
+that a run that dies leaves the snapshot before.
 """
 
 import json
@@ -13,40 +15,49 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-WEIGHTS = "weights"
+VALUE = "value"  # of a parameter itself, beside its optimiser's names
 
 
 def save_snapshot(
     path: Path,
-    weights: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
     optimisers: Sequence[torch.optim.Optimizer],
     progress: Mapping[str, Any],
 ) -> None:
     """Write all that a run needs to go on."""
-    tensors = {f"{WEIGHTS}/{name}": tensor.detach() for name, tensor in weights.items()}
-    for number, optimiser in enumerate(optimisers):
-        for index, values in optimiser.state_dict()["state"].items():
-            tensors |= {f"{number}/{index}/{name}": value for name, value in values.items()}
+    tensors = {}
+    for name, parameter in parameters.items():
+        tensors[f"{name}/{VALUE}"] = parameter.detach()
+        for key, value in _owner(parameter, optimisers).state[parameter].items():
+            tensors[f"{name}/{key}"] = value
     save_tensors(path, tensors, {"progress": json.dumps(progress)})
 
 
 def load_snapshot(
-    path: Path, weights: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
+    path: Path,
+    parameters: Mapping[str, Tensor],
+    optimisers: Sequence[torch.optim.Optimizer],
 ) -> dict[str, Any]:
-    """Fill `weights` and `optimisers` from `path` and return the progress."""
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimisers]
+    """Fill `parameters` and the optimisers' state from `path` and return the progress."""
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            owner, name = key.split("/", 1)
-            if owner == WEIGHTS:
-                weights[name].data.copy_(file.get_tensor(key))
+        for entry in file.keys():  # noqa: SIM118 - not a mapping
+            name, key = entry.rsplit("/", 1)
+            parameter, found = parameters[name], file.get_tensor(entry)
+            if key == VALUE:
+                parameter.data.copy_(found)
             else:
-                index, field = name.split("/")
-                states[int(owner)].setdefault(int(index), {})[field] = file.get_tensor(key)
+                _owner(parameter, optimisers).state[parameter][key] = found.to(parameter.device)
         progress: dict[str, Any] = json.loads(file.metadata()["progress"])
-    for optimiser, state in zip(optimisers, states, strict=True):
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return progress
+
+
+def _owner(parameter: Tensor, optimisers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """The optimiser that trains it."""
+    return next(
+        optimiser
+        for optimiser in optimisers
+        if any(parameter is p for group in optimiser.param_groups for p in group["params"])
+    )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

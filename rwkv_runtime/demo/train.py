@@ -22,12 +22,26 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from rwkv_runtime.demo.batches import NO_TARGET, Batch, fork, make_batch
-from rwkv_runtime.demo.corpus import RELATIONS, SUBJECTS, Document, make_document
+from rwkv_runtime.demo.corpus import (
+    RELATIONS,
+    Document,
+    Relation,
+    make_document,
+    narrowed,
+)
 from rwkv_runtime.demo.initial import Shape, initial_weights
+from rwkv_runtime.demo.probes import (
+    PARTS,
+    SUBJECT,
+    VALUE,
+    document_labels,
+    probe_loss,
+    question_labels,
+)
 from rwkv_runtime.demo.snapshot import load_snapshot, save_snapshot, save_tensors
 from rwkv_runtime.model import Weights, forward_streams, logits, normed, zero_state
 
-PROBE = "probe"
+PROBES = ("probe.held", "probe.recalled")
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32)  # facts
 TYPICAL_FACT_BYTES = 36
 REMEMBERED = 0.98  # of the running mean of exact answers, per step
@@ -51,8 +65,10 @@ class Plan:
     min_documents: int = 4
     questions: int = 8  # of each document, at most
     document_loss: float = 0.3
-    subject_loss: float = 0.5  # for naming the subject of the sentence in hand
-    subject_block: int = 1  # after which it is named
+    probe_loss: float = 0.5
+    held_block: int = 1  # after which the subject and the value in hand are probed
+    recalled_block: int = 2  # after which the value that is asked for is probed
+    narrow: float = 0.4  # share of documents whose values are easily confused
     alike: float = 0.5  # share of documents whose facts are all of one relation
     present: float = 0.7  # share of steps at the present level; the others are below it
     raise_at: float = 0.9
@@ -95,7 +111,8 @@ class Outcome:
 
     answers: Tensor  # mean loss over the answers' bytes
     documents: Tensor  # mean loss over the documents' bytes
-    subjects: Tensor  # mean loss of naming the subject
+    held: Tensor  # mean loss of the probes of what is in hand
+    recalled: Tensor  # mean loss of the probe of what is asked for
     exact: float  # share of questions with every byte right
 
 
@@ -107,9 +124,9 @@ class Trainer:
         shape = Shape(plan.layers, plan.width, plan.rank)
         start = initial_weights(shape, torch.Generator().manual_seed(0))
         self.weights = {n: t.to(plan.device).requires_grad_() for n, t in start.items()}
-        # Reads the subject's number off the residual stream: a guide, no part of the model.
-        self.probe = torch.zeros(len(SUBJECTS), plan.width, device=plan.device, requires_grad=True)
-        self.optimisers = make_optimisers(self.weights, self.probe)
+        blank = torch.zeros(sum(PARTS), plan.width, device=plan.device)
+        self.probes = {name: blank.clone().requires_grad_() for name in PROBES}
+        self.optimisers = make_optimisers(self.weights, self.probes)
         if self.snapshot.exists():
             self.progress = Progress(
                 **load_snapshot(self.snapshot, self.parameters, self.optimisers)
@@ -120,7 +137,7 @@ class Trainer:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """All that is trained."""
-        return {**self.weights, PROBE: self.probe}
+        return {**self.weights, **self.probes}
 
     @property
     def snapshot(self) -> Path:
@@ -154,8 +171,9 @@ class Trainer:
         batch = draw_batch(rng, LEVELS[level], plan)
         dtype: torch.dtype = getattr(torch, plan.dtype)
         weights = Weights.of({n: t.to(dtype) for n, t in self.weights.items()})
-        outcome = losses(weights, batch, self.probe.to(dtype), plan.subject_block)
-        guides = plan.document_loss * outcome.documents + plan.subject_loss * outcome.subjects
+        outcome = losses(weights, batch, {n: t.to(dtype) for n, t in self.probes.items()}, plan)
+        guides = plan.document_loss * outcome.documents
+        guides = guides + plan.probe_loss * (outcome.held + outcome.recalled)
         self.learn(outcome.answers + guides)
         progress.step += 1
         progress.bytes_read += batch.documents.numel() + batch.questions.numel()
@@ -190,7 +208,7 @@ class Trainer:
         print(
             f"step {now.step}  facts {LEVELS[now.level]}  exact {now.exact:.3f}  "
             f"answers {outcome.answers.item():.3f}  documents {outcome.documents.item():.3f}  "
-            f"subjects {outcome.subjects.item():.3f}  "
+            f"held {outcome.held.item():.3f}  recalled {outcome.recalled.item():.3f}  "
             f"{now.bytes_read / 1e6:.2f} MB  {now.seconds:.0f} s",
             flush=True,
         )
@@ -202,10 +220,12 @@ class Trainer:
         save_tensors(self.out / "model.safetensors", bare, {"format": "pt"})
 
 
-def make_optimisers(weights: Mapping[str, Tensor], probe: Tensor) -> list[torch.optim.Optimizer]:
+def make_optimisers(
+    weights: Mapping[str, Tensor], probes: Mapping[str, Tensor]
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for all others."""
     matrices = [t for n, t in weights.items() if is_inner_matrix(n, t)]
-    others = [t for n, t in weights.items() if not is_inner_matrix(n, t)] + [probe]
+    others = [t for n, t in weights.items() if not is_inner_matrix(n, t)] + [*probes.values()]
     return [
         torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=True),
@@ -220,17 +240,21 @@ def is_inner_matrix(name: str, tensor: Tensor) -> bool:
 def draw_batch(rng: Random, facts: int, plan: Plan) -> Batch:
     """Documents of `facts` facts, as many as the plan's bytes allow."""
     count = max(plan.min_documents, plan.document_bytes // (TYPICAL_FACT_BYTES * facts))
-    documents = [draw_document(rng, facts, plan.alike) for _ in range(count)]
+    documents = [draw_document(rng, facts, plan) for _ in range(count)]
     return make_batch(rng, documents, min(facts, plan.questions)).to(plan.device)
 
 
-def draw_document(rng: Random, facts: int, alike: float) -> Document:
-    """Where all facts are of one relation, nothing but the subject tells them apart."""
-    relations = (rng.choice(RELATIONS),) if rng.random() < alike else RELATIONS
+def draw_document(rng: Random, facts: int, plan: Plan) -> Document:
+    """Of the corpus, or harder: then little but the subject tells its facts apart."""
+    relations: tuple[Relation, ...] = RELATIONS
+    if rng.random() < plan.alike:
+        relations = (rng.choice(RELATIONS),)
+    if rng.random() < plan.narrow:
+        relations = tuple(narrowed(rng, relation) for relation in relations)
     return make_document(rng, facts, relations)
 
 
-def losses(weights: Weights, batch: Batch, probe: Tensor, block: int) -> Outcome:
+def losses(weights: Weights, batch: Batch, probes: Mapping[str, Tensor], plan: Plan) -> Outcome:
     """Read the documents, fork, read questions and answers."""
     count = batch.documents.shape[0]
     read, state = forward_streams(weights, batch.documents, zero_state(weights, count))
@@ -239,12 +263,27 @@ def losses(weights: Weights, batch: Batch, probe: Tensor, block: int) -> Outcome
     documents, _ = _byte_loss(weights, read[-1], batch.document_targets)
     answers, right = _byte_loss(weights, asked[-1], batch.answer_targets)
     rows = (batch.answer_targets != NO_TARGET).nonzero()[:, 0]
-    wrong = torch.bincount(rows, (~right).float())
-    exact = (wrong == 0).float().mean().item()
-    subjects = _subject_loss(probe, read[block], batch.document_subjects) + _subject_loss(
-        probe, asked[block], batch.question_subjects
+    exact = (torch.bincount(rows, (~right).float()) == 0).float().mean().item()
+    return Outcome(answers, documents, *_guides(read, asked, batch, probes, plan), exact)
+
+
+def _guides(
+    read: Sequence[Tensor],
+    asked: Sequence[Tensor],
+    batch: Batch,
+    probes: Mapping[str, Tensor],
+    plan: Plan,
+) -> tuple[Tensor, Tensor]:
+    """The probes' losses: of what is in hand, and of what is recalled."""
+    in_documents = document_labels(batch.read, batch.documents.shape[1]).to(plan.device)
+    in_questions = question_labels(batch.asked, batch.questions.shape[1]).to(plan.device)
+    held, recalled = (probes[name] for name in PROBES)
+    in_hand = (
+        probe_loss(held, read[plan.held_block], in_documents, SUBJECT)
+        + probe_loss(held, read[plan.held_block], in_documents, VALUE)
+        + probe_loss(held, asked[plan.held_block], in_questions, SUBJECT)
     )
-    return Outcome(answers, documents, subjects, exact)
+    return in_hand, probe_loss(recalled, asked[plan.recalled_block], in_questions, VALUE)
 
 
 def _byte_loss(weights: Weights, stream: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,13 +291,6 @@ def _byte_loss(weights: Weights, stream: Tensor, targets: Tensor) -> tuple[Tenso
     wanted = targets != NO_TARGET
     scores = logits(weights, normed(stream[wanted], weights.ln_out)).float()
     return F.cross_entropy(scores, targets[wanted]), scores.argmax(-1) == targets[wanted]
-
-
-def _subject_loss(probe: Tensor, stream: Tensor, numbers: Tensor) -> Tensor:
-    """The mean loss of the subject's number, where a sentence has named its subject."""
-    wanted = numbers != NO_TARGET
-    scores = F.layer_norm(stream[wanted], stream.shape[-1:]) @ probe.T
-    return F.cross_entropy(scores.float(), numbers[wanted])
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:

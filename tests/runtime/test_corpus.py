@@ -18,11 +18,14 @@ from rwkv_runtime.demo.corpus import (
     OBJECTS,
     PEOPLE,
     RELATIONS,
+    SUBJECTS,
     Document,
     demo_document,
     make_document,
+    narrowed,
     unseen_document,
 )
+from rwkv_runtime.demo.probes import document_labels, question_labels
 from rwkv_runtime.template import ANSWER, clean_answer, question_segment
 
 documents = st.builds(make_document, st.integers(0, 9999).map(Random), st.integers(1, 32))
@@ -127,3 +130,38 @@ def test_documents_end_where_their_state_is_taken() -> None:
         assert (row[: -len(text)] == PAD).all()
         assert target[-1] == NO_TARGET
         assert torch.equal(target[-len(text) : -1], row[1 - len(text) :])
+
+
+def test_labels_name_the_subject_and_the_value_where_they_are_known() -> None:
+    drawn = [unseen_document(number, 3) for number in range(2)]
+    batch = make_batch(Random(0), drawn, asked=3)
+    labels = document_labels(batch.read, batch.documents.shape[1])
+    for document, row, read in zip(drawn, labels, batch.documents, strict=True):
+        text = bytes(read.tolist()).decode()
+        ends = (row[:, 1:] != NO_TARGET).any(-1).nonzero()[:, 0].tolist()
+        assert len(ends) == len(document.questions)
+        for question, end in zip(document.questions, ends, strict=True):
+            assert text[: end + 1].endswith(question.answer + ".")
+            assert SUBJECTS[row[end, 0]] == question.subject
+
+
+def test_labels_of_a_question_last_through_its_answer() -> None:
+    questions = unseen_document(5, 6).questions
+    rows, targets = question_rows(questions)
+    labels = question_labels(questions, rows.shape[1])
+    valued = (labels[..., 1:] != NO_TARGET).any(-1)
+    assert torch.equal(valued, targets != NO_TARGET)
+    for question, label in zip(questions, labels, strict=True):
+        assert {SUBJECTS[n] for n in label[:, 0].tolist() if n != NO_TARGET} == {question.subject}
+
+
+@given(seed=st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_narrowed_values_are_easily_confused(seed: int) -> None:
+    rng = Random(seed)
+    relations = tuple(narrowed(rng, relation) for relation in RELATIONS)
+    for relation in relations:
+        if relation.values is None:
+            assert len(set(relation.digits)) == 2
+        else:
+            assert len({value[0] for value in relation.values}) == 1
