@@ -106,4 +106,5 @@ class Database:
             return UnavailableError(
                 f"{self.place} was busy for {self._patience_s:g} s: another process holds it"
             )
-        return UnavailableError(f"{self.place}: {error.orig}; {self._dialect.remedy}")
+        what = " ".join(str(error.orig).split())  # one line, whatever the driver
+        return UnavailableError(f"{self.place}: {what}; {self._dialect.remedy}")

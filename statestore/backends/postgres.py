@@ -1,11 +1,13 @@
 """What is special about PostgreSQL, in one place.
 
 * **Deadlines.** The server ends a statement after `timeout_s`, and its wait for a row after half
-  of that, which counts as busy and is tried again. A server that hangs or is cut off cannot do
-  so: then the connection gives up by itself, a little later, and all of the pool are replaced.
-* **Reads** are single statements and run outside a transaction: one round trip instead of three.
-* **READ COMMITTED** for writes, whatever the server's default: every write first locks the row
-  that decides (``FOR UPDATE``), and two that insert one key meet in its unique index.
+  of that, which is busy and tried again. One that hangs or is cut off cannot: then the connection
+  gives up by itself, a little later, and all of the pool are replaced.
+* **Idle connections** that the server has ended are replaced unnoticed: their socket has news when
+  there should be none. Looking there is free; a ping would double a lookup's round trips.
+* **Reads** are single statements, outside a transaction: one round trip instead of three.
+* **READ COMMITTED** for writes, whatever the server's default: a write first locks the row that
+  decides (``FOR UPDATE``), and two that insert one key meet in its unique index.
 * **Migrations** hold an advisory lock from before they look until they have committed, and wait
   for it, and for their statements, as long as it takes.
 """
@@ -13,6 +15,7 @@
 from __future__ import annotations
 
 import math
+import select
 import time
 from typing import Any, Final, TypeVar, cast
 
@@ -22,7 +25,7 @@ from psycopg.rows import TupleRow
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from statestore.backends.database import WRITES, Database, Dialect, Fault
@@ -32,6 +35,7 @@ T = TypeVar("T")
 _IDLE_CONNECTIONS: Final = 4  # kept open between transactions
 _MORE_CONNECTIONS: Final = 4  # opened when threads want them; a server has about 100 for all
 _CONNECT_S: Final = 2  # the least that the driver takes; per address of the host
+_KEEPALIVE_S: Final = 60  # a network that went away shows on an idle connection, too
 _MARGIN_S: Final = 0.5  # the server's own deadline comes first: its connection can be kept
 _IDLE_IN_TRANSACTION_S: Final = 30.0  # then a client is taken for dead, and its locks are freed
 _MIGRATION_LOCK: Final = int.from_bytes(b"rwkvstst", "big")  # of one database; any number
@@ -86,7 +90,8 @@ def classify(error: DBAPIError) -> Fault:
 
 def without_secret(url: URL) -> str:
     """`url` as text, without its password."""
-    return url.set(password=None).render_as_string(hide_password=True)
+    bare = URL.create(url.drivername, url.username, None, url.host, url.port, url.database)
+    return bare.update_query_dict(url.query).render_as_string()
 
 
 class BoundedConnection(psycopg.Connection[TupleRow]):
@@ -131,12 +136,12 @@ def _engine(
         pool_size=_IDLE_CONNECTIONS,
         max_overflow=_MORE_CONNECTIONS,
         pool_timeout=pool_timeout_s,
-        pool_pre_ping=True,
         hide_parameters=True,
         use_native_hstore=False,
         connect_args={
             "application_name": url.query.get("application_name", "statestore"),
             "connect_timeout": _CONNECT_S,
+            "keepalives_idle": _KEEPALIVE_S,
             "options": settings,
         },
     )
@@ -152,12 +157,24 @@ def _engine(
         connection.answer_s = answer_s
         return cast("DBAPIConnection", connection)
 
+    @event.listens_for(engine, "checkout")
+    def look(connection: BoundedConnection, _record: object, _proxy: object) -> None:
+        if connection.closed or _has_news(connection.fileno()):
+            raise DisconnectionError("the server ended an idle connection")
+
     @event.listens_for(engine, "engine_connect")
     def isolate(connection: Connection) -> None:
         if _writes(connection):
             connection.execution_options(isolation_level="READ COMMITTED")
 
     return engine
+
+
+def _has_news(socket: int) -> bool:
+    """Whether something waits to be read, an end of the connection included."""
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _writes(connection: Connection) -> bool:

@@ -72,6 +72,7 @@ class PostgresServer:
             "fsync": "off",
             "max_connections": 60,
             "shared_buffers": "32MB",
+            "log_line_prefix": "%d|",
         }
         command = [self._bin / "postgres", "-D", self.root / "data"]
         for name, value in settings.items():
@@ -125,6 +126,16 @@ class PostgresServer:
             env={**os.environ, "PGPASSWORD": SECRET},
         )
         return done.stdout
+
+    def statements(self, database: str) -> list[str]:
+        """What clients sent to `database` while its ``log_statement`` was on, in order."""
+        lines = (self.root / "log").read_text().splitlines()
+        logged = [line for line in lines if line.startswith(f"{database}|LOG:  ")]
+        return [
+            line.split(": ", 2)[2]
+            for line in logged
+            if line.split(":  ")[1].startswith(("statement:", "execute"))
+        ]
 
     def create_database(self, template: str = "template1") -> str:
         name = f"s{uuid.uuid4().hex[:12]}"

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
+from sqlalchemy import event
 
-from tests.statestore.backend_places import Place
-from tests.statestore.postgres_servers import PostgresPlace
+from statestore import open_store
+from statestore.backends.fleet import FleetPlace, open_fleet_backend
+from statestore.backends.sql import SqlBackend
+from statestore.entry import EntryFilter
+from statestore.errors import SettingsError, UnavailableError
+from statestore.settings import StoreURL, redacted
+from tests.statestore.backend_places import CREATED_AT, Place, a_key, an_entry, digest, publish
+from tests.statestore.postgres_servers import SECRET, PostgresPlace
 from tests.statestore.test_backend_contract import BackendContract
 from tests.statestore.test_backend_model import BackendModel
 from tests.statestore.test_listing_contract import ListingContract
+
+ROWS = 20_000
 
 
 @pytest.fixture
@@ -31,3 +44,211 @@ class TestPostgresListing(ListingContract):
     @pytest.fixture
     def place(self, place: PostgresPlace) -> Place:
         return place
+
+
+class PostgresModel(BackendModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend.close()
+        self.place = PostgresPlace(self.root / "fleet")
+        self.backend = self.place.open()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.place.drop()
+
+
+TestPostgresModel = PostgresModel.TestCase
+TestPostgresModel.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+
+
+@pytest.fixture
+def full(place: PostgresPlace) -> Iterator[SqlBackend]:
+    """A store whose catalog has many rows, so that the planner has a choice."""
+    place.query(
+        f"""
+        WITH made AS (
+            INSERT INTO entries
+            SELECT sha256(n::text::bytea), n, 'default', 'f', sha256(('t' || n)::bytea), 'rwkv7',
+                   'segment', 'blob' || n, 1, 2, false, 1, 0, n, 0, 0, false, {CREATED_AT} + n,
+                   'ready', '', 'm', '{{}}'
+            FROM generate_series(1, {ROWS}) AS n RETURNING 1
+        ) SELECT count(*) FROM made
+        """
+    )
+    with place.server.connect(place.database) as connection:
+        connection.execute(
+            "INSERT INTO departed (digest, n_tokens, reason, departed_at) "
+            f"SELECT sha256(('d' || n)::bytea), n, '', n FROM generate_series(1, {ROWS}) AS n"
+        )
+        connection.execute("ANALYZE")
+    backend = open_fleet_backend(FleetPlace.parse(place.url))
+    yield backend
+    backend.close()
+
+
+def plans_of(
+    place: PostgresPlace, backend: SqlBackend, call: Callable[[SqlBackend], Any]
+) -> list[str]:
+    """PostgreSQL's plan for each statement that `call` sends."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(
+        _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+    ) -> None:
+        seen.append((statement, parameters))
+
+    reader = backend._database._reader
+    event.listen(reader, "before_cursor_execute", note)
+    call(backend)
+    event.remove(reader, "before_cursor_execute", note)
+    with place.server.connect(place.database) as connection:
+        explained = [
+            connection.execute("EXPLAIN " + text, given).fetchall() for text, given in seen
+        ]
+    return ["\n".join(row["QUERY PLAN"] for row in rows) for rows in explained]
+
+
+def test_the_longest_of_thousands_is_one_query(place: PostgresPlace, full: SqlBackend) -> None:
+    publish(full, an_entry(4000))
+    for keys in ([a_key(number) for number in range(5000)], [a_key(number) for number in range(9)]):
+        (plan,) = plans_of(place, full, lambda it, keys=keys: it.longest(keys, CREATED_AT))
+        assert "entries_pkey" in plan
+        assert "Seq Scan on entries" not in plan
+
+
+@pytest.mark.parametrize(
+    ("call", "index"),
+    [
+        (lambda it: next(it.entries(EntryFilter()), None), "ix_entries_used_at"),
+        (
+            lambda it: list(it.entries(EntryFilter(namespace="default", token_digest=digest("t")))),
+            "ix_entries_token_digest",
+        ),
+        (
+            lambda it: list(it.entries(EntryFilter(namespace="default", fingerprint=digest("f")))),
+            "ix_entries_model",
+        ),
+        (lambda it: list(it.entries(EntryFilter(key_prefix="0123abc"))), "entries_pkey"),
+        (lambda it: it.sweep(CREATED_AT, 0.0), "ix_entries_expires_at"),
+        (lambda it: it.departed([a_key(0)]), "ix_departed_digest"),
+        (lambda it: it.usage(), "Scan on totals"),
+    ],
+)
+def test_no_query_scans_the_entries(
+    place: PostgresPlace, full: SqlBackend, call: Callable[[SqlBackend], Any], index: str
+) -> None:
+    (plan,) = plans_of(place, full, call)
+    assert index in plan
+    assert "Seq Scan on entries" not in plan
+
+
+def test_a_read_sends_its_query_and_nothing_else(place: PostgresPlace) -> None:
+    """No BEGIN and no ROLLBACK around it: each would be a round trip."""
+    backend = open_fleet_backend(FleetPlace.parse(place.url))
+    with place.server.connect() as connection:
+        connection.execute(f"ALTER DATABASE {place.database} SET log_statement = 'all'")
+    backend._database._reader.dispose()
+    backend.longest([a_key(0)], CREATED_AT)
+    ready = len(place.server.statements(place.database))
+    backend.longest([a_key(0)], CREATED_AT)
+    sent = place.server.statements(place.database)[ready:]
+    assert [statement.split()[0] for statement in sent] == ["WITH"]
+    assert publish(backend, an_entry(0))
+    assert any("BEGIN ISOLATION LEVEL READ COMMITTED" in it for it in sent_after(place, ready))
+    backend.close()
+
+
+def sent_after(place: PostgresPlace, count: int) -> list[str]:
+    return place.server.statements(place.database)[count:]
+
+
+def test_the_url_opens_the_place_again_and_has_no_secret(place: PostgresPlace) -> None:
+    given = f"{place.url}&timeout_s=3.5&application_name=worker%201"
+    parsed = FleetPlace.parse(given)
+    assert parsed.catalog.password == SECRET
+    assert parsed.blobs == place.root / "blobs"
+    again = FleetPlace.parse(parsed.url)
+    assert again.catalog.password is None
+    assert again.catalog.set(password=SECRET) == parsed.catalog
+    assert (again.blobs, again.timeout_s) == (parsed.blobs, 3.5)
+    with open_store(place.url) as store:
+        assert SECRET not in store.backend.url
+        assert "***" not in store.backend.url
+    for shown in (parsed, StoreURL.parse(place.url)):
+        assert "s3cret" not in f"{shown!r} {shown}".replace(repr(parsed.url), "")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda url: url.replace("s3cret", "s3cret-wrong"), "password authentication failed"),
+        (lambda url: url.replace("s3cret", "s3cret%"), "password authentication failed"),
+        (lambda url: url.split("?")[0], "blobs='' names no directory"),
+        (lambda url: url.replace("file://", "file:"), "names no directory"),
+        (lambda url: url.replace("file:///", "s3://bucket/"), "names no directory"),
+        (lambda url: "postgresql+psycopg://u:s3cret@h?blobs=file:///b", "names no database"),
+        (lambda url: url + "&timeout_s=soon", "timeout_s='soon'"),
+        (lambda url: url + "&timeout_s=0", "timeout_s='0'"),
+        (lambda url: url + "&timeout_s=nan", "timeout_s='nan'"),
+        (lambda url: url + "&codec=zip", "codec is one of"),
+        (lambda url: url + "&size=1", "unknown option 'size'"),
+        (lambda url: url + "&password=s3cret", "unknown option 'password'"),
+        (lambda url: url.replace("127.0.0.1:", "127.0.0.1:port"), "malformed"),
+        (lambda url: url.replace("127.0.0.1", "[127.0.0.1"), "IPv6"),
+        (lambda url: url.replace("+psycopg", ""), "no backend for postgresql://"),
+    ],
+)
+def test_a_bad_url_is_named_without_its_secret(
+    place: PostgresPlace,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[str], str],
+    words: str,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises((SettingsError, UnavailableError), match=words) as caught:
+        open_store(change(place.url))
+    told = "".join(traceback.format_exception(caught.value))
+    assert "s3cret" not in told
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:pw@host/0", "redis://:***@host/0"),
+        ("postgresql+psycopg://u:p@ss/w@h/d?x=1", "postgresql+psycopg://u:***@h/d?x=1"),
+        ("x://h/d?password=pw&y=1", "x://h/d?password=***&y=1"),
+        ("x://h/d?y=1&sslpassword=pw", "x://h/d?y=1&sslpassword=***"),
+        ("file:///a:b@c", "file:///a:b@c"),
+        ("./states", "./states"),
+    ],
+)
+def test_redacted(url: str, shown: str) -> None:
+    assert redacted(url) == shown
+
+
+def test_the_first_to_open_an_empty_store_makes_its_directory(place: PostgresPlace) -> None:
+    blobs = place.root / "blobs"
+    assert not blobs.exists()
+    backend = place.open()
+    assert blobs.stat().st_mode & 0o777 == 0o700
+    assert publish(backend, an_entry(0))
+    backend.close()
+
+
+def test_a_directory_that_is_not_mounted_is_named(place: PostgresPlace) -> None:
+    backend = place.open()
+    publish(backend, an_entry(0))
+    backend.close()
+    (place.root / "blobs").rename(place.root / "elsewhere")
+    with pytest.raises(UnavailableError, match=r"blobs is not there.* is it mounted\?"):
+        place.open()
+    assert not (place.root / "blobs").exists()
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    url = f"postgresql+psycopg://u:s3cret@127.0.0.1:1/d?blobs=file://{tmp_path}"
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1/d: .*is the server up") as caught:
+        open_store(url)
+    assert "s3cret" not in str(caught.value)
