@@ -35,6 +35,9 @@ HEAD: Final = REVISIONS[-1]
 SHARDS: Final = 16  # rows of `totals`
 DEPARTED_ROWS: Final = 10_000  # removals remembered
 
+# SQLite numbers rows by itself in a column of exactly this type; elsewhere it would end at 2**31.
+_COUNTER: Final = BigInteger().with_variant(Integer, "sqlite")
+
 metadata = MetaData()
 
 entries = Table(
@@ -73,7 +76,7 @@ entries = Table(
 departed = Table(
     "departed",
     metadata,
-    Column("id", Integer, primary_key=True),  # grows with every removal
+    Column("id", _COUNTER, primary_key=True),  # grows with every removal
     Column("digest", LargeBinary(32), nullable=False),
     Column("n_tokens", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),

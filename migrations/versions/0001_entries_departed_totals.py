@@ -59,7 +59,7 @@ def create_departed() -> None:
     """What is remembered of removed entries."""
     op.create_table(
         "departed",
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
         sa.Column("digest", sa.LargeBinary(32), nullable=False),
         sa.Column("n_tokens", sa.BigInteger, nullable=False),
         sa.Column("reason", sa.Text, nullable=False),

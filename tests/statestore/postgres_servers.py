@@ -215,12 +215,18 @@ def shared_server() -> PostgresServer:
 
 
 class PostgresPlace(FilePlace):
-    """A `Place`: a database of its own, at head, and a directory of blobs."""
+    """A `Place`: a database of its own, at head or copied from `template`, and blobs beside it."""
 
-    def __init__(self, root: Path, server: PostgresServer | None = None, **options: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        server: PostgresServer | None = None,
+        template: str | None = None,
+        **options: str,
+    ) -> None:
         super().__init__(root)
         self.server = server or shared_server()
-        self.database = self.server.create_database(self.server.at_head)
+        self.database = self.server.create_database(template or self.server.at_head)
         root.mkdir(parents=True, exist_ok=True)
         self.url = self.server.url(self.database, root / "blobs", **options)
 

@@ -1,0 +1,38 @@
+"""Makes ``tests/golden/catalog-<head>.sql``: PostgreSQL's own dump of a catalog of this revision.
+
+Run once, when a revision is added, and commit the file; as `make_golden_catalog`, whose `EXPECTED`
+is in it::
+
+    python -m tests.statestore.make_golden_postgres
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from statestore.tables import HEAD
+from tests.statestore.backend_places import publish
+from tests.statestore.make_golden_catalog import EXPECTED, GOLDEN, _fixed
+from tests.statestore.postgres_servers import PostgresPlace
+
+NOISE = ("--", "\\", "SET ", "SELECT pg_catalog.set_config")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        place = PostgresPlace(Path(directory))
+        backend = place.open()
+        for entry in (*EXPECTED.values(), _fixed(4)):
+            publish(backend, entry)
+        backend.delete(_fixed(4).key, "evicted")
+        backend.close()
+        options = ("--inserts", "--no-owner", "--no-privileges", "--no-comments", place.database)
+        lines = place.server.program("pg_dump", *options).splitlines()
+        place.drop()
+    kept = [line for line in lines if line and not line.startswith(NOISE)]
+    (GOLDEN / f"catalog-{HEAD}.sql").write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

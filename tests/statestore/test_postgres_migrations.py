@@ -1,0 +1,189 @@
+"""A fleet's catalog: upgraded by an operator and by nobody else, safely, and recognised."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, event, make_url
+
+from statestore import tables
+from statestore.backends import migrate
+from statestore.backends.fleet import FleetPlace, open_revisions
+from statestore.entry import EntryFilter
+from statestore.errors import InputError, SchemaVersionError
+from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, publish
+from tests.statestore.backend_worker import KEYS
+from tests.statestore.make_golden_catalog import DELETED, EXPECTED, GOLDEN
+from tests.statestore.postgres_servers import SECRET, PostgresPlace
+from tests.statestore.postgres_worker import run_worker
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[PostgresPlace]:
+    """A database without tables."""
+    place = PostgresPlace(tmp_path, template="template1")
+    yield place
+    place.drop()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[PostgresPlace]:
+    place = PostgresPlace(tmp_path)
+    yield place
+    place.drop()
+
+
+def upgrade(place: PostgresPlace) -> None:
+    with open_revisions(FleetPlace.parse(place.url)) as revisions:
+        revisions.upgrade()
+
+
+def tables_of(place: PostgresPlace) -> set[str]:
+    rows = place.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    return {row["tablename"] for row in rows}
+
+
+def command(place: PostgresPlace, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "statestore", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "RWKV_STATESTORE_URL": place.url},
+    )
+
+
+def test_the_migrated_tables_are_those_of_the_metadata(place: PostgresPlace) -> None:
+    engine = create_engine(make_url(place.url).set(query={}))
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+    engine.dispose()
+    shards = place.query("SELECT shard FROM totals ORDER BY shard")
+    assert [row["shard"] for row in shards] == list(range(tables.SHARDS))
+
+
+def test_opening_changes_nothing_and_names_the_command(empty: PostgresPlace) -> None:
+    with pytest.raises(SchemaVersionError) as caught:
+        empty.open()
+    safe = FleetPlace.parse(empty.url).url
+    for part in ("has no tables yet", repr(tables.HEAD), f"statestore --store '{safe}' db upgrade"):
+        assert part in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert tables_of(empty) == set()
+    assert not (empty.root / "blobs").exists()
+
+
+def test_an_older_catalog_is_refused(place: PostgresPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "REVISIONS", (*tables.REVISIONS, "9041"))
+    monkeypatch.setattr(migrate, "HEAD", "9041")
+    with pytest.raises(SchemaVersionError, match=f"at revision '{tables.HEAD}'.* db upgrade"):
+        place.open()
+
+
+def test_a_newer_catalog_is_refused(place: PostgresPlace) -> None:
+    with place.server.connect(place.database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9042'")
+    for refused in (place.open, lambda: upgrade(place)):
+        with pytest.raises(SchemaVersionError, match=r"'9042'.*pip install -U rwkv-statestore"):
+            refused()
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_many_processes_upgrade_at_once(empty: PostgresPlace, attempt: int) -> None:
+    run_worker("race", empty.url, attempt, 8)
+    assert {bytes(row["digest"]) for row in empty.rows()} == {
+        a_key(KEYS + number).digest for number in range(8)
+    }
+    totals = empty.query("SELECT count(*) AS shards, sum(entries) AS entries FROM totals")
+    assert totals == [{"shards": tables.SHARDS, "entries": 8}]
+
+
+def test_an_upgrade_that_fails_leaves_nothing_behind(empty: PostgresPlace) -> None:
+    def fail(
+        _connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: Any
+    ) -> None:
+        if "CREATE TABLE totals" in statement:
+            raise KeyboardInterrupt
+
+    event.listen(Engine, "before_cursor_execute", fail)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            upgrade(empty)
+    finally:
+        event.remove(Engine, "before_cursor_execute", fail)
+    assert tables_of(empty) == set()
+    upgrade(empty)
+    backend = empty.open()
+    assert publish(backend, an_entry(0))
+    backend.close()
+
+
+@pytest.mark.parametrize("revision", tables.REVISIONS)
+def test_a_golden_catalog_is_upgraded_and_used(empty: PostgresPlace, revision: str) -> None:
+    dump = (GOLDEN / f"catalog-{revision}.sql").read_text(encoding="utf-8")
+    with empty.server.connect(empty.database) as connection:
+        connection.execute(dump.encode())
+    upgrade(empty)
+    (empty.root / "blobs").mkdir()
+    backend = empty.open()
+    assert {entry.key: entry for entry in backend.entries(EntryFilter())} == EXPECTED
+    assert backend.departed([DELETED])[DELETED].reason == "evicted"
+    keys = [a_key(number) for number in (4, 3, 2, 1, 0)]
+    assert backend.longest(keys, CREATED_AT) == EXPECTED[a_key(2)]
+    assert backend.longest(keys, CREATED_AT + 60) == EXPECTED[a_key(1)]
+    assert backend.usage().entries == len(EXPECTED)
+    assert publish(backend, an_entry(3))
+    assert publish(backend, an_entry(4))
+    assert backend.delete(a_key(4), "deleted")
+    assert backend.sweep(CREATED_AT + 60, 0).expired == 1
+    assert backend.usage().entries == len(EXPECTED) - 1
+    backend.close()
+
+
+def test_down_to_nothing_and_up_again(place: PostgresPlace) -> None:
+    with open_revisions(FleetPlace.parse(place.url)) as revisions:
+        for target in ("9042", tables.HEAD, "", "head", "-1"):
+            with pytest.raises(InputError, match="known below it: base"):
+                revisions.downgrade(target)
+        revisions.downgrade("base")
+        assert revisions.status().found is None
+        with pytest.raises(InputError, match=r"at revision 'base'.*below it: none"):
+            revisions.downgrade("base")
+    assert tables_of(place) == {"alembic_version"}
+    upgrade(place)
+    place.open().close()
+
+
+def test_the_commands(empty: PostgresPlace) -> None:
+    def standing() -> tuple[str | None, str]:
+        done = command(empty, "db", "current", "--json")
+        fields = json.loads(done.stdout)
+        assert fields["head"] == tables.HEAD
+        return fields["revision"], fields["standing"]
+
+    refused = command(empty, "ls")
+    assert refused.returncode == 4
+    assert "db upgrade" in refused.stderr
+    assert standing() == (None, "empty")
+    assert command(empty, "db", "upgrade").stdout == f"upgraded from nothing to {tables.HEAD}\n"
+    assert standing() == (tables.HEAD, "current")
+    assert command(empty, "db", "upgrade").stdout == f"at {tables.HEAD} already\n"
+    assert "nothing is stored here yet" in command(empty, "ls").stdout
+    assert tables.HEAD in command(empty, "db", "current").stdout
+    assert command(empty, "db", "downgrade", "base").returncode == 1  # not confirmed
+    assert standing() == (tables.HEAD, "current")
+    done = command(empty, "db", "downgrade", "base", "--yes")
+    assert done.stdout == f"downgraded from {tables.HEAD} to base\n"
+    assert standing() == (None, "empty")
+    assert command(empty, "db", "downgrade", "base", "--yes").returncode == 2
+    assert "s3cret" not in refused.stderr
