@@ -4,6 +4,8 @@
     file:///var/lib/states?codec=raw        options follow the path
     ./states                                a bare path means the same
     postgresql+psycopg://user:secret@host/db?blobs=file:///shared/dir    a fleet's catalog and blobs
+    redis://user:secret@host:6379/0         entries and blobs in Redis; also rediss, unix, and
+                                            redis+sentinel, redis+cluster (`redis.address`)
 
 The backend's module is loaded when its scheme is first asked for, so that a command which never
 opens a database does not pay for its driver. A secret in a URL goes to the driver and nowhere
@@ -25,6 +27,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from platformdirs import user_data_path
 
 from statestore.backends.base import Backend
+from statestore.backends.redis.address import OPTIONS, SCHEMES, Address
 from statestore.codec import CodecName
 from statestore.errors import SettingsError
 from statestore.store import StateStore
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 #: Names the store that commands use when they are told none.
 URL_VARIABLE = "RWKV_STATESTORE_URL"
 
-_PASSWORD: Final = re.compile(r"(://[^:/?#@]*):.*@|([?&][a-z]*password)=[^&]*")
+_PASSWORD: Final = re.compile(r"(://[^:/?#@]*):.*@|([?&][a-z_]*password)=[^&]*")
 
 
 def redacted(url: str) -> str:
@@ -126,9 +129,16 @@ def _open_fleet(url: StoreURL) -> Backend:
     return cast("Backend", module.open_fleet_backend(_fleet_place(url, module)))
 
 
+def _open_redis(url: StoreURL) -> Backend:
+    url.refuse_options(*OPTIONS)
+    address = Address.of(url.scheme, url.netloc, url.path, url.options)
+    return cast("Backend", _module("redis.backend", url).open_redis_backend(address))
+
+
 _OPENERS: dict[str, Callable[[StoreURL], Backend]] = {
     "file": _open_file,
     "postgresql+psycopg": _open_fleet,
+    **dict.fromkeys(SCHEMES, _open_redis),
 }
 
 

@@ -1,0 +1,245 @@
+"""The port, on Redis.
+
+Order of writes: parts first, each with an expiry; then one atomic step publishes the entry and
+makes its parts permanent; an entry and its parts go in one step too. A writer that dies leaves
+keys that expire, and nobody meets half a state: a part that the server dropped makes the blob a
+miss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from heapq import merge
+from operator import attrgetter
+from typing import Any, Final
+
+from statestore.backends.base import Blob, Swept
+from statestore.backends.redis import parts, scripts
+from statestore.backends.redis.address import Address
+from statestore.backends.redis.keyspace import CLUSTER_SHARDS, DIGEST_DIGITS, Keyspace
+from statestore.backends.redis.rows import (
+    Value,
+    changes,
+    hex_prefix,
+    matches,
+    number,
+    text,
+    to_departed,
+    to_entry,
+    to_fields,
+)
+from statestore.backends.redis.scripts import Command, call
+from statestore.backends.redis.server import Server
+from statestore.backends.redis.sweeping import Sweep
+from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.errors import BackendError, FullError, InputError, UnavailableError
+from statestore.keys import StateKey
+
+_PAGE: Final = 256  # entries of one read, over all shards
+_NEWEST: Final = attrgetter("used_at", "key.digest")
+_TOTALS: Final = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned")
+
+
+def open_redis_backend(address: Address) -> RedisBackend:
+    """The store at `address`. Nothing is contacted before it is asked for something."""
+    shards = CLUSTER_SHARDS if address.kind == "cluster" else 1
+    return RedisBackend(Server(address), Keyspace(address.prefix, shards), address.url)
+
+
+class RedisBackend:
+    """A `Backend` on a Redis server.
+
+    Args:
+        server: the backend closes it.
+        keyspace: the names there.
+        url: opens this place again, without secrets.
+        clock: seconds since the epoch; dates what is removed.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        keyspace: Keyspace,
+        url: str,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._server = server
+        self._keyspace = keyspace
+        self._url = url
+        self._clock = clock
+
+    @property
+    def url(self) -> str:
+        """The URL that opens this place again."""
+        return self._url
+
+    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
+        """The first of `keys` that is stored, ready and not expired at `now`; one round trip."""
+        shards: dict[str, list[int]] = defaultdict(list)
+        for position, key in enumerate(keys):
+            shards[self._keyspace.base(key.digest)].append(position)
+        commands = [
+            scripts.longest(base, [keys[position] for position in positions], now)
+            for base, positions in shards.items()
+        ]
+        replies = zip(shards.values(), self._server.run(commands), strict=True)
+        found = [(places[reply[0] - 1], reply[1]) for places, reply in replies if reply]
+        return to_entry(min(found)[1]) if found else None
+
+    def read(self, entry: Entry) -> memoryview | None:
+        """The blob of `entry`, cut one byte beyond its size; ``None`` where a part has gone."""
+        return parts.read(self._server, self._names(entry), entry.blob_bytes)
+
+    def publish(self, entry: Entry, blob: Blob) -> bool:
+        """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.
+
+        Raises:
+            InputError: the blob has not the size that the entry says, or a field cannot be stored.
+        """
+        size = sum(memoryview(buffer).nbytes for buffer in blob)
+        if size != entry.blob_bytes:
+            raise InputError(
+                f"entry {entry.key} says blob_bytes={entry.blob_bytes}, but the blob has {size}"
+            )
+        command = self._publication(entry)
+        now = repr(float(entry.created_at))
+        if self._server.run([self._call(scripts.STORED, entry.key, now)])[0]:
+            return False
+        try:
+            parts.write(self._server, self._names(entry), blob)
+            (outcome,) = self._server.run([command])
+        except FullError:
+            self._unlink(entry)  # room for others, sooner than the parts expire
+            raise
+        if outcome != scripts.PUBLISHED:
+            self._unlink(entry)
+        if outcome == scripts.LOST:
+            raise UnavailableError(
+                f"{self._url}: parts of {entry.key} had gone before it was whole: the server "
+                "evicts them, was flushed, or the write took too long"
+            )
+        return bool(outcome == scripts.PUBLISHED)
+
+    def touch(self, key: StateKey, now: float, score: float) -> None:
+        """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
+        command = self._call(
+            scripts.TOUCH, key, key.n_tokens, number(now, "used_at"), number(score, "score")
+        )
+        self._server.run([command])
+
+    def update(
+        self,
+        key: StateKey,
+        *,
+        pinned: bool | None = None,
+        expires_at: float | None = None,
+        labels: dict[str, str] | None = None,
+        status: Status | None = None,
+        reason: str | None = None,
+        blob: str | None = None,
+    ) -> bool:
+        """Change the given fields, if the entry is there and (with `blob`) names that blob."""
+        fields = changes(pinned, expires_at, labels, status, reason)
+        flat = [piece for field in fields.items() for piece in field]
+        (changed,) = self._server.run(
+            [self._call(scripts.UPDATE, key, key.n_tokens, blob or "", *flat)]
+        )
+        return bool(changed)
+
+    def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
+        """Remove entry and blob. ``False``: no such entry, or it names another blob."""
+        command = scripts.removal(
+            self._keyspace.base(key.digest),
+            key.hex,
+            text(reason, "reason"),
+            self._clock(),
+            self._keyspace.shards,
+            n_tokens=key.n_tokens,
+            blob=blob or "",
+        )
+        return self._server.run([command])[0] is not None
+
+    def entries(self, where: EntryFilter) -> Iterator[Entry]:
+        """Matching entries, newest use first, in pages; one used meanwhile may be missed."""
+        prefix = hex_prefix(where)
+        if len(prefix) == DIGEST_DIGITS or where.token_digest is not None:
+            listed = iter(self._few(prefix, where.token_digest))
+        else:
+            listed = self._walk(prefix, where.used_before)
+        return (entry for entry in listed if matches(entry, where))
+
+    def departed(self, keys: Iterable[StateKey]) -> dict[StateKey, Departed]:
+        """What is remembered of keys that were removed."""
+        wanted = list(keys)
+        kept = self._server.run(
+            [("HGET", f"{self._keyspace.base(key.digest)}departed", key.hex) for key in wanted]
+        )
+        known = (to_departed(key, packed) for key, packed in zip(wanted, kept, strict=True))
+        return {gone.key: gone for gone in known if gone is not None}
+
+    def usage(self) -> Usage:
+        """Totals over all entries."""
+        commands = [("HMGET", f"{base}totals", *_TOTALS) for base in self._keyspace.bases()]
+        rows = self._server.run(commands)
+        return Usage(
+            *(sum(int(total or 0) for total in column) for column in zip(*rows, strict=True))
+        )
+
+    def sweep(self, now: float, grace_s: float) -> Swept:
+        """Remove expired entries with their blobs, and parts older than `grace_s` without an entry.
+
+        Entries that the server evicted by itself are no longer counted afterwards.
+        """
+        return Sweep(self._server, self._keyspace, now, grace_s, self._clock()).run()
+
+    def close(self) -> None:
+        """Release connections; a second call does nothing."""
+        self._server.close()
+
+    def _call(self, script: str, key: StateKey, *arguments: Value) -> Command:
+        return call(script, self._keyspace.base(key.digest), key.hex, *arguments)
+
+    def _names(self, entry: Entry) -> parts.Names:
+        return partial(self._keyspace.part, entry.key.digest, entry.blob)
+
+    def _publication(self, entry: Entry) -> Command:
+        flat = [piece for field in to_fields(entry).items() for piece in field]
+        count = parts.count_parts(entry.blob_bytes)
+        now = repr(float(entry.created_at))
+        return self._call(scripts.PUBLISH, entry.key, now, entry.blob, count, *flat)
+
+    def _unlink(self, entry: Entry) -> None:
+        with suppress(BackendError):  # they expire
+            parts.unlink(self._server, self._names(entry), entry.blob_bytes)
+
+    def _few(self, digest: str, token_digest: bytes | None) -> list[Entry]:
+        """The entry of `digest`, or those of the token digest, newest use first."""
+        tokens = token_digest.hex() if token_digest is not None else ""
+        commands = [
+            call(scripts.ROWS, base, digest, tokens) for base in self._keyspace.bases(digest)
+        ]
+        found = [to_entry(row) for rows in self._server.run(commands) for row in rows]
+        return sorted(found, key=_NEWEST, reverse=True)
+
+    def _walk(self, prefix: str, used_before: float | None) -> Iterator[Entry]:
+        """Entries in order of use, over the shards that may hold the prefix."""
+        bases = list(self._keyspace.bases(prefix))
+        size = max(16, _PAGE // len(bases))
+        last = "" if used_before is None else repr(float(used_before))
+        first = self._server.run([scripts.page(base, last, "", size) for base in bases])
+        walks = [self._go_on(base, page, size) for base, page in zip(bases, first, strict=True)]
+        return merge(*walks, key=_NEWEST, reverse=True)
+
+    def _go_on(self, base: str, page: list[Any], size: int) -> Iterator[Entry]:
+        """The entries of `page`, and of the pages after it."""
+        while True:
+            count, last, digest, rows = page
+            yield from (to_entry(row) for row in rows)
+            if count < size:
+                return
+            (page,) = self._server.run([scripts.page(base, last, digest, size)])

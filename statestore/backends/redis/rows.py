@@ -1,0 +1,185 @@
+"""Between entries and the fields of a Redis hash. Pure.
+
+Numbers are text as Python writes them, so a float comes back with every bit; labels are msgpack;
+what is absent is empty. `FIELDS` is the order in which scripts return an entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+import msgpack  # type: ignore[import-untyped]
+
+from statestore.entry import Departed, Entry, EntryFilter, Role, Status
+from statestore.errors import InputError
+from statestore.keys import StateKey
+
+FIELDS: Final = (
+    "digest",
+    "n_tokens",
+    "namespace",
+    "fingerprint",
+    "token_digest",
+    "schema_id",
+    "role",
+    "blob",
+    "blob_bytes",
+    "state_bytes",
+    "has_output",
+    "cost_s",
+    "created_at",
+    "used_at",
+    "hits",
+    "score",
+    "pinned",
+    "expires_at",
+    "status",
+    "reason",
+    "model",
+    "labels",
+)
+
+Value: TypeAlias = bytes | str | int
+
+
+def to_fields(entry: Entry) -> dict[str, Value]:
+    """The hash of `entry`. Raises `InputError` for what it cannot hold."""
+    return {
+        "digest": entry.key.digest,
+        "n_tokens": entry.key.n_tokens,
+        "namespace": text(entry.namespace, "namespace"),
+        "fingerprint": entry.fingerprint,
+        "token_digest": entry.token_digest,
+        "schema_id": text(entry.schema_id, "schema_id"),
+        "role": entry.role.value,
+        "blob": _blob(entry),
+        "blob_bytes": entry.blob_bytes,
+        "state_bytes": entry.state_bytes,
+        "has_output": int(entry.has_output),
+        "cost_s": number(entry.cost_s, "cost_s"),
+        "created_at": number(entry.created_at, "created_at"),
+        "used_at": number(entry.used_at, "used_at"),
+        "hits": entry.hits,
+        "score": number(entry.score, "score"),
+        "pinned": int(entry.pinned),
+        "expires_at": expiry(entry.expires_at),
+        "status": entry.status.value,
+        "reason": text(entry.reason, "reason"),
+        "model": text(entry.model, "model"),
+        "labels": pack_labels(entry.labels),
+    }
+
+
+def to_entry(values: Sequence[bytes]) -> Entry:
+    """The entry whose fields, in the order of `FIELDS`, are `values`."""
+    row = dict(zip(FIELDS, values, strict=True))
+    return Entry(
+        key=StateKey(row["digest"], int(row["n_tokens"])),
+        namespace=row["namespace"].decode(),
+        fingerprint=row["fingerprint"],
+        token_digest=row["token_digest"],
+        schema_id=row["schema_id"].decode(),
+        role=Role(row["role"].decode()),
+        blob=row["blob"].decode(),
+        blob_bytes=int(row["blob_bytes"]),
+        state_bytes=int(row["state_bytes"]),
+        has_output=row["has_output"] == b"1",
+        cost_s=float(row["cost_s"]),
+        created_at=float(row["created_at"]),
+        used_at=float(row["used_at"]),
+        hits=int(row["hits"]),
+        score=float(row["score"]),
+        pinned=row["pinned"] == b"1",
+        expires_at=float(row["expires_at"]) if row["expires_at"] else None,
+        status=Status(row["status"].decode()),
+        reason=row["reason"].decode(),
+        model=row["model"].decode(),
+        labels=msgpack.unpackb(row["labels"]),
+    )
+
+
+def to_departed(key: StateKey, kept: bytes | None) -> Departed | None:
+    """What is remembered of `key`: ``<n_tokens> <when> <reason>``; ``None`` if nothing is."""
+    if kept is None:
+        return None
+    n_tokens, at, reason = kept.split(b" ", 2)
+    return Departed(key, reason.decode(), float(at)) if int(n_tokens) == key.n_tokens else None
+
+
+def matches(entry: Entry, where: EntryFilter) -> bool:
+    """Whether `entry` is wanted."""
+    names = ("namespace", "fingerprint", "token_digest", "model", "role", "status", "pinned")
+    if any(getattr(where, name) not in (None, getattr(entry, name)) for name in names):
+        return False
+    if where.used_before is not None and not entry.used_at < where.used_before:
+        return False
+    prefix = hex_prefix(where)
+    return entry.key.hex.startswith(prefix) and where.labels.items() <= entry.labels.items()
+
+
+def hex_prefix(where: EntryFilter) -> str:
+    """The wanted leading digits of a digest. Raises `InputError` if they are none."""
+    prefix = (where.key_prefix or "").lower()
+    if len(prefix) > 64 or not set(prefix) <= set("0123456789abcdef"):
+        raise InputError(f"key prefix {where.key_prefix!r}: expected hex digits")
+    return prefix
+
+
+def text(value: str, field: str) -> str:
+    """`value`, if any catalog can hold it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        if "\x00" not in value:
+            return value
+    raise InputError(f"entry field {field}: {value!r} is not text that a catalog can hold")
+
+
+def number(value: float, field: str) -> str:
+    """`value` as text that reads back with every bit."""
+    if math.isnan(value):
+        raise InputError(f"entry field {field} is not a number")
+    return repr(float(value))
+
+
+def expiry(at: float | None) -> str:
+    """A moment as text; empty for never."""
+    return "" if at is None or at == math.inf else number(at, "expires_at")
+
+
+def pack_labels(value: Mapping[str, str]) -> bytes:
+    """Labels as msgpack."""
+    packed: bytes = msgpack.packb(dict(value))
+    return packed
+
+
+def changes(
+    pinned: bool | None,
+    expires_at: float | None,
+    labels: Mapping[str, str] | None,
+    status: Status | None,
+    reason: str | None,
+) -> dict[str, Value]:
+    """The fields that an update names; what is ``None`` is not named."""
+    fields: dict[str, Value] = {}
+    if pinned is not None:
+        fields["pinned"] = int(pinned)
+    if expires_at is not None:
+        fields["expires_at"] = expiry(expires_at)
+    if labels is not None:
+        fields["labels"] = pack_labels(labels)
+    if status is not None:
+        fields["status"] = status.value
+    if reason is not None:
+        fields["reason"] = text(reason, "reason")
+    return fields
+
+
+def _blob(entry: Entry) -> str:
+    if not entry.blob.startswith(entry.key.hex):
+        raise InputError(f"entry {entry.key}: its blob's name {entry.blob!r} begins with no digest")
+    return text(entry.blob, "blob")

@@ -1,0 +1,148 @@
+"""The connection to Redis: commands in, replies or the storage layer's errors out.
+
+One server, the primary behind Sentinel and a Cluster look alike from here: `run` sends commands in
+one round trip (in a Cluster, one to every node that is concerned, all sent before the first reply
+is read). Nothing is connected before the first command, and nothing is tried twice beyond what a
+Cluster's redirections ask for: a dead server costs its timeout once. Safe to use from several
+threads and after a fork (redis-py sees to that).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+)
+
+from statestore.backends.redis.address import Address
+from statestore.backends.redis.connect import new_client
+from statestore.backends.redis.scripts import Command
+from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
+
+_SCAN_KEYS: Final = 1000  # looked at in one step
+
+
+class Server:
+    """Runs commands at an address; the first one connects."""
+
+    def __init__(self, address: Address) -> None:
+        self.place = address.url
+        self._address = address
+        self._lock = threading.Lock()
+        self._client: Any | None = None
+        self._inside = 0
+        self._closed = False
+
+    def run(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies, in order.
+
+        Raises:
+            UnavailableError: the server cannot be reached, is too slow, or refuses a command.
+            FullError: it has no memory left.
+            ClosedError: `close` was called.
+        """
+        if not commands:
+            with self._using():  # a closed server says so even where nothing is asked
+                return []
+        with self._using() as client:
+            if len(commands) == 1:
+                return [client.execute_command(*commands[0])]
+            pipeline = client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return replies
+
+    def scan(self, pattern: str) -> Iterator[str]:
+        """Every key that matches, at every primary; some may come twice. Raises as `run`."""
+        with self._using() as client:
+            for key in client.scan_iter(match=pattern, count=_SCAN_KEYS):
+                yield key.decode(errors="replace")
+
+    def members(self, name: str) -> Iterator[str]:
+        """Every member of a sorted set, at least once; raises as `run`."""
+        with self._using() as client:
+            for member, _ in client.zscan_iter(name, count=_SCAN_KEYS):
+                yield member.decode()
+
+    def close(self) -> None:
+        """Calls that are running end well; a second call does nothing."""
+        with self._lock:
+            self._closed = True
+            idle = self._inside == 0
+        if idle:
+            self._disconnect()
+
+    @contextmanager
+    def _using(self) -> Iterator[Any]:
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"{self.place} was closed")
+            self._inside += 1
+        try:
+            self._connect()
+            yield self._client
+        except (RedisError, OSError) as error:
+            raise self._translated(error) from error
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            last = self._closed and self._inside == 0
+        if last:
+            self._disconnect()
+
+    def _connect(self) -> None:
+        if self._client is None:
+            self._adopt(new_client(self._address))  # a Cluster's client waits for a node: no lock
+
+    def _adopt(self, client: Any) -> None:  # noqa: ANN401 - redis-py's clients share no type
+        with self._lock:
+            adopted = self._client is None
+            if adopted:
+                self._client = client
+        if not adopted:
+            client.close()
+
+    def _disconnect(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _forget_idle_connections(self) -> None:
+        pool = getattr(self._client, "connection_pool", None)
+        if pool is not None:
+            pool.disconnect(inuse_connections=False)
+
+    def _translated(self, error: Exception) -> BackendError:
+        if "OOM command not allowed" in str(error):
+            return FullError(f"{self.place}: no memory left: raise maxmemory, or delete states")
+        if isinstance(error, ReadOnlyError):
+            self._forget_idle_connections()  # the name may lead to another server by now
+        return UnavailableError(f"{self.place}: {error}{_remedy(error)}")
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, MovedError):
+        return "; this is a node of a Cluster: write redis+cluster://"
+    if isinstance(error, AuthenticationError):
+        return "; check the user and the password in the URL"
+    if isinstance(error, ReadOnlyError):
+        return "; this is a replica: name the primary, or use redis+sentinel://"
+    if isinstance(error, BusyLoadingError):
+        return "; it is starting"
+    return ""
