@@ -54,7 +54,7 @@ LOG_STEPS = 50
 class Plan:
     """All that shapes a run."""
 
-    layers: int = 3
+    layers: int = 4
     width: int = 128
     rank: int = 32
     lr: float = 6e-3
@@ -64,14 +64,14 @@ class Plan:
     document_bytes: int = 1024  # read per step, about
     min_documents: int = 4
     questions: int = 8  # of each document, at most
-    document_loss: float = 0.3
-    probe_loss: float = 0.5
+    document_loss: float = 0.1  # weight of the documents' own bytes
+    probe_loss: float = 0.5  # weight of the probes' losses
     held_block: int = 1  # after which the subject and the value in hand are probed
     recalled_block: int = 2  # after which the value that is asked for is probed
-    narrow: float = 0.4  # share of documents whose values are easily confused
-    alike: float = 0.5  # share of documents whose facts are all of one relation
-    present: float = 0.7  # share of steps at the present level; the others are below it
-    raise_at: float = 0.9
+    narrow: float = 0.2  # share of documents whose values are easily confused
+    alike: float = 0.4  # share of documents whose facts are all of one relation
+    present: float = 0.5  # share of steps at the present level; the others are below it
+    raise_at: float = 0.75
     most_facts: int = 32
     dtype: str = "bfloat16"  # of the computation; the weights are fp32
     device: str = "cpu"
@@ -147,7 +147,6 @@ class Trainer:
     def run(self, save_every_s: float) -> None:
         """Train up to the plan's last step, saving as often as asked, and at the end."""
         saved = time.monotonic()
-        signal.signal(signal.SIGTERM, lambda *_: self.stop())
         while self.progress.step < self.plan.steps and not self.stopped:
             started = time.monotonic()
             outcome = self.step()
@@ -311,6 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan, options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(plan, options.out)
+    signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
     print(json.dumps(asdict(plan)), flush=True)
     trainer.run(options.save_every)
     print(f"weights: {options.out / 'model.safetensors'}")
