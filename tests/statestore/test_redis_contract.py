@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
-from tests.statestore.backend_places import Place
+from statestore.backends.base import Backend
+from statestore.entry import EntryFilter
+from tests.statestore.backend_places import CREATED_AT, Place, a_key, an_entry, publish
 from tests.statestore.redis_places import RedisPlace
 from tests.statestore.redis_servers import RedisServer, running, running_cluster
 from tests.statestore.test_backend_contract import BackendContract
 from tests.statestore.test_backend_model import BackendModel
-from tests.statestore.test_listing_contract import ListingContract
+from tests.statestore.test_listing_contract import NOW, ListingContract
 
 prefixes = (f"test{number}" for number in itertools.count())
 
@@ -61,4 +65,52 @@ class TestClusterBackend(OnACluster, BackendContract):
 
 
 class TestClusterListing(OnACluster, ListingContract):
-    pass
+    def test_a_listing_goes_on_while_others_write(self, backend: Backend) -> None:
+        """A page is read from every shard at once, so what is deleted then may still be listed."""
+        for number in range(260):
+            publish(backend, an_entry(number, blob_bytes=1))
+        listing = backend.entries(EntryFilter())
+        first = next(listing)
+        backend.delete(a_key(0), "deleted")
+        backend.touch(first.key, NOW, 0.0)
+        publish(backend, an_entry(1000, blob_bytes=1, used_at=CREATED_AT + 1000))
+        rest = [entry.key for entry in listing]
+        assert set(rest) - {a_key(0)} == {a_key(number) for number in range(1, 259)}
+        assert len(rest) == len(set(rest))
+
+
+class RedisModel(BackendModel):
+    """The model on one server, in a keyspace that no other run has."""
+
+    server: ClassVar[RedisServer]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend.close()
+        self.place = RedisPlace(self.server.url, [self.server], next(prefixes))
+        self.backend = self.place.open()
+
+
+class ClusterModel(BackendModel):
+    """As `RedisModel`, over the shards of a Cluster."""
+
+    nodes: ClassVar[list[RedisServer]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend.close()
+        self.place = cluster_place(self.nodes)
+        self.backend = self.place.open()
+
+
+STEPS = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+def test_any_sequence_of_calls_on_one_server(server: RedisServer) -> None:
+    RedisModel.server = server
+    run_state_machine_as_test(RedisModel, settings=STEPS)
+
+
+def test_any_sequence_of_calls_on_a_cluster(nodes: list[RedisServer]) -> None:
+    ClusterModel.nodes = nodes
+    run_state_machine_as_test(ClusterModel, settings=settings(STEPS, max_examples=8))
