@@ -174,7 +174,7 @@ class Schema:
         if output.name not in lengths:
             yield f"output {output.name} is neither {OUTPUT_HIDDEN} nor {OUTPUT_LOGITS}"
             return
-        wanted = lengths[output.name] or prod(output.shape)
+        wanted = lengths[output.name] or max(1, prod(output.shape))
         if output.shape != (wanted,) or output.dtype is DType.I32:
             yield f"output {output} where a float vector [{wanted}] is expected"
 

@@ -28,6 +28,7 @@ from statestore.errors import (
     UnsupportedVersionError,
 )
 from statestore.keys import StateKey, hashing
+from statestore.keys.state_key import TOKENS_LIMIT
 from statestore.schema import DType, State, TensorSpec
 
 _FIELDS = (
@@ -88,6 +89,8 @@ class Header:
         provenance: Mapping[str, str] | None = None,
     ) -> Header:
         """The header of `state` under `key`, still without frames. Raises `InputError`."""
+        notes = dict(provenance or {})
+        _check_texts(namespace, state.schema_id, *notes, *notes.values())
         for what, digest in (("fingerprint", fingerprint), ("token digest", token_digest)):
             if not hashing.is_digest(digest):
                 raise InputError(
@@ -101,7 +104,7 @@ class Header:
             tensors=tuple(tensor.spec for tensor in state.tensors),
             output=None if state.output is None else state.output.spec,
             token_digest=token_digest,
-            provenance=dict(provenance or {}),
+            provenance=notes,
         )
 
     @property
@@ -113,6 +116,17 @@ class Header:
     def state_bytes(self) -> int:
         """Size of the decoded state."""
         return sum(spec.nbytes for spec in self.specs)
+
+
+def _check_texts(*texts: str) -> None:
+    """Raises `InputError` for what UTF-8 cannot spell, such as a file name of stray bytes."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{text!r} holds what is no character: UTF-8 cannot spell it"
+            ) from None
 
 
 def expect(header: Header, key: StateKey, fingerprint: bytes, namespace: str) -> None:
@@ -157,7 +171,7 @@ def parse_header(data: bytes, limits: Limits) -> tuple[Header, Image]:
         found = list(fields)[:20] if isinstance(fields, dict) else type(fields).__name__
         raise LayoutError(f"header: the fields are {found}, expected {list(_FIELDS)}")
     header = Header(
-        key=StateKey(_digest(fields, "key"), _count(fields["tokens"], "tokens", 10**19 - 1)),
+        key=StateKey(_digest(fields, "key"), _count(fields["tokens"], "tokens", TOKENS_LIMIT - 1)),
         fingerprint=_digest(fields, "fingerprint"),
         namespace=_typed(fields["namespace"], str, "namespace"),
         schema_id=_typed(fields["schema"], str, "schema"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statestore.errors import InputError
 from statestore.keys.hashing import DIGEST_BYTES, is_digest
 
+TOKENS_LIMIT = 1 << 63  # what a catalog's column holds
 TEXT = re.compile(r"([0-9a-f]{64})-(0|[1-9][0-9]{0,18})")
 
 
@@ -24,8 +25,10 @@ class StateKey:
     def __post_init__(self) -> None:
         if not is_digest(self.digest):
             raise InputError(f"a state key's digest is {DIGEST_BYTES} bytes, not {self.digest!r}")
-        if not 0 <= self.n_tokens < 10**19:
-            raise InputError(f"a state key's token count is 0 or more, not {self.n_tokens}")
+        if type(self.n_tokens) is not int or not 0 <= self.n_tokens < TOKENS_LIMIT:
+            raise InputError(
+                f"a state key's token count is an integer in 0..2**63-1, not {self.n_tokens!r}"
+            )
 
     @property
     def hex(self) -> str:

@@ -110,6 +110,8 @@ def test_a_state_of_its_schema_passes_with_and_without_output() -> None:
 def test_logits_of_any_length_pass_where_the_vocabulary_is_not_known() -> None:
     schema = rwkv7(**SHAPE)
     schema.validate(zeros(schema, Tensor.of(OUTPUT_LOGITS, DType.F32, [11], bytes(44))))
+    with pytest.raises(StateError, match=r"\[1\] is expected"):
+        schema.validate(zeros(schema, Tensor.of(OUTPUT_LOGITS, DType.F32, [0], b"")))
 
 
 @pytest.mark.parametrize(
