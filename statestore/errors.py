@@ -11,7 +11,7 @@
     │   ├── NotAContainerError              the magic is missing
     │   ├── UnsupportedVersionError         a format version or codec that this release lacks
     │   ├── TruncatedError                  shorter than its header says
-    │   ├── CorruptError                    a checksum does not match
+    │   ├── CorruptError                    a checksum does not match, or a disk gives no bytes back
     │   ├── LayoutError                     holes, overlaps, trailing bytes, sizes that disagree
     │   ├── LimitError                      larger than the reader allows
     │   └── ForeignError                    sound, but of another key, fingerprint or namespace
@@ -86,7 +86,7 @@ class TruncatedError(ContainerError):
 
 
 class CorruptError(ContainerError):
-    """A checksum does not match its bytes."""
+    """A checksum does not match its bytes, or the disk does not give them back."""
 
 
 class LayoutError(ContainerError):

@@ -47,7 +47,10 @@ class Backend(Protocol):
         """
 
     def read(self, entry: Entry) -> memoryview | None:
-        """The whole blob of `entry`; ``None`` where it has gone."""
+        """The whole blob of `entry`; ``None`` where it has gone.
+
+        Raises `CorruptError` where this one blob cannot be read back, and others may be.
+        """
 
     def publish(self, entry: Entry, blob: Blob) -> bool:
         """Store entry and blob, whole or not at all.

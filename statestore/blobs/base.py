@@ -1,14 +1,17 @@
 """The port of a blob store: named byte strings, written once, whole or not at all.
 
-Names are ``[0-9a-z]{2}[0-9a-z.-]{0,126}`` and unique to one write, so a blob never changes. Thread
+Names match `NAME` and are unique to one write, so a blob never changes. Thread
 safety, buffers and errors are those of `statestore.backends.base`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+NAME: Final = re.compile(r"[0-9a-z]{2}[0-9a-z.-]{0,126}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,10 @@ class BlobStore(Protocol):
         """Write the buffers, one after the other, under `name`; durable when this returns."""
 
     def get(self, name: str, *, limit_bytes: int | None = None) -> memoryview | None:
-        """The whole blob, or its first `limit_bytes`; ``None`` where there is none."""
+        """The whole blob, or its first `limit_bytes`; ``None`` where there is none.
+
+        Raises `CorruptError` where this one blob cannot be read back, and others may be.
+        """
 
     def size(self, name: str) -> int | None:
         """Size in bytes, or ``None``."""

@@ -9,6 +9,9 @@ Blobs are read, not mapped. A mapping would be faster (1 ms against 8 ms for 34.
 cache), but a bad sector, a truncation from outside or a delete on another host of a shared
 directory would then kill the process with SIGBUS, where a read ends in an error or in a short
 blob: a miss.
+
+What is wrong with one file (a bad sector, a directory or a pipe under a blob's name) is that blob's
+damage, a `CorruptError`, and not a failure of the place: the blob can be put aside and made again.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,15 +27,23 @@ from typing import Final
 
 import numpy as np
 
-from statestore.blobs.base import BlobInfo
-from statestore.errors import BackendError, FullError, InputError, UnavailableError
+from statestore.blobs.base import NAME, BlobInfo
+from statestore.errors import (
+    BackendError,
+    CorruptError,
+    FullError,
+    InputError,
+    UnavailableError,
+)
 
 PART: Final = ".part"  # suffix of a file that is being written
 ALIGNMENT: Final = 64  # bytes; a container's frames keep their alignment in memory
 
-_NAME: Final = re.compile(r"[0-9a-z]{2}[0-9a-z.-]{0,126}")
-_PART_NAME: Final = re.compile(_NAME.pattern + re.escape(PART))
+_PART_NAME: Final = re.compile(NAME.pattern + re.escape(PART))
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_BAD_FILE: Final = frozenset(  # of one file, while those beside it may be well
+    {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EISDIR, errno.ELOOP, errno.ENXIO}
+)
 
 
 def storage_error(error: OSError, what: str) -> BackendError:
@@ -67,19 +79,25 @@ class FilesystemBlobs:
             try:
                 _write(descriptor, blob)
                 os.rename(part, path)  # noqa: PTH104 - strings, as everywhere on this path
+                _sync_directory(os.path.dirname(path))  # noqa: PTH120
             except BaseException:
-                with suppress(OSError):
-                    os.unlink(part)  # noqa: PTH108
+                for left in (part, path):
+                    with suppress(OSError):
+                        os.unlink(left)  # noqa: PTH108
                 raise
-            _sync_directory(os.path.dirname(path))  # noqa: PTH120
 
     def get(self, name: str, *, limit_bytes: int | None = None) -> memoryview | None:
-        """The blob (its first `limit_bytes`) in fresh memory, writable and aligned, or ``None``."""
+        """The blob (its first `limit_bytes`) in fresh memory, writable and aligned, or ``None``.
+
+        Raises:
+            CorruptError: what lies there is no file, or cannot be read back.
+            UnavailableError: any other failure of the file system.
+        """
         path = self._path(name)
         with _translating(f"reading {path}"):
             try:
-                with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-                    size = os.fstat(file.fileno()).st_size
+                with open(path, "rb", buffering=0, opener=_open_to_read) as file:
+                    size = _file_size(file.fileno())
                     size = size if limit_bytes is None else min(size, limit_bytes)
                     buffer = _aligned(size)
                     filled = 0
@@ -89,6 +107,10 @@ class FilesystemBlobs:
             except FileNotFoundError:
                 self._require_root()
                 return None
+            except OSError as error:
+                if error.errno in _BAD_FILE:
+                    raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
+                raise
 
     def size(self, name: str) -> int | None:
         """Size in bytes, or ``None``."""
@@ -121,8 +143,8 @@ class FilesystemBlobs:
             yield from blobs
 
     def _path(self, name: str) -> str:
-        if not (_NAME.fullmatch(name) or _PART_NAME.fullmatch(name)):
-            raise InputError(f"blob name {name!r} is unlawful: it must match {_NAME.pattern}")
+        if not (NAME.fullmatch(name) or _PART_NAME.fullmatch(name)):
+            raise InputError(f"blob name {name!r} is unlawful: it must match {NAME.pattern}")
         return f"{self._root}/{name[:2]}/{name}"
 
     def _create(self, part: str) -> int:
@@ -149,6 +171,18 @@ def _translating(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(error, what) from error
+
+
+def _open_to_read(path: str, flags: int) -> int:
+    """Without waiting for the other end, should a pipe lie there."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _file_size(descriptor: int) -> int:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.ENXIO, "no regular file")
+    return status.st_size
 
 
 def _write(descriptor: int, blob: Sequence[bytes | bytearray | memoryview]) -> None:
@@ -184,7 +218,7 @@ def _list_directory(directory: str) -> list[BlobInfo]:
     blobs = []
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as found:
         for entry in found:
-            if not (_NAME.fullmatch(entry.name) or _PART_NAME.fullmatch(entry.name)):
+            if not (NAME.fullmatch(entry.name) or _PART_NAME.fullmatch(entry.name)):
                 continue
             with suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from statestore.blobs.base import BlobInfo
 from statestore.blobs.filesystem import ALIGNMENT, FilesystemBlobs
-from statestore.errors import InputError, UnavailableError
+from statestore.errors import CorruptError, InputError, UnavailableError
 
 NAME = "00ff" + "a" * 60 + "-12.0123456789abcdef"
 
@@ -183,6 +184,50 @@ def test_a_file_in_the_way_is_named(blobs: FilesystemBlobs, root: Path, verb: st
     (root / "00").write_bytes(b"")
     with pytest.raises(UnavailableError, match=f"Not a directory .*{root}/00"):
         VERBS[verb](blobs)
+
+
+THINGS: dict[str, Callable[[Path], Any]] = {
+    "directory": Path.mkdir,
+    "pipe": os.mkfifo,
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.timeout(30)  # a pipe must not be waited for
+@pytest.mark.parametrize("thing", THINGS)
+def test_what_is_no_file_is_a_damaged_blob(blobs: FilesystemBlobs, root: Path, thing: str) -> None:
+    (root / "00").mkdir()
+    THINGS[thing](root / "00" / NAME)
+    with pytest.raises(CorruptError, match=f"{NAME} cannot be read"):
+        blobs.get(NAME)
+
+
+def test_a_bad_sector_is_a_damaged_blob(
+    blobs: FilesystemBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs.put(NAME, [b"x"])
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("statestore.blobs.filesystem._file_size", fail)
+    with pytest.raises(CorruptError, match="Input/output error"):
+        blobs.get(NAME)
+
+
+def test_a_directory_that_cannot_be_synced_leaves_nothing(
+    blobs: FilesystemBlobs, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs.put("00warm", [b"x"])
+
+    def fail(_path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("statestore.blobs.filesystem._sync_directory", fail)
+    with pytest.raises(UnavailableError, match="Input/output error writing"):
+        blobs.put(NAME, [b"x"])
+    assert files(root) == {"00warm"}
 
 
 def test_no_space_is_named_and_leaves_nothing(root: Path) -> None:
