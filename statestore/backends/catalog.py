@@ -7,6 +7,7 @@ right in the same transaction. Blobs are known here by name only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ from statestore.backends.rows import (
     usage_of,
 )
 from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.errors import UnavailableError
 from statestore.keys import StateKey
 from statestore.tables import DEPARTED_ROWS, SHARDS, departed, entries, totals
 
@@ -74,11 +76,12 @@ def longest(connection: Connection, keys: Sequence[StateKey], now: float) -> Ent
         row = connection.execute(_LONGEST, {**packed(keys[start:]), "now": now}).mappings().first()
         if row is None:
             return None
-        entry = to_entry(row)
         start += row["position"]
-        if entry.key == keys[start]:
-            return entry
-        start += 1  # the same digest after another number of tokens: not what was asked for
+        with suppress(UnavailableError):  # a damaged row is named to whoever lists or replaces it
+            entry = to_entry(row)
+            if entry.key == keys[start]:
+                return entry
+        start += 1  # damaged, or the same digest after another number of tokens
     return None
 
 

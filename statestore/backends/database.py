@@ -95,8 +95,9 @@ class Database:
                 fault = self._dialect.classify(error)
                 if fault is not Fault.BUSY or time.monotonic() > deadline:
                     raise self._translated(error, fault) from error
-            except SQLAlchemyError as error:
-                raise UnavailableError(f"{self.place}: {error}") from error
+            except (SQLAlchemyError, UnicodeDecodeError) as error:
+                # a driver fails to decode its own message where a damaged table's name is in it
+                raise UnavailableError(f"{self.place}: {error}; {self._dialect.remedy}") from error
             time.sleep(random.uniform(0, 2 * _PAUSE_S))  # noqa: S311 - not a secret
 
     def _translated(self, error: DBAPIError, fault: Fault) -> BackendError:

@@ -27,7 +27,7 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
         patience_s: how long a call waits for other processes before it raises `UnavailableError`.
 
     Raises:
-        SettingsError: `path`, or something on the way to it, is not a directory.
+        SettingsError: `path`, or something on the way to it, is not a directory or cannot be one.
         UnavailableError: it cannot be created, read or written, or is no SQLite catalog.
         FullError: no space left.
         SchemaVersionError: a newer release made it.
@@ -55,3 +55,5 @@ def _prepare(root: Path) -> None:
                 f"{error.filename} is not a directory: a file store needs one"
             ) from error
         raise storage_error(error, f"creating {error.filename or root}") from error
+    except ValueError as error:
+        raise SettingsError(f"{str(root)!r} can be no directory: {error}") from error

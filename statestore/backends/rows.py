@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import CTE, ColumnElement, LargeBinary, RowMapping, bindparam, func, literal, select
 
+from statestore.blobs.base import NAME
 from statestore.entry import Departed, Entry, EntryFilter, Role, Status, Usage
-from statestore.errors import InputError
+from statestore.errors import InputError, UnavailableError
 from statestore.keys import StateKey
 from statestore.tables import entries
 
@@ -35,8 +37,6 @@ def digest_at(position: ColumnElement[int]) -> ColumnElement[bytes]:
 
 def to_row(entry: Entry) -> dict[str, Any]:
     """The row of `entry`. Raises `InputError` for what no column can hold."""
-    if entry.key.n_tokens >= 1 << 63:
-        raise InputError(f"entry {entry.key}: the token count is beyond 2**63")
     return {
         "digest": entry.key.digest,
         "n_tokens": entry.key.n_tokens,
@@ -49,13 +49,13 @@ def to_row(entry: Entry) -> dict[str, Any]:
         "blob_bytes": entry.blob_bytes,
         "state_bytes": entry.state_bytes,
         "has_output": entry.has_output,
-        "cost_s": entry.cost_s,
-        "created_at": entry.created_at,
-        "used_at": entry.used_at,
+        "cost_s": number(entry.cost_s, "cost_s"),
+        "created_at": number(entry.created_at, "created_at"),
+        "used_at": number(entry.used_at, "used_at"),
         "hits": entry.hits,
-        "score": entry.score,
+        "score": number(entry.score, "score"),
         "pinned": entry.pinned,
-        "expires_at": entry.expires_at,
+        "expires_at": expiry(entry.expires_at),
         "status": entry.status.value,
         "reason": text(entry.reason, "reason"),
         "model": text(entry.model, "model"),
@@ -64,7 +64,17 @@ def to_row(entry: Entry) -> dict[str, Any]:
 
 
 def to_entry(row: RowMapping) -> Entry:
-    """The entry of a row."""
+    """The entry of a row. Raises `UnavailableError` where none can have written such a row."""
+    try:
+        return _entry(row)
+    except (TypeError, ValueError) as error:
+        where = bytes(row["digest"]).hex()
+        raise UnavailableError(
+            f"the catalog's row of digest {where} is damaged, delete it: {error}"
+        ) from error
+
+
+def _entry(row: RowMapping) -> Entry:
     return Entry(
         key=StateKey(bytes(row["digest"]), row["n_tokens"]),
         namespace=row["namespace"],
@@ -72,21 +82,21 @@ def to_entry(row: RowMapping) -> Entry:
         token_digest=bytes(row["token_digest"]),
         schema_id=row["schema_id"],
         role=Role(row["role"]),
-        blob=row["blob"],
-        blob_bytes=row["blob_bytes"],
-        state_bytes=row["state_bytes"],
+        blob=_blob_name(row["blob"]),
+        blob_bytes=int(row["blob_bytes"]),
+        state_bytes=int(row["state_bytes"]),
         has_output=row["has_output"],
-        cost_s=row["cost_s"],
-        created_at=row["created_at"],
-        used_at=row["used_at"],
-        hits=row["hits"],
-        score=row["score"],
+        cost_s=float(row["cost_s"]),
+        created_at=float(row["created_at"]),
+        used_at=float(row["used_at"]),
+        hits=int(row["hits"]),
+        score=float(row["score"]),
         pinned=row["pinned"],
-        expires_at=row["expires_at"],
+        expires_at=None if row["expires_at"] is None else float(row["expires_at"]),
         status=Status(row["status"]),
         reason=row["reason"],
         model=row["model"],
-        labels=json.loads(row["labels"]),
+        labels=_labels(row["labels"]),
     )
 
 
@@ -109,6 +119,18 @@ def text(value: str, field: str) -> str:
     return value
 
 
+def number(value: float, field: str) -> float:
+    """`value`, if it is a number: a catalog would take NaN for something else."""
+    if math.isnan(value):
+        raise InputError(f"entry field {field} is not a number")
+    return float(value)
+
+
+def expiry(at: float | None) -> float | None:
+    """A moment as a column holds it: ``None`` is never."""
+    return None if at is None or at == math.inf else number(at, "expires_at")
+
+
 def labels_text(labels: Mapping[str, str]) -> str:
     """Labels as JSON; equal labels give equal text."""
     return json.dumps(dict(labels), sort_keys=True)
@@ -117,6 +139,9 @@ def labels_text(labels: Mapping[str, str]) -> str:
 def conditions(where: EntryFilter) -> list[ColumnElement[bool]]:
     """`where` as SQL, but for its labels: JSON differs between databases. See `has_labels`."""
     wanted: list[ColumnElement[bool]] = []
+    for name in ("namespace", "model"):
+        if getattr(where, name) is not None:
+            text(getattr(where, name), name)
     for name in ("namespace", "fingerprint", "token_digest", "model", "pinned"):
         value = getattr(where, name)
         if value is not None:
@@ -135,6 +160,19 @@ def conditions(where: EntryFilter) -> list[ColumnElement[bool]]:
 def has_labels(entry: Entry, where: EntryFilter) -> bool:
     """Whether `entry` carries every label of `where`."""
     return where.labels.items() <= entry.labels.items()
+
+
+def _blob_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no blob's name")
+    return name
+
+
+def _labels(stored: str) -> dict[str, str]:
+    labels = json.loads(stored)
+    if not isinstance(labels, dict):
+        raise TypeError(f"{stored!r} are no labels")
+    return labels
 
 
 def _digest_range(prefix: str) -> tuple[bytes, bytes]:

@@ -10,7 +10,6 @@ A blob that cannot be unlinked is left to `sweep` too: the entry's removal has h
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -19,7 +18,7 @@ from typing import Any, Final
 from statestore.backends import catalog
 from statestore.backends.base import Blob, Swept
 from statestore.backends.database import Database
-from statestore.backends.rows import has_labels, labels_text, text
+from statestore.backends.rows import expiry, has_labels, labels_text, text
 from statestore.blobs.base import BlobInfo, BlobStore
 from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
 from statestore.errors import BackendError, InputError
@@ -111,7 +110,7 @@ class SqlBackend:
         if pinned is not None:
             columns["pinned"] = pinned
         if expires_at is not None:
-            columns["expires_at"] = None if expires_at == math.inf else expires_at
+            columns["expires_at"] = expiry(expires_at)
         if labels is not None:
             columns["labels"] = labels_text(labels)
         if status is not None:

@@ -132,6 +132,14 @@ class BackendContract(PlaceContract):
             publish(backend, an_entry(0, **{field: value}))
         assert place.blob_names() == set()
 
+    @pytest.mark.parametrize("field", ["cost_s", "score", "used_at", "expires_at"])
+    def test_what_is_not_a_number_is_refused(
+        self, backend: Backend, place: Place, field: str
+    ) -> None:
+        with pytest.raises(InputError, match=field):
+            publish(backend, an_entry(0, **{field: math.nan}))
+        assert place.blob_names() == set()
+
     def test_the_first_writer_wins(self, backend: Backend, place: Place) -> None:
         first, second = an_entry(0, model="first"), an_entry(0, model="second")
         assert publish(backend, first)

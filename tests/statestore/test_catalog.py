@@ -17,7 +17,7 @@ from statestore.backends.sql import SqlBackend
 from statestore.backends.sqlite import open_database
 from statestore.blobs.filesystem import FilesystemBlobs
 from statestore.entry import EntryFilter
-from statestore.errors import FullError, UnavailableError
+from statestore.errors import FullError, InputError, UnavailableError
 from statestore.tables import departed
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, digest, publish
 
@@ -164,3 +164,8 @@ def test_a_blob_that_cannot_be_unlinked_is_left_to_a_sweep(
     path.rmdir()
     path.write_bytes(b"x")
     assert backend.sweep(time.time() + 1, grace_s=0).blobs == 1
+
+
+def test_a_filter_by_text_that_no_catalog_holds_is_refused(backend: SqlBackend) -> None:
+    with pytest.raises(InputError, match="model"):
+        list(backend.entries(EntryFilter(model="\ud800")))
