@@ -3,12 +3,12 @@
 What it adds to a bare backend:
 
 * **Sound or nothing.** Every load checks the container, then that it is of the key, fingerprint and
-  namespace that were asked for. What fails is quarantined, counted and logged, and the next
-  shorter key is tried.
+  namespace that its entry says and that were asked for. What fails is quarantined, counted and
+  logged, and the next shorter key is tried. A sound state asked for under another identity is
+  stepped over and stays: no caller can bar another's.
 * **Never in the way.** `find`, `get` and `put` do not raise because the place behind is down,
-  slow, full
-  or damaged: that is a miss, or a put that was dropped. Commands of an operator (`list`, `delete`,
-  `update`, `usage`, `sweep`) do raise: a person wants to know.
+  slow, full or damaged: that is a miss, or a put that was dropped. Commands of an operator (`list`,
+  `delete`, `update`, `usage`, `sweep`) do raise: a person wants to know.
 
 It knows nothing of tokens: keys come from `statestore.keys`. It keeps what it is given; what is
 worth keeping is decided above.
@@ -251,7 +251,7 @@ class StateStore:
 
     def check(self, entry: Entry) -> str:
         """Read and check one blob as a load would; ``""`` if sound, else what is wrong."""
-        return self._load_or_problem(Identity(entry.fingerprint, entry.namespace), entry)[1]
+        return self._load_or_problem(entry)[1]
 
     def holds(self, entry: Entry) -> bool:
         """Whether `entry` is still stored with this very blob, ready for use."""
@@ -291,31 +291,36 @@ class StateStore:
                 entry = self.backend.longest(keys, self._clock()) if keys else None
                 if entry is None:
                     return None, "miss"
-                state, problem = self._load_or_problem(identity, entry)
+                keys = keys[keys.index(entry.key) :]
+                if Identity(entry.fingerprint, entry.namespace) != identity:
+                    log.warning("%s is asked for as another's state: a miss", entry.key)
+                    keys = keys[1:]
+                    continue
+                state, problem = self._load_or_problem(entry)
                 if state is not None:
                     return Found(entry, state), "hit"
-                replaced = not self.reject(entry, problem)
-                keys = keys[keys.index(entry.key) + (0 if replaced else 1) :]
-            log.warning("gave up a lookup after %d unsound states", MAX_STEPS_DOWN)
+                if self.reject(entry, problem):
+                    keys = keys[1:]
+            log.warning("gave up a lookup after %d unusable states", MAX_STEPS_DOWN)
             return None, "miss"
         except BackendError as error:
             self._kept("find", error)
             return None, "error"
 
-    def _load_or_problem(self, identity: Identity, entry: Entry) -> tuple[State | None, str]:
+    def _load_or_problem(self, entry: Entry) -> tuple[State | None, str]:
         try:
-            state = self._load(identity, entry)
+            state = self._load(entry)
         except ContainerError as error:
             return None, f"{type(error).__name__}: {error}"
         return state, "" if state is not None else "Missing: the blob has gone"
 
-    def _load(self, identity: Identity, entry: Entry) -> State | None:
+    def _load(self, entry: Entry) -> State | None:
         blob = self.backend.read(entry)
         if blob is None:
             return None
         self.metrics.read_bytes.inc(len(blob))
         header, state = codec.decode(blob, self._limits)
-        codec.expect(header, entry.key, identity.fingerprint, identity.namespace)
+        codec.expect(header, entry.key, entry.fingerprint, entry.namespace)
         return state
 
     def _publish(self, entry: Entry, blob: Sequence[codec.Buffer]) -> PutOutcome:

@@ -1,0 +1,177 @@
+"""`StateStore` over a real directory that somebody damages: a miss, never an error nor a wrong
+state; and what one caller cannot do to another.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from statestore import Identity, PutOutcome, Role, StateStore, open_store
+from statestore.entry import Entry, Status
+from statestore.errors import InputError, SettingsError, StateStoreError, UnavailableError
+from statestore.keys import StateKey
+from statestore.schema import DType, State, Tensor
+from tests.statestore.backend_places import a_key, digest
+
+OURS = Identity(digest("model"))
+
+
+def a_state(number: int) -> State:
+    values = np.random.default_rng(number).standard_normal(64).astype("<f4")
+    return State("any", (Tensor.of("t", DType.F32, [64], values),))
+
+
+def put(store: StateStore, number: int, **fields: Any) -> PutOutcome:
+    known: dict[str, Any] = {"token_digest": digest("tokens"), "role": Role.SEGMENT, **fields}
+    return store.put(OURS, a_key(number), a_state(number), **known)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[StateStore]:
+    """With states 0 and 1, in blobs of one size; a lookup asks for 0 first."""
+    with open_store(tmp_path.as_uri() + "?codec=raw") as store:
+        assert put(store, 0) is put(store, 1) is PutOutcome.PUBLISHED
+        yield store
+
+
+def found_by(store: StateStore, identity: Identity = OURS) -> StateKey | None:
+    found = store.find(identity, [a_key(0), a_key(1)])
+    return None if found is None else found.entry.key
+
+
+def entry_of(store: StateStore, number: int) -> Entry:
+    return next(entry for entry in store.list() if entry.key == a_key(number))
+
+
+def file_of(store: StateStore, tmp_path: Path, number: int) -> Path:
+    name = entry_of(store, number).blob
+    return tmp_path / "blobs" / name[:2] / name
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "CorruptError": lambda path: (path.unlink(), path.mkdir()),
+    "Missing": Path.unlink,
+    "TruncatedError": lambda path: os.truncate(path, 100),
+    "NotAContainerError": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "LayoutError": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+}
+
+
+@pytest.mark.parametrize("cause", DAMAGE)
+def test_a_damaged_blob_is_barred_and_made_again(
+    store: StateStore, tmp_path: Path, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    DAMAGE[cause](file_of(store, tmp_path, 0))
+    assert found_by(store) == a_key(1)
+    barred = entry_of(store, 0)
+    assert barred.status is Status.QUARANTINED
+    assert barred.reason.startswith(cause)
+    assert store.metrics.value("quarantined_total", cause=cause) == 1
+    assert f"quarantined {a_key(0)}: {cause}" in caplog.text
+    assert put(store, 0) is PutOutcome.PUBLISHED
+    assert found_by(store) == a_key(0)
+
+
+def test_the_blob_of_another_state_is_barred(store: StateStore, tmp_path: Path) -> None:
+    file_of(store, tmp_path, 0).write_bytes(file_of(store, tmp_path, 1).read_bytes())
+    assert found_by(store) == a_key(1)
+    assert entry_of(store, 0).reason.startswith("ForeignError")
+
+
+@pytest.mark.parametrize(
+    "other", [Identity(digest("other model")), Identity(OURS.fingerprint, "other")]
+)
+def test_who_asks_as_another_finds_nothing_and_bars_nothing(
+    store: StateStore, other: Identity
+) -> None:
+    assert found_by(store, other) is None
+    assert store.usage().quarantined == 0
+    assert found_by(store) == a_key(0)
+
+
+DAMAGED_COLUMNS = {
+    "role": "'unheard of'",
+    "status": "'unheard of'",
+    "labels": "'{'",
+    "n_tokens": "'many'",
+    "blob": "'../../etc/passwd'",
+    "blob_bytes": "'many'",
+    "expires_at": "'never'",
+}
+
+
+@pytest.mark.parametrize("column", DAMAGED_COLUMNS)
+def test_a_damaged_row_is_stepped_over_and_named(
+    store: StateStore, tmp_path: Path, column: str
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite3")) as catalog:
+        where = f"x'{a_key(0).hex}'"
+        value = DAMAGED_COLUMNS[column]
+        catalog.execute(f"UPDATE entries SET {column} = {value} WHERE digest = {where}")
+        catalog.commit()
+    assert found_by(store) == a_key(1)
+    assert put(store, 0) is PutOutcome.DROPPED
+    with pytest.raises(UnavailableError, match=f"row of digest {a_key(0).hex} is damaged"):
+        list(store.list())
+
+
+def test_a_catalog_of_any_damage_is_a_named_error(tmp_path: Path) -> None:
+    """What SQLite says of a damaged table may itself be no text."""
+    with open_store(tmp_path.as_uri()) as store:
+        put(store, 0)
+    path = tmp_path / "catalog.sqlite3"
+    sound = path.read_bytes()
+    at = sound.index(b"CREATE TABLE entries") + len("CREATE TABLE ")
+    path.write_bytes(sound[:at] + b"\xff" + sound[at + 1 :])
+    with pytest.raises(UnavailableError, match=str(path)):
+        open_store(tmp_path.as_uri())
+    source = np.random.default_rng(0)
+    for _ in range(30):
+        flipped = bytearray(sound)
+        for position in source.integers(100, len(sound), 60):
+            flipped[position] = source.integers(256)
+        path.write_bytes(flipped)
+        use_damaged(tmp_path)
+
+
+def use_damaged(directory: Path) -> None:
+    try:
+        store = open_store(directory.as_uri())
+    except StateStoreError:
+        return
+    with store:
+        found = store.find(OURS, [a_key(0)])
+        if found is not None:
+            assert found.state["t"].data == a_state(0)["t"].data
+        put(store, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model": "a\udcff"}, "no character"),
+        ({"model": "a\x00"}, "model"),
+        ({"cost_s": float("nan")}, "cost_s"),
+        ({"ttl_s": float("nan")}, "expires_at"),
+        ({"token_digest": b"short"}, "token digest"),
+    ],
+)
+def test_a_put_without_sense_is_the_callers_error(
+    store: StateStore, tmp_path: Path, fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        put(store, 2, **fields)
+    assert store.usage().entries == len(list((tmp_path / "blobs").glob("*/*"))) == 2
+
+
+def test_a_directory_that_no_file_system_names_is_refused() -> None:
+    with pytest.raises(SettingsError, match="null byte"):
+        open_store("file:///tmp/a%00b")
