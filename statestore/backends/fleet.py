@@ -66,7 +66,11 @@ class FleetPlace:
                 "malformed store URL; write postgresql+psycopg://user:secret@host/database"
                 "?blobs=file:///shared/states, with %-escapes for signs like @ and / in the secret"
             ) from None
-        options = {name: str(value) for name, value in url.query.items()}
+        options: dict[str, str] = {}
+        for name, value in url.query.items():
+            if not isinstance(value, str):
+                raise SettingsError(f"store URL {without_secret(url)!r}: {name} is given twice")
+            options[name] = value
         libpq: dict[str, str] = {name: options[name] for name in _LIBPQ_OPTIONS if name in options}
         catalog = url.set(query=libpq)
         if not catalog.database:

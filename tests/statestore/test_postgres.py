@@ -192,6 +192,7 @@ def test_the_url_opens_the_place_again_and_has_no_secret(place: PostgresPlace) -
         (lambda url: url + "&timeout_s=0", "timeout_s='0'"),
         (lambda url: url + "&timeout_s=nan", "timeout_s='nan'"),
         (lambda url: url + "&codec=zip", "codec is one of"),
+        (lambda url: url + "&blobs=file:///b", "blobs is given twice"),
         (lambda url: url + "&size=1", "unknown option 'size'"),
         (lambda url: url + "&password=s3cret", "unknown option 'password'"),
         (lambda url: url.replace("127.0.0.1:", "127.0.0.1:port"), "malformed"),
@@ -226,6 +227,14 @@ def test_a_bad_url_is_named_without_its_secret(
 )
 def test_redacted(url: str, shown: str) -> None:
     assert redacted(url) == shown
+
+
+def test_a_unix_socket(place: PostgresPlace) -> None:
+    url = place.url.replace(f"127.0.0.1:{place.server.port}", "")
+    url += f"&host={place.server.root}&port={place.server.port}"
+    with open_store(url) as store:
+        assert store.usage().entries == 0
+        assert FleetPlace.parse(store.backend.url).catalog.query["host"] == str(place.server.root)
 
 
 def test_the_first_to_open_an_empty_store_makes_its_directory(place: PostgresPlace) -> None:

@@ -187,3 +187,26 @@ def test_the_commands(empty: PostgresPlace) -> None:
     assert standing() == (None, "empty")
     assert command(empty, "db", "downgrade", "base", "--yes").returncode == 2
     assert "s3cret" not in refused.stderr
+
+
+def test_the_commands_know_file_stores_too(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "statestore", "--store", str(tmp_path / "store"), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    other = run("--store", "redis://u:s3cret@127.0.0.1:1/0", "db", "current")
+    assert other.returncode == 2
+    assert "redis://u:***@127.0.0.1:1/0': it has no SQL catalog" in other.stderr
+    missing = run("db", "current")
+    assert missing.returncode == 4
+    assert "catalog.sqlite3 is not there" in missing.stderr
+    assert run("ls").returncode == 0
+    assert run("db", "upgrade").stdout == f"at {tables.HEAD} already\n"
+    assert run("db", "downgrade", "base", "--yes").returncode == 0
+    assert json.loads(run("db", "current", "--json").stdout)["standing"] == "empty"
+    assert run("db", "upgrade").stdout == f"upgraded from nothing to {tables.HEAD}\n"
+    assert "Usage: statestore db" in run("db", "--help").stdout
