@@ -90,7 +90,8 @@ class Header:
     ) -> Header:
         """The header of `state` under `key`, still without frames. Raises `InputError`."""
         notes = dict(provenance or {})
-        _check_texts(namespace, state.schema_id, *notes, *notes.values())
+        for text in (namespace, state.schema_id, *notes, *notes.values()):
+            hashing.utf8(text, "a container's text")
         for what, digest in (("fingerprint", fingerprint), ("token digest", token_digest)):
             if not hashing.is_digest(digest):
                 raise InputError(
@@ -116,17 +117,6 @@ class Header:
     def state_bytes(self) -> int:
         """Size of the decoded state."""
         return sum(spec.nbytes for spec in self.specs)
-
-
-def _check_texts(*texts: str) -> None:
-    """Raises `InputError` for what UTF-8 cannot spell, such as a file name of stray bytes."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError(
-                f"{text!r} holds what is no character: UTF-8 cannot spell it"
-            ) from None
 
 
 def expect(header: Header, key: StateKey, fingerprint: bytes, namespace: str) -> None:

@@ -46,6 +46,8 @@ class Fingerprint:
             object.__setattr__(self, name, _sorted_pairs(name, getattr(self, name)))
         for item in fields(self):
             _check(item.name, getattr(self, item.name))
+        for name, text in self._texts():
+            hashing.utf8(name + text, f"fingerprint field {name}:")
 
     @property
     def digest(self) -> bytes:

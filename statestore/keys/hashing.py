@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from statestore.errors import InputError
+
 if TYPE_CHECKING:
     from hashlib import _Hash
 
@@ -20,6 +22,16 @@ DIGEST_BYTES = 32
 def tag(what: str) -> bytes:
     """The first field of a hash of `what`."""
     return f"rwkv-statestore/{what}/{KEY_VERSION}".encode()
+
+
+def utf8(text: str, what: str) -> bytes:
+    """`text` as bytes. Raises `InputError` for what UTF-8 cannot spell: a file name of stray bytes,
+    say; `what` names the text.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what} {text!r} holds what is no character") from None
 
 
 def u64(number: int) -> bytes:

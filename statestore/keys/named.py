@@ -14,7 +14,7 @@ def named_key(
 ) -> StateKey:
     """H(tag "named", namespace, salt, name, fingerprint). The digest does not depend on `n_tokens`.
 
-    Raises `InputError` for an empty name or a digest that is no fingerprint's.
+    Raises `InputError` for a name that is empty or no text, or a digest that is no fingerprint's.
     """
     if not name:
         raise InputError("a named state needs a name")
@@ -23,7 +23,7 @@ def named_key(
         hashing.tag("named"),
         namespace.name.encode(),
         namespace.salt,
-        name.encode(),
+        hashing.utf8(name, "the name"),
         fingerprint_digest,
     )
     return StateKey(digest, n_tokens)

@@ -167,6 +167,8 @@ def test_a_fingerprint_shows_itself_as_json() -> None:
         ("extra", (("threads", 2),)),
         ("extra", (("threads", "1"), ("threads", "2"))),
         ("extra", (("", "1"),)),
+        ("extra", (("name", "\udcff"),)),
+        ("device", "cpu\udcff"),
     ],
 )
 def test_a_fingerprint_field_without_sense_is_named(name: str, value: object) -> None:
@@ -336,6 +338,8 @@ def test_named_keys_are_apart_from_each_other_and_from_prefixes() -> None:
     assert named_key(Namespace(), "a", digest, 9).digest in keys
     with pytest.raises(InputError, match="needs a name"):
         named_key(Namespace(), "", digest, 1)
+    with pytest.raises(InputError, match="no character"):
+        named_key(Namespace(), "a\udcff", digest, 1)
     with pytest.raises(InputError, match="32 bytes"):
         named_key(Namespace(), "a", b"", 1)
 
