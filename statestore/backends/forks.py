@@ -35,15 +35,18 @@ class Turnstile:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Be one of many. Not reentrant."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._shut)
-            self._inside += 1
+        entered = False
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._shut)
+                self._inside += 1
+                entered = True  # a Ctrl-C may come anywhere behind this
             yield
         finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
+            if entered:
+                with self._changed:
+                    self._inside -= 1
+                    self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -59,8 +62,13 @@ class Turnstile:
         with self._changed:
             self._changed.wait_for(lambda: not self._shut)
             self._shut = True
-            self._changed.wait_for(lambda: self._inside == 0)
-        self._clear_out()
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._inside == 0)
+            self._clear_out()
+        except BaseException:
+            self.open()
+            raise
 
     def open(self) -> None:
         """Let others in again."""

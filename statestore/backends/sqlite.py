@@ -30,6 +30,7 @@ _IDLE_CONNECTIONS: Final = (
     8  # kept open between transactions; more are opened when threads want them
 )
 _CACHE_KIB: Final = 8 << 10
+_NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR_SHMSIZE})  # the WAL's index could not grow
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
 
@@ -63,16 +64,11 @@ def open_database(path: Path, patience_s: float) -> Database:
 
 def classify(error: DBAPIError) -> Fault:
     """What a SQLite exception means."""
-    code = _primary_code(error.orig)
-    if code in _BUSY:
+    code = int(getattr(error.orig, "sqlite_errorcode", 0))  # 0: the driver itself complained
+    primary = code & 0xFF
+    if primary in _BUSY:
         return Fault.BUSY
-    return Fault.FULL if code == sqlite3.SQLITE_FULL else Fault.OTHER
-
-
-def _primary_code(error: BaseException | None) -> int:
-    """SQLite's result code without its extension; 0 where the driver itself complained."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    return int(code) & 0xFF
+    return Fault.FULL if primary == sqlite3.SQLITE_FULL or code in _NO_ROOM else Fault.OTHER
 
 
 def _enter_wal(connection: sqlite3.Connection, place: str) -> None:

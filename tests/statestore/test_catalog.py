@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
 from statestore.backends import catalog
-from statestore.backends.database import Database
+from statestore.backends.database import Database, Fault
 from statestore.backends.migrate import bring_to_head
 from statestore.backends.sql import SqlBackend
-from statestore.backends.sqlite import open_database
+from statestore.backends.sqlite import classify, open_database
 from statestore.blobs.filesystem import FilesystemBlobs
 from statestore.entry import EntryFilter
 from statestore.errors import FullError, InputError, UnavailableError
@@ -169,3 +171,20 @@ def test_a_blob_that_cannot_be_unlinked_is_left_to_a_sweep(
 def test_a_filter_by_text_that_no_catalog_holds_is_refused(backend: SqlBackend) -> None:
     with pytest.raises(InputError, match="model"):
         list(backend.entries(EntryFilter(model="\ud800")))
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, Fault.BUSY),
+        (sqlite3.SQLITE_FULL, Fault.FULL),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, Fault.FULL),
+        (sqlite3.SQLITE_IOERR_READ, Fault.OTHER),
+        (None, Fault.OTHER),
+    ],
+)
+def test_what_sqlite_means_by_its_codes(code: int | None, fault: Fault) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    if code is not None:
+        error.sqlite_errorcode = code
+    assert classify(DBAPIError("SELECT 1", None, error)) is fault

@@ -300,3 +300,40 @@ def test_alone_waits_for_those_inside_and_holds_others_back() -> None:
         visitor.result()
         late.result()
     assert events == ["left", "cleared", "alone", "late"]
+
+
+class InterruptedOnce(threading.Condition):
+    """A Ctrl-C comes just as the lock is let go for the first time."""
+
+    interrupted = False
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[arg-type]
+        if not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
+
+@pytest.mark.timeout(30)
+def test_an_interrupt_at_the_door_leaves_nobody_inside() -> None:
+    turnstile = Turnstile(lambda: None)
+    turnstile._changed = InterruptedOnce()
+    with pytest.raises(KeyboardInterrupt), turnstile.inside():
+        pass
+    with turnstile.alone():
+        pass
+
+
+@pytest.mark.timeout(30)
+def test_a_failed_clearing_out_opens_the_door_again() -> None:
+    failures = [OSError("disk")]
+
+    def clear_out() -> None:
+        if failures:
+            raise failures.pop()
+
+    turnstile = Turnstile(clear_out)
+    with pytest.raises(OSError, match="disk"), turnstile.alone():
+        pass
+    with turnstile.inside():
+        pass
