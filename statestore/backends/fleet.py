@@ -66,19 +66,20 @@ class FleetPlace:
                 "malformed store URL; write postgresql+psycopg://user:secret@host/database"
                 "?blobs=file:///shared/states, with %-escapes for signs like @ and / in the secret"
             ) from None
+        shown = without_secret(url.set(query={}))
         options: dict[str, str] = {}
         for name, value in url.query.items():
             if not isinstance(value, str):
-                raise SettingsError(f"store URL {without_secret(url)!r}: {name} is given twice")
+                raise SettingsError(f"store URL {shown!r}: {name} is given twice")
             options[name] = value
         libpq: dict[str, str] = {name: options[name] for name in _LIBPQ_OPTIONS if name in options}
         catalog = url.set(query=libpq)
         if not catalog.database:
-            raise SettingsError(f"store URL {without_secret(url)!r}: it names no database")
+            raise SettingsError(f"store URL {shown!r}: it names no database")
         return cls(
             catalog,
-            _blobs_path(options.get("blobs", ""), url),
-            _seconds(options.get("timeout_s", str(_TIMEOUT_S)), url),
+            _blobs_path(options.get("blobs", ""), shown),
+            _seconds(options.get("timeout_s", str(_TIMEOUT_S)), shown),
         )
 
     @property
@@ -115,24 +116,24 @@ def open_revisions(place: FleetPlace) -> Revisions:
     return Revisions(open_for_migration(place.catalog))
 
 
-def _blobs_path(text: str, url: URL) -> Path:
+def _blobs_path(text: str, shown: str) -> Path:
     """The directory of ``file:///path``, whose escapes were taken out with the option's."""
     path = text.removeprefix("file://")
     if path == text or not path.startswith("/"):
         raise SettingsError(
-            f"store URL {without_secret(url)!r}: blobs={text!r} names no directory; "
+            f"store URL {shown!r}: blobs={text!r} names no directory; "
             "write for example blobs=file:///shared/states"
         )
     return Path(path)
 
 
-def _seconds(text: str, url: URL) -> float:
+def _seconds(text: str, shown: str) -> float:
     seconds = math.nan
     with suppress(ValueError):
         seconds = float(text)
     if not 0.01 <= seconds <= _MAX_TIMEOUT_S:
         raise SettingsError(
-            f"store URL {without_secret(url)!r}: timeout_s={text!r} is to be seconds, "
+            f"store URL {shown!r}: timeout_s={text!r} is to be seconds, "
             f"from 0.01 to {_MAX_TIMEOUT_S:g}"
         )
     return seconds

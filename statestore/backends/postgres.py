@@ -182,6 +182,6 @@ def _writes(connection: Connection) -> bool:
 
 
 def _database(engine: Engine, url: URL, patience_s: float) -> Database:
-    remedy = "is the server up, and may this user use the database?"
+    remedy = "look at the server, and at what this user may do there"
     place = f"catalog {without_secret(url.set(query={}))}"
     return Database(engine, place, Dialect(classify, remedy), patience_s)

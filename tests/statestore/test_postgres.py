@@ -258,6 +258,6 @@ def test_a_directory_that_is_not_mounted_is_named(place: PostgresPlace) -> None:
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     url = f"postgresql+psycopg://u:s3cret@127.0.0.1:1/d?blobs=file://{tmp_path}"
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1/d: .*is the server up") as caught:
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1/d: .*look at the server") as caught:
         open_store(url)
     assert "s3cret" not in str(caught.value)

@@ -197,8 +197,8 @@ def backend_database(place: PostgresPlace) -> Any:
         ("40001", UnavailableError, "was busy for"),
         ("40P01", UnavailableError, "was busy for"),
         ("55P03", UnavailableError, "was busy for"),
-        ("42501", UnavailableError, "made by hand.*is the server up"),
-        ("25006", UnavailableError, "made by hand.*is the server up"),
+        ("42501", UnavailableError, "made by hand.*look at the server"),
+        ("25006", UnavailableError, "made by hand.*look at the server"),
     ],
 )
 def test_what_the_server_reports_is_translated(
