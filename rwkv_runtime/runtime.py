@@ -86,7 +86,7 @@ class Runtime:
         """
         result, later = self._session.read(segments, progress)
         for put in later:
-            self._writer.submit(put)
+            self._session.submit(put)
         return result
 
     def generate(
@@ -147,6 +147,7 @@ class Runtime:
         document_tokens = self.tokenizer.encode(document)
         document_s = time.perf_counter() - began
         for question in questions:
+            self.flush()  # else the document is read again while its state is still being written
             yield self._answer(document_tokens, document_s, question, max_tokens, progress)
 
     def explain(self, segments: Sequence[Tokens]) -> tuple[Verdict, ...]:
@@ -171,7 +172,10 @@ class Runtime:
         self._writer.flush()
 
     def close(self) -> None:
-        """Flush and end the writer; a second call does nothing. Store and engine stay open."""
+        """Flush and end the writer; a second call does nothing. Store and engine stay open.
+
+        Later requests are answered all the same, and store nothing.
+        """
         self._writer.close()
 
     def __enter__(self) -> Self:
@@ -189,7 +193,7 @@ class Runtime:
         """Pass `new` on, and submit `later` once the first token is there, or none came."""
         first = next(new, None)
         for put in later:
-            self._writer.submit(put, wait=False)  # somebody waits for the second token
+            self._session.submit(put, wait=False)  # somebody waits for the second token
         if first is not None:
             yield first
             yield from new

@@ -27,7 +27,7 @@ from rwkv_runtime.writer import Put, Writer
 from statestore.entry import Entry
 from statestore.errors import StateError
 from statestore.keys import KeyedBoundary, Namespace, Plan, Tokens, plan
-from statestore.store import Found, Identity, StateStore
+from statestore.store import Found, Identity, PutOutcome, StateStore
 
 #: Called with (tokens done, tokens to do) of one prefill, counted from where it began to compute.
 Progress = Callable[[int, int], None]
@@ -95,6 +95,7 @@ class Session:
         assert end.output is not None
         with torch.inference_mode():
             logits = self.engine.logits(end.output)
+        logits = logits.clone()  # outside inference mode: a caller may write to it
         result = Prefill(
             end.state,
             end.output,
@@ -105,6 +106,11 @@ class Session:
         )
         return result, later
 
+    def submit(self, put: Put, *, wait: bool = True) -> None:
+        """Hand something over to the writer; what it drops is counted with the store's puts."""
+        if not self._writer.submit(put, wait=wait) and self.store is not None:
+            self.store.metrics.puts.labels(outcome=PutOutcome.DROPPED.value).inc()
+
     def _resume(self, prompt: Plan) -> _Point:
         """Where to go on: the deepest stored boundary, or the empty state."""
         keys = prompt.keys_deepest_first
@@ -113,7 +119,7 @@ class Session:
             if found is None:
                 break
             point = self._load(self.store, found)
-            if point is not None and (point.output is not None or found.entry.key != keys[0]):
+            if point is not None and (point.output is not None or point.position < prompt.n_tokens):
                 return point
             # A whole prompt without its output serves longer prompts only.
             keys = keys[keys.index(found.entry.key) + 1 :]
@@ -138,7 +144,7 @@ class Session:
             point = self._advance(point, tokens, end)
             put = self._put(saved[end], point) if end in saved else None
             if put is not None and end < prompt.n_tokens:
-                self._writer.submit(put)
+                self.submit(put)
             if progress is not None:
                 progress(end - start.position, prompt.n_tokens - start.position)
         return point, put

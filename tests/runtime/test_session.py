@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from rwkv_runtime.engines import Engine
 from rwkv_runtime.errors import TokenizerError, VocabularyError
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore import ChunkRule, EntryFilter, Identity, Namespace, Role, StateStore, open_store
+from statestore.backends.base import Backend, Blob
+from statestore.entry import Entry
 from statestore.errors import (
     FullError,
     PromptError,
@@ -280,3 +285,99 @@ def test_a_state_that_the_engine_refuses_is_computed_again(
     with Runtime(Misfit(engine), store) as runtime:  # type: ignore[arg-type]
         assert same(runtime.prefill([DOCUMENT, QUESTION]), cold, engine)
     assert store.metrics.value("quarantined_total", cause="StateError") > 0
+
+
+class SlowBackend(FaultyBackend):
+    """Publishes late."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner, UnavailableError(""), set())
+
+    def publish(self, entry: Entry, blob: Blob) -> bool:
+        time.sleep(0.3)
+        return self.inner.publish(entry, blob)
+
+
+def test_several_questions_in_one_call_read_the_document_once(
+    engine: Engine, store: StateStore
+) -> None:
+    slow = StateStore(SlowBackend(store.backend))  # type: ignore[arg-type]
+    document = ("Some text that is read once. " * 5)[:144]  # whole chunks
+    with Runtime(engine, slow) as runtime:
+        answers = list(runtime.ask(document, ["one?", "two?"], max_tokens=1))
+    assert [a.cached_tokens for a in answers] == [0, len(document)]
+
+
+def test_prefixes_without_output_serve_whatever_lies_above_them(
+    runtime: Runtime, store: StateStore, engine: Engine
+) -> None:
+    """Two bare states: the whole prompt's is of no use, the document's is."""
+    runtime.prefill([DOCUMENT, QUESTION])
+    runtime.flush()
+    for entry in list(store.list()):
+        if entry.key.n_tokens >= 100:
+            found = store.get(Identity(engine.fingerprint.digest), entry.key)
+            assert found is not None
+            store.delete(entry.key)
+            store.put(
+                Identity(engine.fingerprint.digest),
+                entry.key,
+                replace(found.state, output=None),
+                token_digest=entry.token_digest,
+                role=entry.role,
+            )
+    assert runtime.prefill([DOCUMENT, QUESTION]).cached_tokens == 100
+
+
+def test_a_closed_runtime_answers_and_stores_nothing(
+    engine: Engine, store: StateStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    runtime = Runtime(engine, store)
+    runtime.close()
+    assert runtime.prefill([DOCUMENT]).computed_tokens == 100
+    runtime.flush()
+    assert not list(store.list())
+    assert store.metrics.value("puts_total", outcome="dropped") > 0
+
+
+def test_a_closed_store_costs_computing(engine: Engine, store_url: str) -> None:
+    store = open_store(store_url)
+    store.close()
+    with Runtime(engine, store) as runtime:
+        assert runtime.prefill([DOCUMENT]).computed_tokens == 100
+
+
+def test_a_store_whose_directory_vanished_costs_computing(
+    engine: Engine, store: StateStore, tmp_path: Path
+) -> None:
+    with Runtime(engine, store) as runtime:
+        cold = runtime.prefill([DOCUMENT, QUESTION])
+        runtime.flush()
+        shutil.rmtree(tmp_path / "store")
+        assert same(runtime.prefill([DOCUMENT, QUESTION]), cold, engine)
+
+
+def test_logits_belong_to_the_caller(runtime: Runtime) -> None:
+    first = runtime.prefill([DOCUMENT])
+    expected = first.logits.clone()
+    first.logits[3] = -1e9
+    runtime.flush()
+    assert torch.equal(runtime.prefill([DOCUMENT]).logits, expected)
+
+
+def test_an_abandoned_text_and_an_interrupted_prompt_leave_a_sound_runtime(
+    runtime: Runtime, store: StateStore
+) -> None:
+    new = runtime.generate([DOCUMENT], max_tokens=50)
+    next(new)
+    new.close()  # type: ignore[attr-defined]
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runtime.prefill([QUESTION * 20], progress=interrupt)
+    runtime.flush()
+    assert runtime.prefill([DOCUMENT]).computed_tokens == 0
+    assert not any(store.check(entry) for entry in store.list())
