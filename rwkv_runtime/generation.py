@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rwkv_runtime.engines import Engine, EngineState
 from rwkv_runtime.sampling import Sampling, sample
-from rwkv_runtime.tokenizer import TextStream, Tokenizer
+from rwkv_runtime.tokenizer import TextStream, Tokenizer, require_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,25 @@ def generate(
         tokenizer: for text; without one every `Generated.text` is "".
         max_tokens: at most so many; reading ends one token earlier, as nobody needs the last state.
         sampling: how to choose; its seed makes the whole text repeatable.
-        stop: what ends the text early. A stop or end token is not yielded.
+        stop: what ends the text early. A stop or end token is not yielded, unless text was held
+            back until it came.
+
+    Raises:
+        NumericsError: the logits hold NaN or infinity.
+        TokenizerError: a stop text, and no tokenizer.
     """
+    if stop.text:
+        require_tokenizer(tokenizer, len(logits))
     generator = sampling.generator()
     endings = stop.tokens | _end_tokens(tokenizer)
     text = _StoppedText(tokenizer, stop.text)
     for count in range(1, max_tokens + 1):
         token = sample(logits, sampling, generator)
         if token in endings:
-            break
+            held = text.rest()
+            if held:
+                yield Generated(token, held)
+            return
         piece = text.push(token)
         if text.stopped:
             yield Generated(token, piece)

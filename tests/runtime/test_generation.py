@@ -1,0 +1,130 @@
+"""Text as it comes: what a stop text or a split character holds back, and how it is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+import torch
+
+from rwkv_runtime import Generated, Stop
+from rwkv_runtime.engines import Engine
+from rwkv_runtime.errors import NumericsError, TokenizerError
+from rwkv_runtime.generation import generate
+from rwkv_runtime.sampling import GREEDY
+from rwkv_runtime.tokenizer import ByteTokenizer, Tokenizer
+
+END = 3
+
+
+class EndingBytes(ByteTokenizer):
+    """Bytes, and an id that ends a text."""
+
+    end_token: int | None = END
+
+
+class Script:
+    """An engine that writes the same tokens whatever it reads; its state is the place in them."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tokens
+
+    def at(self, place: int) -> torch.Tensor:
+        return torch.eye(256)[self._tokens[place]]
+
+    def decode(self, token: int, state: int) -> tuple[torch.Tensor, int]:
+        return self.at(state + 1), state + 1
+
+    def logits(self, output: torch.Tensor) -> torch.Tensor:
+        return output
+
+
+def written(
+    tokens: Sequence[int],
+    stop: str = "",
+    tokenizer: Tokenizer | None = None,
+    max_tokens: int | None = None,
+) -> list[Generated]:
+    script = Script(tokens)
+    return list(
+        generate(
+            cast("Engine", script),
+            0,
+            script.at(0),
+            tokenizer=tokenizer or EndingBytes(),
+            max_tokens=max_tokens or len(tokens),
+            sampling=GREEDY,
+            stop=Stop(stop),
+        )
+    )
+
+
+def text(new: list[Generated]) -> str:
+    return "".join(one.text for one in new)
+
+
+def test_an_end_token_is_not_yielded() -> None:
+    assert [one.token for one in written([*b"ab", END, *b"cd"])] == [*b"ab"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([*b"ab\n", END], "ab\n"),  # half of the stop text, and then no more
+        ([*"aé".encode()[:2], END], "a\ufffd"),  # half a character
+        ([*b"ab", END], "ab"),
+    ],
+)
+def test_what_was_held_back_is_not_lost_at_the_end_token(tokens: list[int], expected: str) -> None:
+    assert text(written(tokens, stop="\n\n")) == expected
+
+
+def test_what_was_held_back_is_not_lost_at_the_last_token() -> None:
+    assert text(written(b"ab\n", stop="\n\n")) == "ab\n"
+    assert text(written("aé".encode(), max_tokens=2)) == "a\ufffd"
+
+
+def test_a_stop_text_is_found_across_tokens() -> None:
+    assert text(written(b"a\nb\n\nc", stop="\n\n")) == "a\nb"
+    assert text(written(b"aaab", stop="aab")) == "a"
+
+
+def test_characters_are_never_split() -> None:
+    pieces = [one.text for one in written("aé€".encode())]
+    assert pieces == ["a", "", "é", "", "", "€"]
+
+
+def test_a_stop_text_needs_a_tokenizer() -> None:
+    script = Script(b"ab")
+    new = generate(
+        cast("Engine", script),
+        0,
+        script.at(0),
+        tokenizer=None,
+        max_tokens=2,
+        sampling=GREEDY,
+        stop=Stop("b"),
+    )
+    with pytest.raises(TokenizerError, match="256"):
+        next(new)
+
+
+def test_logits_that_are_no_numbers_end_with_an_error() -> None:
+    class Broken(Script):
+        def at(self, place: int) -> torch.Tensor:
+            return super().at(place) * float("nan" if place else 1)
+
+    script = Broken(b"ab")
+    new = generate(
+        cast("Engine", script),
+        0,
+        script.at(0),
+        tokenizer=ByteTokenizer(),
+        max_tokens=2,
+        sampling=GREEDY,
+        stop=Stop(),
+    )
+    assert next(new).text == "a"
+    with pytest.raises(NumericsError):
+        next(new)
