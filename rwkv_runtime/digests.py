@@ -87,8 +87,8 @@ def weights_digest(
     Raises:
         WeightsError: the file cannot be read, or changes meanwhile.
     """
-    record = _record_path(path, cache_dir)
     identity = FileIdentity.of(path)
+    record = _record_path(path, cache_dir)
     known = _read_record(record, identity)
     if known is not None:
         return known, identity

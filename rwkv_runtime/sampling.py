@@ -81,7 +81,8 @@ def sample(
 
 def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The tokens that may be chosen, and their weights in float64, which need not add up to 1."""
-    scaled = logits.detach().to("cpu", torch.float64) / sampling.temperature
+    logits = logits.detach().to("cpu", torch.float64)
+    scaled = (logits - logits.max()) / sampling.temperature  # 0 and below: no overflow to infinity
     tokens = _candidates(scaled, sampling.top_k)
     chances = torch.softmax(scaled[tokens], 0)
     return (tokens, chances) if sampling.top_p == 1 else _nucleus(tokens, chances, sampling.top_p)

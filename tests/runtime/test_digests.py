@@ -172,3 +172,10 @@ print(digest.hex())
     outputs = {run.communicate()[0].strip() for run in runs}
     assert outputs == {expected(weights).hex()}
     assert not list(cache.glob("digests/.new-*"))
+
+
+def test_links_that_lead_in_a_circle_are_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(WeightsError, match="symbolic links"):
+        weights_digest(tmp_path / "a", cache_dir=tmp_path)

@@ -117,3 +117,10 @@ def test_temperature_needs_a_generator() -> None:
 def test_settings_that_mean_nothing_are_named(settings: dict[str, float], name: str) -> None:
     with pytest.raises(SamplingError, match=name):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])
+def test_the_smallest_temperature_is_greedy(temperature: float) -> None:
+    sampling = Sampling(temperature, seed=1)
+    logits = torch.tensor([10.0, 30.0, -20.0, 29.0])
+    assert sample(logits, sampling, sampling.generator()) == 1
