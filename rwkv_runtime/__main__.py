@@ -15,7 +15,7 @@ from statestore.cli.group import ErrorGroup
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rwkv-statestore", message="%(prog)s %(version)s")
 def main() -> None:
-    r"""Answer from documents that were read once.
+    """Answer from documents that were read once.
 
     \b
     Begin with:

@@ -33,7 +33,7 @@ def ask(
     max_tokens: int,
     as_json: bool,
 ) -> None:
-    r"""Answer questions about a document.
+    """Answer questions about a document.
 
     The first time, the document is read and its state is stored; from then on, in any process, a
     question costs the question alone.
@@ -45,16 +45,14 @@ def ask(
     """
     text = read_text(document)
     with opening.runtime() as runtime:
-        answers = []
+        rows = []  # and not the answers: each holds a state
         with progress_bar("reading") as report:
             for answer in runtime.ask(text, questions, max_tokens=max_tokens, progress=report):
-                answers.append(answer)
+                rows.append(record(answer))
                 if not as_json:
                     _print(answer)
     if as_json:
-        emit_json(
-            {"model": opening.model.path.name, "questions": [record(answer) for answer in answers]}
-        )
+        emit_json({"model": opening.model.path.name, "questions": rows})
 
 
 def record(answer: Answer) -> dict[str, object]:

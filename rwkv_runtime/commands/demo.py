@@ -44,6 +44,10 @@ def demo(directory: Path | None, fresh: bool, as_json: bool) -> None:
     """Read a document once, then answer questions about it from new processes.
 
     Running it again starts warm; --fresh starts over.
+
+    \b
+    Example:
+      rwkv-runtime demo --fresh
     """
     directory = directory or user_cache_path("rwkv-statestore") / "demo"
     if fresh:
@@ -133,7 +137,7 @@ def _report(questions: Sequence[Row], restart: Sequence[Row], afresh: Row, equal
 
 def _cells(row: Row, cold_s: float) -> list[str]:
     right = row["answer"] == row["expected"]
-    mark = "[green]✓[/green]" if right else "[red]✗[/red]"
+    mark = click.style("✓", fg="green") if right else click.style("✗", fg="red")
     return [
         row["question"],
         f"{row['answer']} {mark}",
@@ -146,9 +150,11 @@ def _cells(row: Row, cold_s: float) -> list[str]:
 
 
 def _empty(directory: Path) -> None:
-    """Remove the demo's store, and nothing that is not one."""
+    """Remove the demo's store, and nothing else that lies beside it."""
     if (directory / "catalog.sqlite3").is_file():
-        shutil.rmtree(directory)
+        shutil.rmtree(directory / "blobs", ignore_errors=True)
+        for path in directory.glob("catalog.sqlite3*"):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

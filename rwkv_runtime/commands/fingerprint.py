@@ -12,7 +12,7 @@ from statestore.cli.render import emit_fields, emit_json
 @model_options
 @json_option
 def fingerprint(model: Model, as_json: bool) -> None:
-    r"""Show the digest that every state of this model carries, and all that goes into it.
+    """Show the digest that every state of this model carries, and all that goes into it.
 
     \b
     Example:

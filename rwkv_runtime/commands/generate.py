@@ -36,7 +36,7 @@ def generate(
     stop: str,
     as_json: bool,
 ) -> None:
-    r"""Go on with a text. A document before the prompt is read once and its state is stored.
+    """Go on with a text. A document before the prompt is read once and its state is stored.
 
     \b
     Example:

@@ -16,7 +16,7 @@ def progress_bar(text: str, unit: str = "tokens") -> Iterator[Callable[[int, int
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[pace]}"),
         TimeRemainingColumn(),

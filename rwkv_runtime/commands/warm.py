@@ -20,13 +20,16 @@ def warm(
     documents: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    r"""Read DOCUMENTS and store their states. What is stored already is not read again.
+    """Read DOCUMENTS and store their states. What is stored already is not read again.
 
     \b
     Example:
       rwkv-runtime warm --model rwkv7-0.1b.pth --store ./states docs/*.txt
     """
     texts = {path: read_text(path) for path in documents}
+    for path, text in texts.items():
+        if not text:
+            raise click.BadParameter(f"{path}: is empty")
     rows = []
     with opening.runtime() as runtime:
         for path, text in texts.items():

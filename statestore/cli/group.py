@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 
 from statestore.errors import StateStoreError
@@ -14,6 +17,8 @@ class ErrorGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the chosen command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a locale may lack what a model says
         try:
             return super().invoke(ctx)
         except StateStoreError as error:

@@ -29,7 +29,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for 
 @click.version_option(package_name="rwkv-statestore", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context, url: str | None) -> None:
-    r"""Look at a store of RWKV states, check it, tidy it.
+    """Look at a store of RWKV states, check it, tidy it.
 
     \b
     Examples:
@@ -60,7 +60,12 @@ def list_entries(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """List what is stored, newest use first."""
+    """List what is stored, newest use first.
+
+    \b
+    Example:
+      statestore --store ./states ls --role segment --limit 10
+    """
     where = EntryFilter(
         model=model,
         namespace=namespace,
@@ -80,14 +85,14 @@ def list_entries(
 @AS_JSON
 @click.pass_obj
 def show(url: str, key: str, as_json: bool) -> None:
-    r"""Show one entry. KEY may be its first few hex digits.
+    """Show one entry. KEY may be its first few hex digits.
 
     \b
     Example:
-      statestore show 3fa9
+      statestore --store ./states show 3fa9
     """
     with open_store(url) as store:
-        fields = record(store.entry(key))
+        fields = record(store.entry(_digits(key)))
     if as_json:
         emit_json(fields)
     else:
@@ -98,7 +103,12 @@ def show(url: str, key: str, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def stats(url: str, as_json: bool) -> None:
-    """Totals of what is stored."""
+    """Totals of what is stored.
+
+    \b
+    Example:
+      statestore --store ./states stats --json
+    """
     with open_store(url) as store:
         usage = store.usage()
         place = store.backend.url
@@ -133,7 +143,12 @@ def stats(url: str, as_json: bool) -> None:
 @click.pass_obj
 @click.pass_context
 def verify(ctx: click.Context, url: str, fix: bool, as_json: bool) -> None:
-    """Read and check every blob that may be used. Exits with 3 if one is unsound."""
+    """Read and check every blob that may be used. Exits with 3 if one is unsound.
+
+    \b
+    Example:
+      statestore --store ./states verify --fix
+    """
     with open_store(url) as store:
         entries = list(store.list(EntryFilter(status=Status.READY)))
         problems = _check_all(store, entries, quiet=as_json)
@@ -150,9 +165,14 @@ def verify(ctx: click.Context, url: str, fix: bool, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def rm(url: str, key: str, yes: bool) -> None:
-    """Remove one state. KEY may be its first few hex digits."""
+    """Remove one state. KEY may be its first few hex digits.
+
+    \b
+    Example:
+      statestore --store ./states rm 3fa9
+    """
     with open_store(url) as store:
-        entry = store.entry(key)
+        entry = store.entry(_digits(key))
         if not yes:
             click.confirm(f"Remove {entry.key} ({size(entry.blob_bytes)})?", abort=True)
         removed = store.delete(entry.key)
@@ -171,7 +191,12 @@ def rm(url: str, key: str, yes: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def gc(url: str, grace: float, as_json: bool) -> None:
-    """Remove expired entries, and what interrupted writes left behind."""
+    """Remove expired entries, and what interrupted writes left behind.
+
+    \b
+    Example:
+      statestore --store ./states gc
+    """
     with open_store(url) as store:
         swept = store.sweep(grace)
     if as_json:
@@ -181,6 +206,11 @@ def gc(url: str, grace: float, as_json: bool) -> None:
             f"removed {swept.expired} expired entries and {swept.blobs} left-over blobs "
             f"({size(swept.blob_bytes)})"
         )
+
+
+def _digits(key: str) -> str:
+    """The digest's part of a key, which other commands print with its number of tokens."""
+    return key.partition("-")[0]
 
 
 def _table(entries: Sequence[Entry]) -> None:

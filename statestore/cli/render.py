@@ -58,8 +58,8 @@ def record(entry: Entry) -> dict[str, object]:
 
 
 def emit_json(value: object) -> None:
-    """Print `value` as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print `value` as JSON, in ASCII: no locale stands in its way."""
+    click.echo(json.dumps(value, indent=2))
 
 
 def emit_fields(fields: Mapping[str, object]) -> None:
@@ -70,14 +70,18 @@ def emit_fields(fields: Mapping[str, object]) -> None:
 
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table; numbers' columns are marked with a leading ``>`` and align right."""
+    """Print a table; numbers' columns are marked with a leading ``>`` and align right.
+
+    Cells are plain text, which may be styled by `click.style`: a name in brackets is no markup.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
     for column in columns:
         right = column.startswith(">")
         table.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text.from_ansi, row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

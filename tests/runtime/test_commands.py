@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from statestore import open_store
 
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -120,3 +124,45 @@ def test_a_store_that_cannot_be_opened_is_said_before_anything_is_read(
 @pytest.mark.parametrize("command", ["demo", "ask", "generate", "warm", "fingerprint"])
 def test_every_command_has_help(command: str) -> None:
     assert "Usage:" in run(command, "--help").stdout
+
+
+def test_help_shows_an_example_as_it_is_typed() -> None:
+    shown = run("ask", "--help").stdout
+    assert "\\b" not in shown
+    assert '      --document report.txt --question "Who wrote it?"' in shown
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_narrow_locale_does_not_stop_an_answer(
+    common: list[str], document: Path, form: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run("ask", *common, "--document", str(document), "--question", "Où?", *form)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_empty_document_is_named_before_any_is_read(
+    common: list[str], document: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    done = run("warm", *common, str(document), str(tmp_path / "empty.txt"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "empty.txt" in done.stderr
+
+
+def test_ctrl_c_ends_quietly_and_keeps_what_was_read(common: list[str], tmp_path: Path) -> None:
+    document = tmp_path / "long.txt"
+    document.write_text("A very long text. " * 500_000, encoding="utf-8")
+    warm = [sys.executable, "-m", "rwkv_runtime", "warm", *common, str(document)]
+    with subprocess.Popen(warm, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "states").rglob("*-*.*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "Traceback" not in errors
+    with open_store(str(tmp_path / "states")) as store:
+        entries = list(store.list())
+        assert entries
+        assert not any(store.check(entry) for entry in entries)

@@ -174,3 +174,31 @@ def test_a_path_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["ls", "show", "stats", "verify", "rm", "gc"])
 def test_every_command_has_help(command: str) -> None:
     assert "Usage: statestore" in run(command, "--help").stdout
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "stats", "verify", "rm", "gc"])
+def test_every_command_shows_an_example(command: str) -> None:
+    shown = run(command, "--help").stdout
+    assert f"\n    statestore --store ./states {command}" in shown
+    assert "\\b" not in shown
+
+
+def test_a_key_is_taken_as_other_commands_print_it(url: str) -> None:
+    key = run_json("--store", url, "ls")[0]["key"]
+    assert run_json("--store", url, "show", key)["key"] == key
+    assert run("--store", url, "rm", key, "--yes").returncode == 0
+
+
+def test_brackets_in_a_name_are_no_markup(tmp_path: Path) -> None:
+    with open_store(str(tmp_path / "s")) as store:
+        prompt = plan([[1] * 40], IDENTITY.fingerprint, ChunkRule())
+        boundary = prompt.boundaries[-1]
+        store.put(
+            IDENTITY,
+            boundary.key,
+            make_state(1),
+            token_digest=boundary.token_digest,
+            role=boundary.role,
+            model="[/bold]x[red]",
+        )
+    assert "[/bold]x[red]" in run("--store", str(tmp_path / "s"), "ls").stdout
