@@ -70,6 +70,7 @@ class Plan:
     recalled_block: int = 2  # after which the value that is asked for is probed
     narrow: float = 0.2  # share of documents whose values are easily confused
     alike: float = 0.4  # share of documents whose facts are all of one relation
+    codes: float = 0.5  # share of codes, the hardest values, among those
     present: float = 0.5  # share of steps at the present level; the others are below it
     raise_at: float = 0.75
     most_facts: int = 32
@@ -247,7 +248,8 @@ def draw_document(rng: Random, facts: int, plan: Plan) -> Document:
     """Of the corpus, or harder: then little but the subject tells its facts apart."""
     relations: tuple[Relation, ...] = RELATIONS
     if rng.random() < plan.alike:
-        relations = (rng.choice(RELATIONS),)
+        coded = rng.random() < plan.codes
+        relations = (rng.choice([r for r in RELATIONS if (r.values is None) == coded]),)
     if rng.random() < plan.narrow:
         relations = tuple(narrowed(rng, relation) for relation in relations)
     return make_document(rng, facts, relations)
