@@ -87,5 +87,5 @@ def _of_others(boundary: KeyedBoundary, identity: Identity, same: Sequence[Entry
 
 
 def _departure(reason: str) -> Why:
-    known = {why.value: why for why in (Why.EXPIRED, Why.DELETED, Why.EVICTED)}
+    known = {why.value: why for why in (Why.EXPIRED, Why.DELETED, Why.EVICTED, Why.QUARANTINED)}
     return known.get(reason.partition(":")[0], Why.DELETED)

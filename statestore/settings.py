@@ -80,7 +80,7 @@ class StoreURL:
                 "the store's URL is empty; write for example file:///var/lib/states"
             )
         if "://" not in text:
-            return cls("file", "", str(Path(text).expanduser().absolute()), {}, text)
+            return cls("file", "", _absolute(text), {}, text)
         try:
             parts = urlsplit(text)
         except ValueError as error:
@@ -90,8 +90,20 @@ class StoreURL:
             raise SettingsError(
                 f"store URL {redacted(text)!r}: no backend for {parts.scheme}://; known: {known}"
             )
+        if parts.fragment:
+            raise SettingsError(f"store URL {redacted(text)!r}: in a path, write %23 for #")
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         return cls(parts.scheme, parts.netloc, unquote(parts.path), options, text)
+
+
+def _absolute(path: str) -> str:
+    """A bare path, from the root; `~` is a home directory."""
+    if path.startswith("file:"):
+        raise SettingsError(f"store URL {path!r}: write file:// before an absolute path")
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # nobody of that name
+        raise SettingsError(f"store directory {path!r}: {error}") from None
 
 
 def _module(name: str, url: StoreURL, extra: str = "") -> ModuleType:
@@ -112,6 +124,8 @@ def _directory(url: StoreURL) -> Path:
             f"store URL {str(url)!r}: a file store needs an absolute path: file:///var/lib/states"
         )
     url.refuse_options()
+    if "\0" in url.path:
+        raise SettingsError(f"store URL {str(url)!r}: a path holds no zero byte")
     return Path(url.path)
 
 

@@ -234,6 +234,9 @@ def test_explain_says_why(runtime: Runtime, engine: Engine, model_path: Path) ->
     for entry in list(runtime.store.list(EntryFilter(role=Role.PROMPT))):
         runtime.store.delete(entry.key)
     assert runtime.explain([DOCUMENT, QUESTION])[-1].why is Why.DELETED
+    for entry in list(runtime.store.list(EntryFilter(role=Role.SPARSE))):
+        runtime.store.backend.delete(entry.key, "quarantined: CorruptError")
+    assert runtime.explain([DOCUMENT, QUESTION])[0].why is Why.QUARANTINED
     for entry in list(runtime.store.list(EntryFilter(role=Role.SEGMENT))):
         runtime.store.quarantine(entry, "CorruptError: for the test")
     assert Why.QUARANTINED in {v.why for v in runtime.explain([DOCUMENT, QUESTION])}

@@ -151,6 +151,11 @@ def test_gc_removes_orphans_only(url: str, tmp_path: Path) -> None:
         ("file:///tmp/x?codec=zip", "codec"),
         ("file:///tmp/x?size=1", "size"),
         ("file://host/x", "absolute path"),
+        ("file:///tmp/x/%00", "zero byte"),
+        ("file:///tmp/x#1", "%23"),
+        ("file:/tmp/x", "file://"),
+        ("file://[x", "IPv6"),
+        ("~nobody-of-this-name/x", "nobody-of-this-name"),
         ("", "empty"),
     ],
 )
