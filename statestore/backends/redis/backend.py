@@ -80,16 +80,33 @@ class RedisBackend:
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`; one round trip."""
-        shards: dict[str, list[int]] = defaultdict(list)
-        for position, key in enumerate(keys):
-            shards[self._keyspace.base(key.digest)].append(position)
+        start = 0
+        while True:
+            found = self._first(keys[start:], now)
+            if found is None:
+                return None
+            place, entry = found
+            if entry.key == keys[start + place]:
+                return entry
+            start += place + 1  # the same digest after another number of tokens: not asked for
+
+    def _first(self, keys: Sequence[StateKey], now: float) -> tuple[int, Entry] | None:
+        """The first usable entry with the digest of one of `keys`, and that key's place."""
+        shards: dict[int, list[int]] = defaultdict(list)
+        for place, key in enumerate(keys):
+            shards[key.digest[0] % self._keyspace.shards].append(place)
         commands = [
-            scripts.longest(base, [keys[position] for position in positions], now)
-            for base, positions in shards.items()
+            scripts.longest(
+                self._keyspace.base_of(shard), [keys[place].digest for place in places], now
+            )
+            for shard, places in shards.items()
         ]
         replies = zip(shards.values(), self._server.run(commands), strict=True)
-        found = [(places[reply[0] - 1], reply[1]) for places, reply in replies if reply]
-        return to_entry(min(found)[1]) if found else None
+        found = [(places[reply[0]], reply[1]) for places, reply in replies if reply]
+        if not found:
+            return None
+        place, row = min(found)
+        return place, to_entry(row)
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where a part has gone."""

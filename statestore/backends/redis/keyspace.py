@@ -40,7 +40,11 @@ class Keyspace:
 
     def base(self, digest: bytes) -> str:
         """What the names of the digest's shard begin with."""
-        return self._base(digest[0] % self.shards)
+        return self.base_of(digest[0] % self.shards)
+
+    def base_of(self, shard: int) -> str:
+        """What the names of a shard begin with."""
+        return f"{self.prefix}:{_LAYOUT}:{{{shard:02x}}}:"
 
     def entry(self, digest: bytes) -> str:
         """The key of an entry."""
@@ -53,16 +57,13 @@ class Keyspace:
     def bases(self, digest_prefix: str = "") -> Iterable[str]:
         """The shards that may hold digests beginning with these hex digits."""
         if len(digest_prefix) >= 2:
-            return (self._base(int(digest_prefix[:2], 16) % self.shards),)
-        return tuple(self._base(shard) for shard in range(self.shards))
+            return (self.base_of(int(digest_prefix[:2], 16) % self.shards),)
+        return tuple(self.base_of(shard) for shard in range(self.shards))
 
     @property
     def pattern(self) -> str:
         """Matches every key, for ``SCAN``."""
         return f"{self.prefix}:{_LAYOUT}:{{*"
-
-    def _base(self, shard: int) -> str:
-        return f"{self.prefix}:{_LAYOUT}:{{{shard:02x}}}:"
 
 
 class Part(NamedTuple):

@@ -1,7 +1,8 @@
 """What happens in one atomic step, in Lua. Each script runs on one shard.
 
-``KEYS[1]`` routes a script to its shard; the other names of that shard are built from ``ARGV[1]``,
-the shard's base: the same tag, hence the same slot.
+``KEYS`` declares the shard's keys: while a Cluster moves their slot, Redis then refuses what would
+meet only half of them. Scripts build the names again from ``ARGV[1]``, the shard's base; those of
+parts are not declared, they share the tag and hence the slot.
 
 An error in the middle of a script undoes nothing. So arguments are checked before a script is sent,
 and the first write is one that a full server refuses: then nothing was written, and from there on
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from statestore.backends.redis.rows import FIELDS
-from statestore.keys import StateKey
 
 Command: TypeAlias = tuple[Any, ...]
+
+#: What a shard has beside its entries and parts.
+SHARD_KEYS: Final = ("used", "order", "expiry", "tokens", "totals", "departed", "departures")
 
 #: Removals remembered, over all shards.
 DEPARTED_ENTRIES: Final = 10_000
@@ -97,17 +100,23 @@ local function disarrange(id, token_digest)
 end
 """
 
-#: KEYS: entries, deepest first. ARGV: now, the token count of each. The first usable one's position
-#: (from 1) and fields. Whole runs of absent keys cost one call each.
+#: ARGV: base, now, digests in hex joined, deepest first. The place (from 0) and the fields of the
+#: first that is usable. One long argument is read and sent much faster than thousands of names, and
+#: a run of absent entries costs one call.
 LONGEST: Final = f"""
-local now, RUN = tonumber(ARGV[1]), 64
-for first = 1, #KEYS, RUN do
-  local last = math.min(first + RUN - 1, #KEYS)
-  if redis.call('EXISTS', unpack(KEYS, first, last)) > 0 then
-    for i = first, last do
-      local f = redis.call('HMGET', KEYS[i], 'n_tokens', 'status', 'expires_at')
-      if f[1] == ARGV[i + 1] and f[2] == 'ready' and (f[3] == '' or tonumber(f[3]) > now) then
-        return {{i, redis.call('HMGET', KEYS[i], {_FIELDS})}}
+local entries, now, digests = ARGV[1] .. 'entry:', tonumber(ARGV[2]), ARGV[3]
+local DIGITS, RUN = 64, 64
+local count = #digests / DIGITS
+for first = 0, count - 1, RUN do
+  local names = {{}}
+  for i = first, math.min(first + RUN, count) - 1 do
+    names[#names + 1] = entries .. digests:sub(i * DIGITS + 1, (i + 1) * DIGITS)
+  end
+  if redis.call('EXISTS', unpack(names)) > 0 then
+    for i, name in ipairs(names) do
+      local f = redis.call('HMGET', name, 'status', 'expires_at')
+      if f[1] == 'ready' and (f[2] == '' or tonumber(f[2]) > now) then
+        return {{first + i - 1, redis.call('HMGET', name, {_FIELDS})}}
       end
     end
   end
@@ -308,15 +317,13 @@ return {gone, bytes}
 """
 )
 
-#: ARGV: base, digest. Put the entry into its orders again if the server evicted them: 1 if so.
+#: ARGV: base, digest. Put the entry into its orders, from which the server may have evicted it.
 REARRANGE: Final = (
     _SHARD
     + """
-if redis.call('EXISTS', entry) == 0 or redis.call('ZSCORE', base .. 'used', digest) then
-  return 0
+if redis.call('EXISTS', entry) == 1 then
+  arrange(entry, digest)
 end
-arrange(entry, digest)
-return 1
 """
 )
 
@@ -350,7 +357,8 @@ return sums[1]
 
 def call(script: str, base: str, digest: str, *arguments: bytes | str | float) -> Command:
     """The command that runs `script` on the shard of `base`."""
-    return ("EVAL", script, 1, f"{base}entry:{digest}", base, digest, *arguments)
+    keys = (f"{base}entry:{digest}", *(base + name for name in SHARD_KEYS))
+    return ("EVAL", script, len(keys), *keys, base, digest, *arguments)
 
 
 def removal(
@@ -369,10 +377,10 @@ def removal(
     return call(DELETE, base, digest, n_tokens, blob, expired_by, reason, repr(at), kept)
 
 
-def longest(base: str, keys: Sequence[StateKey], now: float) -> Command:
-    """The command that finds the first usable of `keys`, all of one shard; see `LONGEST`."""
-    names = [f"{base}entry:{key.hex}" for key in keys]
-    return ("EVAL", LONGEST, len(names), *names, repr(float(now)), *(key.n_tokens for key in keys))
+def longest(base: str, digests: Sequence[bytes], now: float) -> Command:
+    """The command that finds the first usable of `digests`, all of one shard; see `LONGEST`."""
+    joined = b"".join(digests).hex()
+    return ("EVAL", LONGEST, 1, f"{base}used", base, repr(float(now)), joined)
 
 
 def page(base: str, last: str | bytes, digest: str | bytes, size: int) -> Command:

@@ -19,6 +19,7 @@ from redis.exceptions import (
     BusyLoadingError,
     MovedError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
 )
 
@@ -93,7 +94,7 @@ class Server:
         try:
             self._connect()
             yield self._client
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             raise self._translated(error) from error
         finally:
             self._leave()
@@ -129,7 +130,7 @@ class Server:
             pool.disconnect(inuse_connections=False)
 
     def _translated(self, error: Exception) -> BackendError:
-        if "OOM command not allowed" in str(error):
+        if "command not allowed when used memory" in str(error):
             return FullError(f"{self.place}: no memory left: raise maxmemory, or delete states")
         if isinstance(error, ReadOnlyError):
             self._forget_idle_connections()  # the name may lead to another server by now
