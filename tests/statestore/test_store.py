@@ -173,5 +173,5 @@ def test_a_put_without_sense_is_the_callers_error(
 
 
 def test_a_directory_that_no_file_system_names_is_refused() -> None:
-    with pytest.raises(SettingsError, match="null byte"):
+    with pytest.raises(SettingsError, match="embedded null"):
         open_store("file:///tmp/a%00b")
