@@ -7,12 +7,18 @@
 ...     result = runtime.prefill([document_tokens, question_tokens])  # doctest: +SKIP
 """
 
-from rwkv_runtime.engines import Engine, load_engine
-from rwkv_runtime.generation import Generated, Stop
-from rwkv_runtime.runtime import Answer, Runtime
-from rwkv_runtime.sampling import Sampling
-from rwkv_runtime.session import Prefill
-from rwkv_runtime.tokenizer import Tokenizer, tokenizer_for
+try:
+    from rwkv_runtime.engines import Engine, load_engine
+    from rwkv_runtime.generation import Generated, Stop
+    from rwkv_runtime.runtime import Answer, Runtime
+    from rwkv_runtime.sampling import Sampling
+    from rwkv_runtime.session import Prefill
+    from rwkv_runtime.tokenizer import Tokenizer, tokenizer_for
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith(("rwkv_runtime", "statestore")):
+        raise
+    message = f"rwkv_runtime needs {error.name}: pip install 'rwkv-statestore[runtime]'"
+    raise ModuleNotFoundError(message, name=error.name) from None
 
 __all__ = [
     "Answer",

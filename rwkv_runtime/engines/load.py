@@ -22,6 +22,7 @@ from statestore.keys import ChunkRule, Fingerprint
 
 DTypeName: TypeAlias = Literal["fp32", "bf16", "fp16"]
 DeviceName: TypeAlias = Literal["cpu", "cuda"]
+MAX_THREADS = 1024  # with very many OpenMP ends the process
 DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -86,8 +87,8 @@ def _checked(dtype: str, device: str, threads: int | None) -> tuple[torch.dtype,
         raise DeviceError(
             "device cuda: PyTorch finds no GPU here; use cpu, or a CUDA build of PyTorch"
         )
-    if threads is not None and threads < 1:
-        raise DeviceError(f"threads is {threads}, expected 1 or more")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise DeviceError(f"threads is {threads}, expected 1 to {MAX_THREADS}")
     return DTYPE_NAMES[dtype], torch.device(device)
 
 

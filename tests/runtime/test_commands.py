@@ -166,3 +166,9 @@ def test_ctrl_c_ends_quietly_and_keeps_what_was_read(common: list[str], tmp_path
         entries = list(store.list())
         assert entries
         assert not any(store.check(entry) for entry in entries)
+
+
+def test_without_torch_the_way_to_get_it_is_said() -> None:
+    code = "import sys; sys.modules['torch'] = None; import rwkv_runtime"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'rwkv-statestore[runtime]'" in done.stderr.splitlines()[-1]

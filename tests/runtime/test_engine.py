@@ -297,3 +297,9 @@ def test_a_file_that_changes_while_it_is_loaded_is_refused(weights: Path, tmp_pa
 
 def test_the_path_may_be_text(weights: Path) -> None:
     assert load_engine(str(weights), cache_dir=weights.parent).vocabulary == 300
+
+
+@pytest.mark.parametrize("number", [0, -1, 100_000])
+def test_a_number_of_threads_that_no_machine_has_is_refused(model_path: Path, number: int) -> None:
+    with pytest.raises(DeviceError, match=str(number)):
+        load_engine(model_path, threads=number)
