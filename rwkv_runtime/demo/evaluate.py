@@ -21,7 +21,7 @@ from torch import Tensor
 from rwkv_runtime.demo.batches import fork
 from rwkv_runtime.demo.corpus import DEMO_FACTS, Document, Question, unseen_document
 from rwkv_runtime.model import ModelState, Weights, forward, logits, zero_state
-from rwkv_runtime.template import clean_answer, question_segment
+from rwkv_runtime.template import STOP, clean_answer, question_segment
 
 CHUNK = 256
 LONGEST_ANSWER = 24
@@ -40,13 +40,11 @@ def answers(weights: Weights, state: ModelState, questions: Sequence[Question]) 
     """Greedy answers to questions of equal length, each from `state` [1, ...]."""
     prompts = [list(question_segment(question.text).encode()) for question in questions]
     hidden, state = forward(weights, torch.tensor(prompts), fork(state, len(questions)))
-    written = []
-    for _ in range(LONGEST_ANSWER):
-        following = logits(weights, hidden[:, -1:]).argmax(-1)  # [Q, 1]
-        written.append(following)
-        hidden, state = forward(weights, following, state)
-    rows = torch.cat(written, dim=1).tolist()
-    return [clean_answer(bytes(row).decode(errors="replace")) for row in rows]
+    written = logits(weights, hidden[:, -1:]).argmax(-1)  # [Q, 1]
+    while written.shape[1] < LONGEST_ANSWER and not (written == ord(STOP)).any(1).all():
+        hidden, state = forward(weights, written[:, -1:], state)
+        written = torch.cat((written, logits(weights, hidden[:, -1:]).argmax(-1)), dim=1)
+    return [clean_answer(bytes(row).decode(errors="replace")) for row in written.tolist()]
 
 
 def marks(weights: Weights, document: Document) -> Iterator[tuple[Question, str]]:
