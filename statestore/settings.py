@@ -176,11 +176,16 @@ def default_url(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get(URL_VARIABLE) or user_data_path("rwkv-statestore").as_uri()
 
 
-def open_store(url: str) -> StateStore:
-    """Open the store at `url`; it is created where it does not exist yet.
+def open_store(url: str, *, create: bool = True) -> StateStore:
+    """Open the store at `url`.
+
+    Args:
+        url: see the module.
+        create: make a file store that does not exist yet.
 
     Raises:
-        SettingsError: the URL or one of its options means nothing.
+        SettingsError: the URL or one of its options means nothing; or there is no store, and none
+            was to be made.
         UnavailableError: the place cannot be opened.
         SchemaVersionError: its catalog belongs to another release.
 
@@ -195,7 +200,10 @@ def open_store(url: str) -> StateStore:
     if codec_name not in get_args(CodecName):
         names = ", ".join(get_args(CodecName))
         raise SettingsError(f"store URL {str(parts)!r}: codec is one of {names}")
-    backend = _OPENERS[parts.scheme](replace(parts, options=options))
+    place = replace(parts, options=options)
+    if not create and parts.scheme == "file":
+        _module("file", place).require_store(_directory(place))
+    backend = _OPENERS[parts.scheme](place)
     return StateStore(backend, codec_name=cast("CodecName", codec_name))
 
 

@@ -43,6 +43,16 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
     return SqlBackend(database, FilesystemBlobs(root / BLOBS), root.as_uri())
 
 
+def require_store(path: Path) -> None:
+    """For those who only look: a mistyped path shall not become an empty store.
+
+    Raises:
+        SettingsError: there is no store in the directory `path`.
+    """
+    if not (path / CATALOG).is_file():
+        raise SettingsError(f"there is no store in {path}: `rwkv-runtime warm` makes one")
+
+
 def _prepare(root: Path) -> None:
     """Create what is missing, with its modes: SQLite alone would let everybody read the catalog."""
     try:

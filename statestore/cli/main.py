@@ -72,7 +72,7 @@ def list_entries(
         role=Role(role) if role else None,
         status=Status.QUARANTINED if quarantined else None,
     )
-    with open_store(url) as store:
+    with open_store(url, create=False) as store:
         entries = list(islice(store.list(where), limit))
     if as_json:
         emit_json([record(entry) for entry in entries])
@@ -91,7 +91,7 @@ def show(url: str, key: str, as_json: bool) -> None:
     Example:
       statestore --store ./states show 3fa9
     """
-    with open_store(url) as store:
+    with open_store(url, create=False) as store:
         fields = record(store.entry(_digits(key)))
     if as_json:
         emit_json(fields)
@@ -109,7 +109,7 @@ def stats(url: str, as_json: bool) -> None:
     Example:
       statestore --store ./states stats --json
     """
-    with open_store(url) as store:
+    with open_store(url, create=False) as store:
         usage = store.usage()
         place = store.backend.url
     if as_json:
@@ -149,7 +149,7 @@ def verify(ctx: click.Context, url: str, fix: bool, as_json: bool) -> None:
     Example:
       statestore --store ./states verify --fix
     """
-    with open_store(url) as store:
+    with open_store(url, create=False) as store:
         entries = list(store.list(EntryFilter(status=Status.READY)))
         problems = _check_all(store, entries, quiet=as_json)
         if fix:
@@ -171,7 +171,7 @@ def rm(url: str, key: str, yes: bool) -> None:
     Example:
       statestore --store ./states rm 3fa9
     """
-    with open_store(url) as store:
+    with open_store(url, create=False) as store:
         entry = store.entry(_digits(key))
         if not yes:
             click.confirm(f"Remove {entry.key} ({size(entry.blob_bytes)})?", abort=True)
@@ -197,7 +197,7 @@ def gc(url: str, grace: float, as_json: bool) -> None:
     Example:
       statestore --store ./states gc
     """
-    with open_store(url) as store:
+    with open_store(url, create=False) as store:
         swept = store.sweep(grace)
     if as_json:
         emit_json({"blobs": swept.blobs, "blob_bytes": swept.blob_bytes, "expired": swept.expired})

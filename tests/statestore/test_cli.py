@@ -87,7 +87,14 @@ def test_ls_filters(url: str) -> None:
     assert run_json("--store", url, "ls", "--namespace", "other") == []
 
 
+def test_a_mistyped_path_is_no_new_store(tmp_path: Path) -> None:
+    done = run("--store", str(tmp_path / "typo"), "ls")
+    assert (done.returncode, (tmp_path / "typo").exists()) == (2, False)
+    assert str(tmp_path / "typo") in done.stderr
+
+
 def test_an_empty_store_says_so(tmp_path: Path) -> None:
+    open_store(str(tmp_path / "new")).close()
     assert "nothing is stored here yet" in run("--store", str(tmp_path / "new"), "ls").stdout
 
 
