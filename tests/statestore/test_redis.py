@@ -258,6 +258,11 @@ def test_a_cluster_that_moves_its_slots_and_then_loses_a_node() -> None:
         assert backend.usage().entries == 20
         assert len(list(backend.entries(EntryFilter()))) == 20
         impatient = open_url(url + "?timeout_s=0.5&connect_timeout_s=0.5")
+        nodes[2].pause()  # forty shards wait for one timeout, not for forty
+        with pytest.raises(UnavailableError, match="Timeout"):
+            impatient.usage()
+        nodes[2].go_on()
+        wait_until(lambda: tried(lambda: impatient.usage().entries == 20), "the node")
         nodes[2].stop()
         with pytest.raises(UnavailableError):
             impatient.usage()

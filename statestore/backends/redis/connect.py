@@ -18,7 +18,6 @@ from redis.sentinel import Sentinel
 from statestore.backends.redis.address import Address, Credentials
 
 _READ_BYTES: Final = 128 << 10  # of one receive; 64 to 256 KiB measured alike, more is slower
-_REDIRECTIONS: Final = 3
 
 
 def new_client(address: Address) -> Any:  # noqa: ANN401 - redis-py's clients share no type
@@ -55,7 +54,7 @@ def _cluster(address: Address) -> RedisCluster:
     return RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],  # type: ignore[no-untyped-call]
         require_full_coverage=False,
-        retry=Retry(NoBackoff(), _REDIRECTIONS),
+        retry=Retry(NoBackoff(), 0),
         **_options(address),
     )
 

@@ -23,6 +23,7 @@ from redis.exceptions import (
     RedisError,
 )
 
+from statestore.backends.redis import fanout
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.connect import new_client
 from statestore.backends.redis.scripts import Command
@@ -56,6 +57,8 @@ class Server:
         with self._using() as client:
             if len(commands) == 1:
                 return [client.execute_command(*commands[0])]
+            if self._address.kind == "cluster":
+                return fanout.run(client, commands)
             pipeline = client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)

@@ -1,0 +1,97 @@
+"""Many commands to a Cluster in one round trip: every node is sent its share before the first reply
+is read.
+
+redis-py's own pipeline for a Cluster sends what failed again, command by command: with a node that
+does not answer, a timeout for each of them. Here a node that fails costs one timeout and ends the
+call. What a node sends elsewhere (its slots moved) goes the way of redirections, one by one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Final, Self
+
+from redis import RedisCluster
+from redis import exceptions as redis_errors
+
+from statestore.backends.redis.scripts import Command
+
+_ELSEWHERE: Final = (redis_errors.AskError, redis_errors.TryAgainError)  # MOVED is an AskError
+
+
+def run(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
+    """The replies, in order; raises the first error."""
+    shares: dict[Any, list[int]] = defaultdict(list)
+    for place, command in enumerate(commands):
+        node = client.get_node_from_key(_key(command))  # type: ignore[no-untyped-call]
+        shares[node].append(place)
+    try:
+        replies = _exchange(client, commands, shares)
+    except (redis_errors.ConnectionError, redis_errors.TimeoutError):
+        client.nodes_manager.initialize()  # a replica may stand in for the node by now
+        raise
+    for place, reply in replies.items():
+        if isinstance(
+            reply, (redis_errors.AskError, redis_errors.TryAgainError)
+        ):  # MOVED is an AskError too
+            replies[place] = client.execute_command(*commands[place])  # type: ignore[no-untyped-call]
+        elif isinstance(reply, Exception):
+            raise reply
+    return [replies[place] for place in range(len(commands))]
+
+
+def _exchange(
+    client: RedisCluster, commands: Sequence[Command], shares: dict[Any, list[int]]
+) -> dict[int, Any]:
+    """Replies, and errors that are replies, by place."""
+    replies: dict[int, Any] = {}
+    with ExitStack() as stack:
+        open_to = {
+            node: stack.enter_context(_Borrowed(client.get_redis_connection(node).connection_pool))
+            for node in shares
+        }
+        for node, places in shares.items():
+            open_to[node].send([commands[place] for place in places])
+        for node, places in shares.items():
+            replies.update(zip(places, open_to[node].receive(), strict=True))
+    return replies
+
+
+class _Borrowed:
+    """A connection of a pool; given back clean, or closed if replies are still to come."""
+
+    def __init__(self, pool: Any) -> None:  # noqa: ANN401 - redis-py's pools share no type
+        self._pool = pool
+        self._connection = pool.get_connection()
+        self._awaited = 0
+
+    def send(self, commands: list[Command]) -> None:
+        """Send without waiting."""
+        self._awaited = len(commands)
+        self._connection.send_packed_command(self._connection.pack_commands(commands))
+
+    def receive(self) -> list[Any]:
+        """The replies; an error that is a reply is one of them."""
+        replies: list[Any] = []
+        while self._awaited:
+            try:
+                replies.append(self._connection.read_response())
+            except redis_errors.ResponseError as error:
+                replies.append(error)
+            self._awaited -= 1
+        return replies
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._awaited:
+            self._connection.disconnect()
+        self._pool.release(self._connection)
+
+
+def _key(command: Command) -> str:
+    key: str = command[3] if command[0] == "EVAL" else command[1]
+    return key
