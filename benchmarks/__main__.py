@@ -9,6 +9,7 @@ BENCHMARKS = {
     "Time to first token of a question about a stored document": ["benchmarks.ttft"],
     "File backend": ["benchmarks.bench_file_backend"],
     "Codecs": ["benchmarks.bench_codec"],
+    "Redis": ["benchmarks.redis_fetch"],
 }
 
 
