@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 # How many facts the shipped weights answer well: see MODEL_CARD.md.
-DEMO_FACTS = 16
+DEMO_FACTS = 24
 
 # How many sentences without a fact there are for each one with a fact, on average.
 FILLER_SHARE = 0.25
