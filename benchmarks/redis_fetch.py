@@ -8,6 +8,7 @@ publish beside one plain SET, are timed too.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -42,6 +43,9 @@ PEERS = {
 @click.option("--entries", type=click.IntRange(min=1), default=10_000, show_default=True)
 def main(runs: int, entries: int) -> None:
     """Time a private server."""
+    if shutil.which("redis-server") is None:
+        click.echo("not run: no redis-server (make services installs it)")
+        return
     with private_server() as port:
         backend = open_redis_backend(Address.of("redis", f"127.0.0.1:{port}", "", {}))
         for number in range(entries):
