@@ -8,6 +8,7 @@ one is started by the first test that wants it and ended with the process; nothi
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import pwd
@@ -91,12 +92,10 @@ class PostgresServer:
 
     def pause(self) -> None:
         """Nobody answers any more, but connections stay."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
-        for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
 
     def remove(self) -> None:
         if self.process is not None:
@@ -161,6 +160,12 @@ class PostgresServer:
         rest = "".join(f"&{name}={value}" for name, value in options.items())
         where = f"127.0.0.1:{self.port}/{database}"
         return f"postgresql+psycopg://{USER}:{secret}@{where}?blobs={blobs.as_uri()}{rest}"
+
+    def _signal_all(self, signal_number: signal.Signals) -> None:
+        """To the server and its children, which come and go on their own."""
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal_number)
 
     def _initialise(self) -> None:
         password = self.root / "password"
