@@ -13,9 +13,9 @@ depends_on = None
 
 def upgrade() -> None:
     """${message}."""
-    ${upgrades if upgrades else "raise NotImplementedError"}
+    ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
     """Undo it."""
-    ${downgrades if downgrades else "raise NotImplementedError"}
+    ${downgrades if downgrades else "pass"}
