@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
 	  if [ -n "$(TORCH_INDEX)" ]; then \
 	    echo "Installing PyTorch from $(TORCH_INDEX)"; \
-	    $(BIN)/pip install --quiet -c constraints.txt torch --index-url "$(TORCH_INDEX)"; \
+	    $(BIN)/pip install --quiet -c constraints.txt --no-deps torch --index-url "$(TORCH_INDEX)"; \
 	  else \
 	    echo "Installing PyTorch. On Linux pip's default is the CUDA build, several gigabytes."; \
 	    echo "The small CPU build instead: stop now (Ctrl-C) and add TORCH_INDEX=https://download.pytorch.org/whl/cpu"; \
