@@ -95,7 +95,7 @@ def catalog_calls(backend: SqlBackend, root: Path) -> dict[str, Callable[[], flo
         ),
         "longest, 800 keys, all stored": lambda: timed(lambda: backend.longest(stored, CREATED_AT)),
         "longest, 30,000 keys": lambda: timed(lambda: backend.longest(unknown, CREATED_AT)),
-        "touch": lambda: timed(lambda: backend.touch(stored[0], time.time(), 0.0)),
+        "touch": lambda: timed(lambda: backend.touch(an_entry(0, 1), time.time(), 0.0)),
         "usage": lambda: timed(backend.usage),
         "first page of a listing": lambda: timed(lambda: next(backend.entries(everything))),
     }

@@ -86,7 +86,7 @@ def lookups(backend: RedisBackend) -> dict[str, Callable[[], float]]:
         missing = [a_key(number) for number in range(10**7, 10**7 + size)]
         things[f"find, {name}, miss"] = look(missing)
         things[f"find, {name}, hit"] = look([*missing[1:], a_key(0)])
-    things["touch"] = lambda: timed(lambda: backend.touch(a_key(0), time.time(), 0.0))
+    things["touch"] = lambda: timed(lambda: backend.touch(an_entry(0, 1), time.time(), 0.0))
     things["usage"] = lambda: timed(backend.usage)
     return things
 

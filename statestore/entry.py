@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from statestore.keys import Role, StateKey
 
-__all__ = ["Departed", "Entry", "EntryFilter", "Role", "Status", "Usage"]
+__all__ = ["Departed", "Entry", "EntryFilter", "Evicted", "Role", "Status", "Usage"]
 
 
 class Status(StrEnum):
@@ -40,13 +40,15 @@ class Entry:
     created_at: float
     used_at: float
     hits: int = 0
-    score: float = 0.0
+    score: float = 0.0  # the lowest goes first; see `statestore.eviction`
+    ancestor_tokens: int = 0  # length of the nearest state that was stored when this one came
     pinned: bool = False
     expires_at: float | None = None
     status: Status = Status.READY
     reason: str = ""  # why it is quarantined
     model: str = ""  # a name for people; never part of a decision
     labels: Mapping[str, str] = field(default_factory=dict)
+    tier: str = field(default="", compare=False)  # where tiers found it; never stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +85,12 @@ class Usage:
     state_bytes: int
     quarantined: int
     pinned: int
+    age: float = 0.0  # the highest score evicted so far, what ageing policies count from
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What one call removed to make room."""
+
+    entries: int
+    blob_bytes: int

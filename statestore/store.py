@@ -117,7 +117,7 @@ class StateStore:
         """Count a hit of `entry`; one that has gone is left alone."""
         now = self._clock()
         try:
-            self.backend.touch(entry.key, now, now)
+            self.backend.touch(entry, now, now)
         except BackendError as error:
             self._kept("touch", error)
 

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.backends.leases import Leases
+from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.keys import StateKey
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -52,15 +53,20 @@ class Backend(Protocol):
         Raises `CorruptError` where this one blob cannot be read back, and others may be.
         """
 
-    def publish(self, entry: Entry, blob: Blob) -> bool:
+    @property
+    def leases(self) -> Leases | None:
+        """The rights to compute a key that are given out here; ``None``: this place gives none."""
+
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
         """Store entry and blob, whole or not at all.
 
-        ``False``: a ready entry with this key was there first and stays. A quarantined or expired
-        one is replaced.
+        With `durable`, a place that would finish behind the caller's back does so before it
+        returns; the others always do. ``False``: a ready entry with this key was there first and
+        stays. A quarantined or expired one is replaced.
         """
 
-    def touch(self, key: StateKey, now: float, score: float) -> None:
-        """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
+    def touch(self, entry: Entry, now: float, score: float) -> None:
+        """Count a hit of `entry`'s key: hits + 1, used_at, score. One that has gone is no error."""
 
     def update(
         self,
@@ -90,8 +96,19 @@ class Backend(Protocol):
     def departed(self, keys: Iterable[StateKey]) -> dict[StateKey, Departed]:
         """What is remembered of keys that were removed."""
 
-    def usage(self) -> Usage:
-        """Totals over all entries."""
+    def usage(self, namespace: str | None = None) -> Usage:
+        """Totals over all entries, or over a namespace's; a few rows, however many states."""
+
+    def evict(
+        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+    ) -> Evicted:
+        """Remove unpinned entries (of `namespace`), lowest score first, until their blobs come to
+        at most `to_bytes`, or `limit` are gone.
+
+        Costs what it removes. Several calls at once remove no more than one alone would. What is
+        quarantined goes before anything else. A blob that a reader has begun to read stays
+        readable to it.
+        """
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """Remove expired entries and orphans: blobs older than `grace_s` that no entry names."""

@@ -187,7 +187,7 @@ def remembered(connection: Connection, keys: Sequence[StateKey]) -> dict[StateKe
 
 def usage(connection: Connection) -> Usage:
     """Totals over all entries."""
-    names = [field.name for field in fields(Usage)]
+    names = [field.name for field in fields(Usage) if field.name in totals.c]
     statement = select(*(func.coalesce(func.sum(totals.c[name]), 0) for name in names))
     return Usage(*(int(total) for total in connection.execute(statement).one()))
 
@@ -245,7 +245,7 @@ def _account(connection: Connection, before: Entry | None, after: Entry | None) 
     deltas = {
         field.name: totals.c[field.name] + (now - then)
         for field, then, now in zip(fields(Usage), old, new, strict=True)
-        if now != then
+        if now != then and field.name in totals.c
     }
     if deltas:
         shard = known.key.digest[0] % SHARDS

@@ -18,9 +18,10 @@ from typing import Any, Final
 from statestore.backends import catalog
 from statestore.backends.base import Blob, Swept
 from statestore.backends.database import Database
+from statestore.backends.leases import Leases
 from statestore.backends.rows import expiry, has_labels, labels_text, text
 from statestore.blobs.base import BlobInfo, BlobStore
-from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
 from statestore.keys import StateKey
 
@@ -57,6 +58,11 @@ class SqlBackend:
         """The URL that opens this place again."""
         return self._url
 
+    @property
+    def leases(self) -> Leases | None:
+        """The rights to compute a key that are given out here."""
+        return None
+
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`."""
         return self._database.read(lambda tx: catalog.longest(tx, keys, now))
@@ -65,7 +71,7 @@ class SqlBackend:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where it has gone."""
         return self._blobs.get(entry.blob, limit_bytes=entry.blob_bytes + 1)
 
-    def publish(self, entry: Entry, blob: Blob) -> bool:
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:  # noqa: ARG002 - it always is
         """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.
 
         Raises:
@@ -90,9 +96,9 @@ class SqlBackend:
             self._unlink(admitted.replaced.blob)
         return admitted.won
 
-    def touch(self, key: StateKey, now: float, score: float) -> None:
+    def touch(self, entry: Entry, now: float, score: float) -> None:
         """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
-        self._database.write(lambda tx: catalog.touch(tx, key, now, score))
+        self._database.write(lambda tx: catalog.touch(tx, entry.key, now, score))
 
     def update(
         self,
@@ -145,9 +151,15 @@ class SqlBackend:
             return {}
         return self._database.read(lambda tx: catalog.remembered(tx, wanted))
 
-    def usage(self) -> Usage:
-        """Totals over all entries."""
+    def usage(self, namespace: str | None = None) -> Usage:  # noqa: ARG002
+        """Totals over all entries, or over a namespace's."""
         return self._database.read(catalog.usage)
+
+    def evict(
+        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+    ) -> Evicted:
+        """Remove unpinned entries, lowest score first, until `to_bytes` are left."""
+        raise NotImplementedError
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """Remove expired entries with their blobs, and blobs older than `grace_s` without an entry.

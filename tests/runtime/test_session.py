@@ -296,9 +296,9 @@ class SlowBackend(FaultyBackend):
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner, UnavailableError(""), set())
 
-    def publish(self, entry: Entry, blob: Blob) -> bool:
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
         time.sleep(0.3)
-        return self.inner.publish(entry, blob)
+        return self.inner.publish(entry, blob, durable=durable)
 
 
 def test_several_questions_in_one_call_read_the_document_once(

@@ -75,7 +75,7 @@ def step(backend: Backend, dice: random.Random) -> None:
         case 3:
             backend.delete(key, "deleted")
         case 4:
-            backend.touch(key, CREATED_AT + dice.random(), dice.random())
+            backend.touch(an_entry(number), CREATED_AT + dice.random(), dice.random())
         case 5:
             backend.update(key, pinned=dice.random() < 0.5, labels={"by": str(os.getpid())})
         case 6:

@@ -32,7 +32,7 @@ NOW = CREATED_AT + 10_000
 CALLS: dict[str, Callable[[Backend], Any]] = {
     "longest": lambda backend: backend.longest([a_key(0)], NOW),
     "publish": lambda backend: publish(backend, an_entry(0)),
-    "touch": lambda backend: backend.touch(a_key(0), NOW, 0.0),
+    "touch": lambda backend: backend.touch(an_entry(0), NOW, 0.0),
     "update": lambda backend: backend.update(a_key(0), pinned=True),
     "delete": lambda backend: backend.delete(a_key(0), "deleted"),
     "entries": lambda backend: list(backend.entries(EntryFilter())),
@@ -210,7 +210,7 @@ class BackendContract(PlaceContract):
         assert backend.longest([other, a_key(4), shorter.key], NOW) == shorter
         assert not backend.delete(other, "deleted")
         assert not backend.update(other, pinned=True)
-        backend.touch(other, NOW, 9.0)
+        backend.touch(an_entry(0, key=other), NOW, 9.0)
         assert backend.longest([entry.key], NOW) == entry
 
     # Touch, update, delete
@@ -218,14 +218,14 @@ class BackendContract(PlaceContract):
     def test_a_touch_counts_a_hit(self, backend: Backend) -> None:
         entry = an_entry(0)
         publish(backend, entry)
-        backend.touch(entry.key, NOW, 12.5)
-        backend.touch(entry.key, NOW + 1, 13.5)
+        backend.touch(entry, NOW, 12.5)
+        backend.touch(entry, NOW + 1, 13.5)
         assert backend.longest([entry.key], NOW) == replace(
             entry, hits=2, used_at=NOW + 1, score=13.5
         )
 
     def test_a_touch_of_nothing_is_no_error(self, backend: Backend) -> None:
-        backend.touch(a_key(0), NOW, 1.0)
+        backend.touch(an_entry(0), NOW, 1.0)
         assert backend.usage().entries == 0
 
     @pytest.mark.parametrize(

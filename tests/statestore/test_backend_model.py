@@ -66,7 +66,7 @@ class BackendModel(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), score=st.floats(allow_nan=False))
     def touch(self, key: StateKey, score: float) -> None:
-        self.backend.touch(key, self.now, score)
+        self.backend.touch(an_entry(0, key=key), self.now, score)
         if (old := self.model.get(key)) is not None:
             self.model[key] = replace(old, hits=old.hits + 1, used_at=self.now, score=score)
 

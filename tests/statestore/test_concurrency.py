@@ -109,7 +109,7 @@ def test_a_lock_held_too_long_is_named_and_leaves_nothing(place: FilePlace) -> N
     with write_lock(place):
         for write in (
             lambda: publish(backend, an_entry(1)),
-            lambda: backend.touch(stored.key, 0.0, 0.0),
+            lambda: backend.touch(stored, 0.0, 0.0),
             lambda: backend.delete(stored.key, "deleted"),
         ):
             with pytest.raises(UnavailableError, match=r"was busy for 0\.1 s"):

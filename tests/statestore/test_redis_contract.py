@@ -72,7 +72,7 @@ class TestClusterListing(OnACluster, ListingContract):
         listing = backend.entries(EntryFilter())
         first = next(listing)
         backend.delete(a_key(0), "deleted")
-        backend.touch(first.key, NOW, 0.0)
+        backend.touch(first, NOW, 0.0)
         publish(backend, an_entry(1000, blob_bytes=1, used_at=CREATED_AT + 1000))
         rest = [entry.key for entry in listing]
         assert set(rest) - {a_key(0)} == {a_key(number) for number in range(1, 259)}

@@ -25,7 +25,7 @@ CALLS: dict[str, Callable[[Backend], Any]] = {
     "longest": lambda backend: backend.longest([a_key(0)], NOW),
     "read": lambda backend: backend.read(an_entry(0)),
     "publish": lambda backend: publish(backend, an_entry(0)),
-    "touch": lambda backend: backend.touch(a_key(0), NOW, 0.0),
+    "touch": lambda backend: backend.touch(an_entry(0), NOW, 0.0),
     "update": lambda backend: backend.update(a_key(0), pinned=True),
     "delete": lambda backend: backend.delete(a_key(0), "deleted"),
     "entries": lambda backend: list(backend.entries(EntryFilter())),
@@ -145,7 +145,7 @@ def test_a_full_server_refuses_puts_and_allows_the_rest() -> None:
         with pytest.raises(FullError):
             publish(backend, an_entry(2))
         assert backend.read(small) == a_blob(small.key)
-        backend.touch(small.key, NOW, 1.0)
+        backend.touch(small, NOW, 1.0)
         assert backend.update(small.key, status=Status.QUARANTINED, reason="bad")
         assert backend.delete(small.key, "deleted")
         assert backend.departed([small.key])[small.key].reason == "deleted"
@@ -211,7 +211,7 @@ def test_a_replica_says_that_it_only_reads(server: RedisServer, backend: Backend
     with pytest.raises(UnavailableError, match="this is a replica"):
         publish(backend, an_entry(1))
     with pytest.raises(UnavailableError, match="this is a replica"):
-        backend.touch(entry.key, NOW, 0.0)
+        backend.touch(entry, NOW, 0.0)
     assert backend.longest([entry.key], NOW) == entry
     server.client().replicaof("NO", "ONE")
     assert publish(backend, an_entry(1))

@@ -18,6 +18,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from statestore.backends.base import Blob, Swept
+from statestore.backends.leases import Leases
 from statestore.backends.redis import parts, scripts
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.keyspace import CLUSTER_SHARDS, DIGEST_DIGITS, Keyspace
@@ -35,7 +36,7 @@ from statestore.backends.redis.rows import (
 from statestore.backends.redis.scripts import Command, call
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.sweeping import Sweep
-from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, FullError, InputError, UnavailableError
 from statestore.keys import StateKey
 
@@ -78,6 +79,11 @@ class RedisBackend:
         """The URL that opens this place again."""
         return self._url
 
+    @property
+    def leases(self) -> Leases | None:
+        """The rights to compute a key that are given out here."""
+        return None
+
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`; one round trip."""
         start = 0
@@ -112,7 +118,7 @@ class RedisBackend:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where a part has gone."""
         return parts.read(self._server, self._names(entry), entry.blob_bytes)
 
-    def publish(self, entry: Entry, blob: Blob) -> bool:
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:  # noqa: ARG002 - it always is
         """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.
 
         Raises:
@@ -142,10 +148,14 @@ class RedisBackend:
             )
         return bool(outcome == scripts.PUBLISHED)
 
-    def touch(self, key: StateKey, now: float, score: float) -> None:
+    def touch(self, entry: Entry, now: float, score: float) -> None:
         """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
         command = self._call(
-            scripts.TOUCH, key, key.n_tokens, number(now, "used_at"), number(score, "score")
+            scripts.TOUCH,
+            entry.key,
+            entry.key.n_tokens,
+            number(now, "used_at"),
+            number(score, "score"),
         )
         self._server.run([command])
 
@@ -199,13 +209,19 @@ class RedisBackend:
         known = (to_departed(key, packed) for key, packed in zip(wanted, kept, strict=True))
         return {gone.key: gone for gone in known if gone is not None}
 
-    def usage(self) -> Usage:
-        """Totals over all entries."""
+    def usage(self, namespace: str | None = None) -> Usage:  # noqa: ARG002
+        """Totals over all entries, or over a namespace's."""
         commands = [("HMGET", f"{base}totals", *_TOTALS) for base in self._keyspace.bases()]
         rows = self._server.run(commands)
         return Usage(
             *(sum(int(total or 0) for total in column) for column in zip(*rows, strict=True))
         )
+
+    def evict(
+        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+    ) -> Evicted:
+        """Remove unpinned entries, lowest score first, until `to_bytes` are left."""
+        raise NotImplementedError
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """Remove expired entries with their blobs, and parts older than `grace_s` without an entry.

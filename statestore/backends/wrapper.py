@@ -1,0 +1,99 @@
+"""A backend around another one that passes every call on: the base of those that add one concern.
+
+Budgets, deadlines, tiers' codecs, encryption and injected faults are each a `Wrapper` that changes
+the few calls it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from statestore.backends.base import Backend, Blob, Swept
+from statestore.backends.leases import Leases
+from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
+from statestore.keys import StateKey
+
+
+class Wrapper:
+    """A `Backend` that is `inner`, but for what a subclass changes."""
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+
+    @property
+    def url(self) -> str:
+        """The URL that opens this place again, without secrets."""
+        return self.inner.url
+
+    @property
+    def leases(self) -> Leases | None:
+        """The leases that the place gives out."""
+        return self.inner.leases
+
+    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
+        """As the port says."""
+        return self.inner.longest(keys, now)
+
+    def read(self, entry: Entry) -> memoryview | None:
+        """As the port says."""
+        return self.inner.read(entry)
+
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
+        """As the port says."""
+        return self.inner.publish(entry, blob, durable=durable)
+
+    def touch(self, entry: Entry, now: float, score: float) -> None:
+        """As the port says."""
+        self.inner.touch(entry, now, score)
+
+    def update(
+        self,
+        key: StateKey,
+        *,
+        pinned: bool | None = None,
+        expires_at: float | None = None,
+        labels: dict[str, str] | None = None,
+        status: Status | None = None,
+        reason: str | None = None,
+        blob: str | None = None,
+    ) -> bool:
+        """As the port says."""
+        return self.inner.update(
+            key,
+            pinned=pinned,
+            expires_at=expires_at,
+            labels=labels,
+            status=status,
+            reason=reason,
+            blob=blob,
+        )
+
+    def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
+        """As the port says."""
+        return self.inner.delete(key, reason, blob=blob)
+
+    def entries(self, where: EntryFilter) -> Iterator[Entry]:
+        """As the port says."""
+        return self.inner.entries(where)
+
+    def departed(self, keys: Iterable[StateKey]) -> dict[StateKey, Departed]:
+        """As the port says."""
+        return self.inner.departed(keys)
+
+    def usage(self, namespace: str | None = None) -> Usage:
+        """As the port says."""
+        return self.inner.usage(namespace)
+
+    def evict(
+        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+    ) -> Evicted:
+        """As the port says."""
+        return self.inner.evict(to_bytes, now, namespace=namespace, limit=limit)
+
+    def sweep(self, now: float, grace_s: float) -> Swept:
+        """As the port says."""
+        return self.inner.sweep(now, grace_s)
+
+    def close(self) -> None:
+        """As the port says."""
+        self.inner.close()
