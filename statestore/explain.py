@@ -19,6 +19,7 @@ class Why(StrEnum):
     """What is known of one boundary."""
 
     FOUND = "found"
+    NO_OUTPUT = "no output"  # the whole prompt, without what its first new token needs
     QUARANTINED = "quarantined"  # stored, but damaged: never used
     EXPIRED = "expired"
     DELETED = "deleted"
@@ -45,33 +46,41 @@ class Verdict:
 def explain(
     store: StateStore, identity: Identity, boundaries: Sequence[KeyedBoundary]
 ) -> tuple[Verdict, ...]:
-    """A verdict for each boundary, in order.
+    """A verdict for each boundary, in order; the last one is the prompt's end.
 
     Raises:
         BackendError: the store cannot answer.
     """
     now = store.now()
-    return tuple(_verdict(store, identity, boundary, now) for boundary in boundaries)
+    last = len(boundaries) - 1
+    return tuple(
+        _verdict(store, identity, boundary, now, whole=i == last)
+        for i, boundary in enumerate(boundaries)
+    )
 
 
-def _verdict(store: StateStore, identity: Identity, boundary: KeyedBoundary, now: float) -> Verdict:
+def _verdict(
+    store: StateStore, identity: Identity, boundary: KeyedBoundary, now: float, *, whole: bool
+) -> Verdict:
     same = list(
         store.list(EntryFilter(namespace=identity.namespace, token_digest=boundary.token_digest))
     )
     for entry in same:
         if entry.key == boundary.key:
-            return _of_stored(boundary, entry, now)
+            return _of_stored(boundary, entry, now, whole=whole)
     gone = store.departed([boundary.key]).get(boundary.key)
     if gone is not None:
         return Verdict(boundary, _departure(gone.reason), gone.reason)
     return _of_others(boundary, identity, same)
 
 
-def _of_stored(boundary: KeyedBoundary, entry: Entry, now: float) -> Verdict:
+def _of_stored(boundary: KeyedBoundary, entry: Entry, now: float, *, whole: bool) -> Verdict:
     if entry.status is Status.QUARANTINED:
         return Verdict(boundary, Why.QUARANTINED, entry.reason)
     if entry.expires_at is not None and entry.expires_at <= now:
         return Verdict(boundary, Why.EXPIRED)
+    if whole and not entry.has_output:
+        return Verdict(boundary, Why.NO_OUTPUT, "serves prompts that go on from here")
     return Verdict(boundary, Why.FOUND)
 
 

@@ -8,21 +8,19 @@
                                             redis+sentinel, redis+cluster (`redis.address`)
 
 The backend's module is loaded when its scheme is first asked for, so that a command which never
-opens a database does not pay for its driver. A secret in a URL goes to the driver and nowhere
-else: messages show the URL `redacted`.
+opens a database does not pay for its driver. What every backend may have around it, with the
+options that say so, is listed in `_WRAPS`. A secret in a URL goes to the driver and nowhere else.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, cast, get_args
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from platformdirs import user_data_path
 
@@ -30,80 +28,15 @@ from statestore.backends.base import Backend
 from statestore.backends.redis.address import OPTIONS, SCHEMES, Address
 from statestore.codec import CodecName
 from statestore.errors import SettingsError
+from statestore.metrics import Metrics
 from statestore.store import StateStore
+from statestore.url import StoreURL
 
 if TYPE_CHECKING:
     from statestore.backends.revisions import Revisions
 
 #: Names the store that commands use when they are told none.
 URL_VARIABLE = "RWKV_STATESTORE_URL"
-
-_PASSWORD: Final = re.compile(r"(://[^:/?#@]*):.*@|([?&][a-z_]*password)=[^&]*")
-
-
-def redacted(url: str) -> str:
-    """`url` with ``***`` for its password, for messages."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] else f"{found[2]}=***", url)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreURL:
-    """A store's URL, taken apart."""
-
-    scheme: str
-    netloc: str = field(repr=False)  # may hold a secret
-    path: str  # percent-decoded
-    options: Mapping[str, str] = field(repr=False)  # as netloc
-    text: str = field(repr=False)  # as it was given; as netloc
-
-    def __str__(self) -> str:
-        return redacted(self.text)
-
-    def refuse_options(self, *known: str) -> None:
-        """Raise `SettingsError` for an option that is not `known`."""
-        unknown = sorted(self.options.keys() - set(known))
-        if unknown:
-            names = ", ".join(("codec", *known))
-            raise SettingsError(
-                f"store URL {str(self)!r}: unknown option {unknown[0]!r}; known: {names}"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> StoreURL:
-        """Take a URL, or a bare directory path, apart.
-
-        Raises:
-            SettingsError: the text is empty, or its scheme is not known.
-        """
-        if not text.strip():
-            raise SettingsError(
-                "the store's URL is empty; write for example file:///var/lib/states"
-            )
-        if "://" not in text:
-            return cls("file", "", _absolute(text), {}, text)
-        try:
-            parts = urlsplit(text)
-        except ValueError as error:
-            raise SettingsError(f"store URL {redacted(text)!r}: {error}") from None
-        if parts.scheme not in _OPENERS:
-            known = ", ".join(f"{scheme}://" for scheme in _OPENERS)
-            raise SettingsError(
-                f"store URL {redacted(text)!r}: no backend for {parts.scheme}://; known: {known}"
-            )
-        if parts.fragment:
-            raise SettingsError(f"store URL {redacted(text)!r}: in a path, write %23 for #")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        return cls(parts.scheme, parts.netloc, unquote(parts.path), options, text)
-
-
-def _absolute(path: str) -> str:
-    """A bare path, from the root; `~` is a home directory."""
-    if path.startswith("file:"):
-        raise SettingsError(f"store URL {path!r}: write file:// before an absolute path")
-    try:
-        return str(Path(path).expanduser().absolute())
-    except RuntimeError as error:  # nobody of that name
-        raise SettingsError(f"store directory {path!r}: {error}") from None
 
 
 def _module(name: str, url: StoreURL, extra: str = "") -> ModuleType:
@@ -156,6 +89,20 @@ _OPENERS: dict[str, Callable[[StoreURL], Backend]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Wrap:
+    """One concern around every backend, and the options that it reads from `StoreURL.common`."""
+
+    options: tuple[str, ...]  # "budget." admits every option that begins so
+    around: Callable[[Backend, StoreURL, Metrics], Backend]
+
+
+#: What is put around a backend that a URL opens, innermost first: one line for each concern. An
+#: option that neither a line nor the backend lists is refused.
+_WRAPS: Final[tuple[Wrap, ...]] = ()
+_COMMON: Final = ("codec", *(name for wrap in _WRAPS for name in wrap.options))
+
+
 def _file_revisions(url: StoreURL) -> Revisions:
     return cast("Revisions", _module("revisions", url).of_file(_directory(url)))
 
@@ -194,17 +141,37 @@ def open_store(url: str, *, create: bool = True) -> StateStore:
         ...     store.usage().entries
         0
     """
-    parts = StoreURL.parse(url)
-    options = dict(parts.options)
-    codec_name = options.pop("codec", "lossless")
-    if codec_name not in get_args(CodecName):
-        names = ", ".join(get_args(CodecName))
-        raise SettingsError(f"store URL {str(parts)!r}: codec is one of {names}")
-    place = replace(parts, options=options)
-    if not create and parts.scheme == "file":
-        _module("file", place).require_store(_directory(place))
-    backend = _OPENERS[parts.scheme](place)
-    return StateStore(backend, codec_name=cast("CodecName", codec_name))
+    metrics = Metrics()
+    place = _parsed(url)
+    codec_name = _codec_of(place)
+    backend = _open_backend(place, metrics, create=create)
+    return StateStore(backend, codec_name=codec_name, metrics=metrics)
+
+
+def _parsed(text: str) -> StoreURL:
+    """One place's URL, its common options apart."""
+    url = StoreURL.parse(text)
+    if url.scheme not in _OPENERS:
+        known = ", ".join(f"{scheme}://" for scheme in _OPENERS)
+        raise url.error(f"no backend for {url.scheme}://; known: {known}")
+    return url.divided(_COMMON)
+
+
+def _codec_of(url: StoreURL) -> CodecName:
+    name = url.common.get("codec", "lossless")
+    if name not in get_args(CodecName):
+        raise url.error(f"codec is one of {', '.join(get_args(CodecName))}")
+    return cast("CodecName", name)
+
+
+def _open_backend(url: StoreURL, metrics: Metrics, *, create: bool) -> Backend:
+    """The backend at `url` with all that belongs around it."""
+    if not create and url.scheme == "file":
+        _module("file", url).require_store(_directory(url))
+    backend = _OPENERS[url.scheme](url)
+    for wrap in _WRAPS:
+        backend = wrap.around(backend, url, metrics)
+    return backend
 
 
 def open_revisions(url: str) -> Revisions:
@@ -213,8 +180,7 @@ def open_revisions(url: str) -> Revisions:
     Raises:
         SettingsError: the URL means nothing, or its store has no SQL catalog.
     """
-    parts = StoreURL.parse(url)
-    if parts.scheme not in _REVISIONS:
-        raise SettingsError(f"store URL {str(parts)!r}: it has no SQL catalog to upgrade")
-    options = {name: value for name, value in parts.options.items() if name != "codec"}
-    return _REVISIONS[parts.scheme](replace(parts, options=options))
+    place = _parsed(url)
+    if place.scheme not in _REVISIONS:
+        raise place.error("it has no SQL catalog to upgrade")
+    return _REVISIONS[place.scheme](place)

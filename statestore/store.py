@@ -20,15 +20,16 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum, auto
 from types import TracebackType
 from typing import Self
 
 from statestore import codec
-from statestore.backends.base import Backend, Swept
+from statestore.backends.base import Backend, Deferring, Swept
+from statestore.backends.leases import Leases
 from statestore.entry import Departed, Entry, EntryFilter, Role, Status, Usage
-from statestore.errors import BackendError, ContainerError, InputError, NotFoundError
+from statestore.errors import BackendError, ContainerError, InputError, LimitError, NotFoundError
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 from statestore.schema import State
@@ -70,7 +71,7 @@ class StateStore:
     Args:
         backend: where entries and blobs live; the store closes it.
         codec_name: how new blobs are encoded, ``"lossless"`` or ``"raw"``; any is read.
-        limits: the largest container that is read.
+        limits: the largest container that is read, and written.
         metrics: instruments to count on; new ones by default.
         clock: seconds since the epoch.
     """
@@ -134,6 +135,8 @@ class StateStore:
         labels: Mapping[str, str] | None = None,
         pinned: bool = False,
         ttl_s: float | None = None,
+        ancestor_tokens: int = 0,
+        durable: bool = False,
     ) -> PutOutcome:
         """Encode `state` and publish it under `key`, whole or not at all.
 
@@ -148,6 +151,12 @@ class StateStore:
             labels: free words for people and filters.
             pinned: never dropped to make room.
             ttl_s: seconds after which it counts as gone.
+            ancestor_tokens: length of the nearest state that was stored when this one came.
+            durable: return only once the place that others look into has it. Otherwise a store
+                of several tiers brings it there behind the caller's back.
+
+        Raises:
+            InputError: a field means nothing, or cannot be kept.
         """
         now = self._clock()
         header = codec.Header.of(
@@ -158,47 +167,50 @@ class StateStore:
             token_digest=token_digest,
             provenance={"role": role.value, "model": model, "created_at": f"{now:.3f}"},
         )
+        entry = Entry(
+            key=key,
+            namespace=identity.namespace,
+            fingerprint=identity.fingerprint,
+            token_digest=token_digest,
+            schema_id=state.schema_id,
+            role=role,
+            blob=f"{key}.{secrets.token_hex(8)}",
+            blob_bytes=0,  # known once it is encoded
+            state_bytes=state.nbytes,
+            has_output=state.output is not None,
+            cost_s=cost_s,
+            created_at=now,
+            used_at=now,
+            score=now,
+            ancestor_tokens=ancestor_tokens,
+            pinned=pinned,
+            expires_at=None if ttl_s is None else now + ttl_s,
+            model=model,
+            labels=dict(labels or {}),
+        )
         with self.metrics.put_seconds.time():
-            blob = codec.encode(header, state, self._codec_name)
-            entry = Entry(
-                key=key,
-                namespace=identity.namespace,
-                fingerprint=identity.fingerprint,
-                token_digest=token_digest,
-                schema_id=state.schema_id,
-                role=role,
-                blob=f"{key}.{secrets.token_hex(8)}",
-                blob_bytes=sum(len(part) for part in blob),
-                state_bytes=state.nbytes,
-                has_output=state.output is not None,
-                cost_s=cost_s,
-                created_at=now,
-                used_at=now,
-                score=now,
-                pinned=pinned,
-                expires_at=None if ttl_s is None else now + ttl_s,
-                model=model,
-                labels=dict(labels or {}),
-            )
-            outcome = self._publish(entry, blob)
+            outcome = self._encode_and_publish(entry, header, state, durable=durable)
         self.metrics.puts.labels(outcome=outcome.value).inc()
         return outcome
+
+    @property
+    def leases(self) -> Leases | None:
+        """The rights to compute a key that this store's place gives out."""
+        return self.backend.leases
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until what was put is where others look for it; ``False``: not within `timeout_s`.
+
+        Only a store of several tiers has anything to wait for.
+        """
+        return self.backend.flush(timeout_s) if isinstance(self.backend, Deferring) else True
 
     def reject(self, entry: Entry, problem: str) -> bool:
         """Bar an entry that a request found unusable: quarantine it, count it, log it.
 
         ``False`` where it was replaced or deleted meanwhile: look again.
         """
-        cause = problem.partition(":")[0]
-        try:
-            barred = self.quarantine(entry, problem)
-        except BackendError as error:  # a place that only reads: step over it all the same
-            self._kept("quarantine", error)
-            barred = True
-        if barred:
-            self.metrics.quarantined.labels(cause=cause).inc()
-            log.warning("quarantined %s: %s", entry.key, problem)
-        return barred
+        return self._bar(entry, problem) is not _Barred.REPLACED
 
     # Operators: raise what went wrong.
 
@@ -239,9 +251,9 @@ class StateStore:
         """What is remembered of keys that were removed."""
         return self.backend.departed(keys)
 
-    def usage(self) -> Usage:
-        """Totals of what is stored."""
-        return self.backend.usage()
+    def usage(self, namespace: str | None = None) -> Usage:
+        """Totals of what is stored, in all or of a namespace."""
+        return self.backend.usage(namespace)
 
     def sweep(self, grace_s: float = 3600.0) -> Swept:
         """Remove expired entries, and blobs older than `grace_s` that interrupted writes left
@@ -299,13 +311,27 @@ class StateStore:
                 state, problem = self._load_or_problem(entry)
                 if state is not None:
                     return Found(entry, state), "hit"
-                if self.reject(entry, problem):
+                if self._bar(entry, problem) is _Barred.FAILED:
                     keys = keys[1:]
+                # Else the same keys again: another tier may hold a sound copy.
             log.warning("gave up a lookup after %d unusable states", MAX_STEPS_DOWN)
             return None, "miss"
         except BackendError as error:
             self._kept("find", error)
             return None, "error"
+
+    def _bar(self, entry: Entry, problem: str) -> _Barred:
+        cause = problem.partition(":")[0]
+        try:
+            if not self.quarantine(entry, problem):
+                return _Barred.REPLACED
+            outcome = _Barred.BARRED
+        except BackendError as error:  # a place that only reads: step over it all the same
+            self._kept("quarantine", error)
+            outcome = _Barred.FAILED
+        self.metrics.quarantined.labels(cause=cause).inc()
+        log.warning("quarantined %s: %s", entry.key, problem)
+        return outcome
 
     def _load_or_problem(self, entry: Entry) -> tuple[State | None, str]:
         try:
@@ -323,9 +349,20 @@ class StateStore:
         codec.expect(header, entry.key, entry.fingerprint, entry.namespace)
         return state
 
-    def _publish(self, entry: Entry, blob: Sequence[codec.Buffer]) -> PutOutcome:
+    def _encode_and_publish(
+        self, entry: Entry, header: codec.Header, state: State, *, durable: bool
+    ) -> PutOutcome:
         try:
-            published = self.backend.publish(entry, blob)
+            codec.check_limits(header, self._limits)
+        except LimitError as error:  # each load would refuse it
+            log.warning(
+                "dropped a put of %s, which no lookup here would read: %s", entry.key, error
+            )
+            return PutOutcome.DROPPED
+        blob = codec.encode(header, state, self._codec_name)
+        entry = replace(entry, blob_bytes=sum(len(part) for part in blob))
+        try:
+            published = self.backend.publish(entry, blob, durable=durable)
         except BackendError as error:
             self._kept("put", error)
             return PutOutcome.DROPPED
@@ -337,3 +374,11 @@ class StateStore:
     def _kept(self, operation: str, error: BackendError) -> None:
         self.metrics.errors.labels(operation=operation).inc()
         log.warning("%s went on without the store: %s", operation, error)
+
+
+class _Barred(Enum):
+    """What became of barring an entry."""
+
+    BARRED = auto()
+    REPLACED = auto()  # by another, or it has gone: look again
+    FAILED = auto()  # the place did not take it down

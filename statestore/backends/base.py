@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from statestore.backends.leases import Leases
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
@@ -115,3 +115,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release connections; a second call does nothing."""
+
+
+@runtime_checkable
+class Deferring(Protocol):
+    """A `Backend` that finishes some work behind its caller's back."""
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Return once all that was handed over so far is done; ``False``: `timeout_s` passed."""

@@ -26,7 +26,7 @@ from statestore.codec.container import (
     read_header,
 )
 from statestore.codec.frames import Buffer
-from statestore.codec.header import Frame, Header, expect
+from statestore.codec.header import Frame, Header, check_limits, expect
 from statestore.codec.limits import Limits
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Frame",
     "Header",
     "Limits",
+    "check_limits",
     "decode",
     "encode",
     "expect",

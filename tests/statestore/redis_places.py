@@ -16,7 +16,7 @@ from redis import Redis
 from statestore.backends.base import Backend
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.backend import open_redis_backend
-from statestore.settings import StoreURL
+from statestore.url import StoreURL
 from tests.statestore.redis_servers import RedisServer, node_of
 
 PART = 1_047_552  # bytes: 1 MiB - 1 KiB

@@ -17,7 +17,7 @@ from statestore.backends.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.sql import SqlBackend
 from statestore.entry import EntryFilter
 from statestore.errors import SettingsError, UnavailableError
-from statestore.settings import StoreURL, redacted
+from statestore.url import StoreURL, redacted
 from tests.statestore.backend_places import CREATED_AT, Place, a_key, an_entry, digest, publish
 from tests.statestore.postgres_servers import SECRET, PostgresPlace
 from tests.statestore.test_backend_contract import BackendContract

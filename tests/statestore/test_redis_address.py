@@ -6,7 +6,8 @@ import pytest
 
 from statestore.backends.redis.address import Address
 from statestore.errors import SettingsError
-from statestore.settings import StoreURL, open_store
+from statestore.settings import open_store
+from statestore.url import StoreURL
 from tests.statestore.redis_places import open_url
 
 
