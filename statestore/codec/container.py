@@ -13,8 +13,10 @@ from dataclasses import replace
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from xxhash import xxh3_128
 
+from statestore import buffers
 from statestore.codec.frames import (
     Buffer,
     EncodedFrame,
@@ -123,7 +125,7 @@ def _encode_pieces(
 ) -> list[EncodedFrame]:
     data = [tensor.data for tensor in state.parts]
     pieces = image.pieces
-    room = np.empty(image.nbytes if codec == "lossless" else 0, np.uint8)
+    room = _room(image.nbytes if codec == "lossless" else 0)
 
     def make_worker() -> Callable[[int], EncodedFrame]:
         if codec == "raw":
@@ -217,7 +219,7 @@ def _unpacked(
     view: memoryview, header: Header, image: Image, threads: int | None
 ) -> list[memoryview]:
     """Each tensor as a view of one new buffer that the frames are decoded into."""
-    decoded = np.empty(image.nbytes, np.uint8)
+    decoded = _room(image.nbytes)
 
     def make_worker() -> Callable[[int], None]:
         decoder = FrameDecoder()
@@ -232,6 +234,10 @@ def _unpacked(
     for_each(len(header.frames), threads, make_worker)
     whole = decoded.data.toreadonly()
     return [_run(whole, spec, at) for spec, at in zip(header.specs, image.offsets, strict=True)]
+
+
+def _room(size: int) -> NDArray[np.uint8]:
+    return np.frombuffer(buffers.take(size), np.uint8)
 
 
 def _checked(view: memoryview, header: Header, i: int) -> memoryview:

@@ -1,19 +1,22 @@
 """A handful of frames on a handful of threads.
 
-The work inside a frame (zstandard, NumPy, xxhash) lets go of the interpreter's lock. Threads live
-for one call: there is no pool to share, to fork or to shut down.
+The work inside a frame (zstandard, NumPy, xxhash) lets go of the interpreter's lock. The caller
+works too and never waits for a helper to begin: helpers, at most `MAX_THREADS` - 1 for the whole
+process, join where there is something left to do. They are daemons, start when first needed, and a
+forked child starts its own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 MAX_THREADS = 4
-SHARE = 4  # frames that are worth starting a thread for
 
 Result = TypeVar("Result")
 
@@ -32,26 +35,92 @@ def for_each(
 
     The first error of a worker is raised here, after all threads have stopped.
     """
-    wanted = min(default_threads(), count // SHARE) if threads is None else min(threads, count)
-    used = max(1, wanted)
-    todo = iter(range(count))
-    if used == 1:
-        return [result for _, result in _drain(todo, make_worker)]
-    with ThreadPoolExecutor(used - 1, "statestore-codec") as pool:
-        shares: list[Future[list[tuple[int, Result]]]] = []
-        with suppress(RuntimeError):  # the interpreter is ending and starts no threads: go on alone
-            shares.extend(
-                pool.submit(lambda: list(_drain(todo, make_worker))) for _ in range(used - 1)
-            )
-        done = list(_drain(todo, make_worker))
-    for share in shares:
-        done += share.result()
-    return [result for _, result in sorted(done, key=lambda pair: pair[0])]
+    wanted = default_threads() if threads is None else min(threads, MAX_THREADS)
+    helpers = min(wanted, count) - 1
+    job = _Job(count, make_worker)
+    if helpers > 0 and not sys.is_finalizing():  # helpers stand still once the interpreter ends
+        _HELPERS.call(job, helpers)
+    job.work()
+    return job.results()
 
 
-def _drain(
-    todo: Iterator[int], make_worker: Callable[[], Callable[[int], Result]]
-) -> Iterator[tuple[int, Result]]:
-    worker = make_worker()
-    for i in todo:
-        yield i, worker(i)
+class _Job(Generic[Result]):
+    """Items that are worked off by whoever comes, until it is closed."""
+
+    def __init__(self, count: int, make_worker: Callable[[], Callable[[int], Result]]) -> None:
+        self._make_worker = make_worker
+        self._todo = iter(range(count))  # `next` is one step under the interpreter's lock
+        self._done: dict[int, Result] = {}
+        self._error: BaseException | None = None
+        self._closed = False
+        self._working = 0
+        self._changed = threading.Condition(threading.Lock())
+
+    def work(self) -> None:
+        """Take items until none is left. Raises nothing."""
+        with self._changed:
+            if self._closed:
+                return
+            self._working += 1
+        try:
+            worker = self._make_worker()
+            for i in self._todo:
+                self._done[i] = worker(i)
+        except BaseException as error:
+            self._error = self._error or error
+            for _ in self._todo:  # the others need not go on
+                pass
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify()
+
+    def results(self) -> list[Result]:
+        """Close, wait for those who are still at an item, and give what came out, in order."""
+        with self._changed:
+            self._closed = True
+            while self._working:
+                self._changed.wait()
+        if self._error is not None:
+            raise self._error
+        return [self._done[i] for i in sorted(self._done)]
+
+
+class _Helpers:
+    """Threads that wait for jobs."""
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def call(self, job: _Job[Any], number: int) -> None:
+        """Ask this many to join; with fewer, or none, the caller does the work."""
+        self._start(number)
+        for _ in range(number):
+            self._jobs.put(job)
+
+    def _start(self, number: int) -> None:
+        if self._running >= number:
+            return
+        with self._starting, suppress(RuntimeError):  # no more threads are to be had: go on alone
+            while self._running < number:
+                threading.Thread(
+                    target=_help, args=(self._jobs,), name="statestore-codec", daemon=True
+                ).start()
+                self._running += 1
+
+    def _forget(self) -> None:
+        """A new process has none of the threads, nor may it wait for what they held."""
+        self._jobs: SimpleQueue[_Job[Any]] = SimpleQueue()
+        self._running = 0
+        self._starting = threading.Lock()
+
+
+def _help(jobs: SimpleQueue[_Job[Any]]) -> None:
+    while True:
+        job = jobs.get()
+        job.work()
+        del job  # its results are the caller's
+
+
+_HELPERS = _Helpers()
