@@ -1,0 +1,26 @@
+"""What to drop when there is no room: policies, chosen by name. Pure: no clock, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from statestore.errors import SettingsError
+from statestore.eviction.classic import Gdsf, Lfu, Lru
+from statestore.eviction.policy import Policy
+
+__all__ = ["DEFAULT", "POLICIES", "Policy", "make_policy"]
+
+POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
+    policy.name: policy for policy in (Lru, Lfu, Gdsf)
+}
+
+#: The policy that wins where the others are compared; see ``docs/policies.md``.
+DEFAULT: Final = "gdsf"
+
+
+def make_policy(name: str = DEFAULT) -> Policy:
+    """A new policy. Raises `SettingsError` for a name that is none."""
+    if name not in POLICIES:
+        raise SettingsError(f"eviction policy {name!r} is not known; one of {', '.join(POLICIES)}")
+    return POLICIES[name]()

@@ -1,0 +1,72 @@
+"""Policies from the books: by last use, by use, by use and gain. See `policy` for the score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from statestore.entry import Entry
+from statestore.eviction.policy import TRANSIENT, Mean, gain_tokens, score, transient
+
+
+class Lru:
+    """What was used least recently goes first."""
+
+    name = "lru"
+
+    def put(self, entry: Entry, age: float, now: float) -> float:  # noqa: ARG002
+        """The moment itself."""
+        return now + TRANSIENT if transient(entry) else now
+
+    def hit(self, entry: Entry, age: float, now: float) -> float:  # noqa: ARG002
+        """The moment itself."""
+        return now
+
+
+class _ByWorth:
+    """What `worth` says of an entry, against the mean of what was put, with ageing."""
+
+    def __init__(self) -> None:
+        self._mean = Mean()
+
+    def put(self, entry: Entry, age: float, now: float) -> float:
+        """The first score; what is only passing by has no part in the mean."""
+        if transient(entry):
+            return now + TRANSIENT
+        self._mean.add(self.worth(entry))
+        return self._relative(entry, age, now)
+
+    def hit(self, entry: Entry, age: float, now: float) -> float:
+        """The score with one more use."""
+        return self._relative(replace(entry, hits=entry.hits + 1), age, now)
+
+    def worth(self, entry: Entry) -> float:
+        """In any unit."""
+        raise NotImplementedError
+
+    def _relative(self, entry: Entry, age: float, now: float) -> float:
+        worth = self.worth(entry)
+        return score(worth / (self._mean.value or worth), age, now)
+
+
+class Lfu(_ByWorth):
+    """What was used least often goes first; uses of long ago fade (LFU with dynamic ageing)."""
+
+    name = "lfu"
+
+    def worth(self, entry: Entry) -> float:
+        """Uses, the first included."""
+        return entry.hits + 1.0
+
+
+class Gdsf(_ByWorth):
+    """What spares fewest tokens per byte goes first (GreedyDual-Size-Frequency).
+
+    A hit spares the tokens back to the nearest stored ancestor, not the whole prefix: without this
+    state, that one would have been found.
+    """
+
+    name = "gdsf"
+
+    def worth(self, entry: Entry) -> float:
+        """Tokens per byte, over all uses."""
+        return (entry.hits + 1.0) * gain_tokens(entry) / max(entry.blob_bytes, 1)

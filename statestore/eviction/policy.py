@@ -1,0 +1,74 @@
+"""What a policy is: the score of an entry, written when it is put and when it is used.
+
+A score is a moment, in seconds since the epoch: until when the entry is worth its bytes, by what is
+known now. The lowest goes first, so eviction reads an index and computes nothing. All policies
+share that axis. So a store may change its policy, or be given a budget late, when its entries hold
+scores of their last use: nothing has to be written anew, and nothing stays for ever.
+
+**Ageing.** `age` is the highest score that was ever evicted. What lay unused until then went, so
+``now - age`` is how long the store can hold an entry of common worth. One that is worth `m` times
+as much may stay `m` times as long: its score is ``age + m * (now - age)``. With `m` = 1 throughout
+that is LRU; with `m` in proportion to what a hit saves per byte it is GreedyDual-Size-Frequency,
+measured in seconds. Worth is relative to the running mean of what was put, so that nothing is to be
+tuned to a model, a tokenizer or a load.
+
+A policy reads no clock and throws no dice. It may learn from what it is shown; what it learnt lives
+in the process and is learnt anew by the next.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from statestore.entry import Entry, Role
+
+#: Seconds taken for ``now - age`` where nothing was evicted yet.
+HOLD_S: Final = 3600.0
+#: Added to the score of what is only passing by; lower than any moment.
+TRANSIENT: Final = -1e11
+#: How many times the common hold one entry may be given.
+WORTH_LIMIT: Final = 64.0
+
+
+class Policy(Protocol):
+    """Gives scores. Safe to use from several threads, which may cost it an observation."""
+
+    @property
+    def name(self) -> str:
+        """What it is chosen by."""
+
+    def put(self, entry: Entry, age: float, now: float) -> float:
+        """The score of an entry that is about to be stored."""
+
+    def hit(self, entry: Entry, age: float, now: float) -> float:
+        """The score of an entry that was just used: `entry` is how it was before."""
+
+
+def score(worth: float, age: float, now: float) -> float:
+    """The moment until which `worth`, relative to the mean, is to be held."""
+    hold_s = HOLD_S if age <= 0.0 else max(now - age, 1.0)
+    return now + hold_s * (min(worth, WORTH_LIMIT) - 1.0)
+
+
+def transient(entry: Entry) -> bool:
+    """Whether it goes before all else: a stop along a long text that nobody came back to yet."""
+    return entry.role is Role.SPARSE and entry.hits == 0
+
+
+def gain_tokens(entry: Entry) -> int:
+    """Tokens that a hit spares: back to the nearest state that was stored when it came."""
+    return max(entry.key.n_tokens - entry.ancestor_tokens, 1)
+
+
+class Mean:
+    """A running mean: of all values at first, then of the last thousand or so."""
+
+    def __init__(self, memory: int = 1000) -> None:
+        self.value = 0.0
+        self._count = 0
+        self._memory = memory
+
+    def add(self, value: float) -> None:
+        """Take a value into account."""
+        self._count = min(self._count + 1, self._memory)
+        self.value += (value - self.value) / self._count
