@@ -24,7 +24,7 @@ _Block: TypeAlias = NDArray[np.uint8]
 
 
 class Pool:
-    """Blocks in use, by the object that was handed out, and idle ones. For any number of threads."""
+    """Blocks in use, by the object that was handed out, and idle ones. Safe for threads."""
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self._kept_bytes = kept_bytes

@@ -66,7 +66,7 @@ class _Job(Generic[Result]):
             worker = self._make_worker()
             for i in self._todo:
                 self._done[i] = worker(i)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by `results`
             self._error = self._error or error
             for _ in self._todo:  # the others need not go on
                 pass
