@@ -12,11 +12,14 @@ it to whatever it exposes. Values of one process; reading them costs nothing on 
 | statestore_tokens_found_total | | tokens that hits spared |
 | statestore_read_bytes_total, statestore_written_bytes_total | | blob bytes |
 | statestore_fetch_seconds, statestore_put_seconds | | histograms of whole calls |
+| statestore_breaker_state | place, calls: all, writes | 0 closed, 1 half-open, 2 open |
+| statestore_breaker_openings_total | place, calls | times that a breaker opened |
+| statestore_short_circuited_total | operation | calls that an open breaker refused |
 """
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 
@@ -35,6 +38,18 @@ class Metrics:
         self.written_bytes = self._counter("written_bytes", "Blob bytes written")
         self.fetch_seconds = self._histogram("fetch", "Seconds of a lookup with its fetch")
         self.put_seconds = self._histogram("put", "Seconds of a put")
+        self.breaker_state = Gauge(
+            "statestore_breaker_state",
+            "Breakers: 0 closed, 1 half-open, 2 open",
+            ("place", "calls"),
+            registry=self.registry,
+        )
+        self.breaker_openings = self._counter(
+            "breaker_openings", "Times that a breaker opened", "place", "calls"
+        )
+        self.short_circuited = self._counter(
+            "short_circuited", "Calls that an open breaker refused", "operation"
+        )
 
     def value(self, name: str, **labels: str) -> float:
         """The present value of ``statestore_<name>``; 0.0 before its first event."""

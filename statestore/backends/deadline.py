@@ -1,0 +1,167 @@
+"""Calls that end in time, whatever they call: on threads of their own, left behind when they hang.
+
+A driver cannot be interrupted. So a call runs on another thread, and whoever asked waits until the
+deadline and no longer; a thread that hangs is kept until its call returns, and its result is thrown
+away. The hop costs about 15 microseconds: threads are kept for the next call, and nothing but two
+locks of the system lies between asking and answering.
+
+The threads are daemons that nothing joins: an interpreter that ends does not wait for a server that
+hangs. Their number is bounded. Beyond it a call waits for one within its deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Final, TypeVar, cast
+
+from statestore.errors import ClosedError, UnavailableError
+
+T = TypeVar("T")
+
+#: Bytes that are fetched within `Deadlines.fetch_s`; more may take longer, in proportion.
+FETCH_BYTES: Final = 32 << 20
+
+_IDLE_S: Final = 60.0  # a thread that nobody wants for so long ends
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long a request waits for a place, in seconds."""
+
+    find_s: float = 0.25
+    fetch_s: float = 2.0  # for up to `FETCH_BYTES`
+
+    def of_fetch(self, size_bytes: int) -> float:
+        """For a blob of this size."""
+        return self.fetch_s * max(1.0, size_bytes / FETCH_BYTES)
+
+
+class OverdueError(UnavailableError):
+    """There was no answer before the deadline."""
+
+
+class Threads:
+    """Threads that run calls. Safe to use from several threads; not across a fork: make anew.
+
+    Args:
+        place: what is called, for messages.
+        most: threads at once, those that hang included.
+    """
+
+    def __init__(self, place: str, most: int = 64) -> None:
+        self._place = place
+        self._most = most
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._lock = threading.Lock()  # guards what follows
+        self._running = 0  # threads
+        self._spare = 0  # threads that wait for a call, less calls that wait for a thread
+        self._ended = False
+
+    @property
+    def running(self) -> int:
+        """How many threads there are."""
+        return self._running
+
+    def call(self, operation: str, work: Callable[[], T], limit_s: float) -> T:
+        """The result of `work`, or what it raised.
+
+        Raises:
+            OverdueError: it took longer than `limit_s`; it may still happen.
+            UnavailableError: the system gives no more threads.
+            ClosedError: `end` was called.
+        """
+        call = _Call(work)
+        self._hand_over(call)
+        try:
+            if not call.ended.acquire(timeout=limit_s):
+                raise OverdueError(f"{self._place}: no answer to {operation} within {limit_s:g} s")
+            return cast("T", call.outcome())
+        finally:
+            call.wanted = False
+
+    def end(self) -> None:
+        """Let every thread end, those that hang once their call returns. Waits for none."""
+        with self._lock:
+            self._ended = True
+            for _ in range(self._running):
+                self._calls.put(None)
+
+    def _hand_over(self, call: _Call) -> None:
+        with self._lock:
+            if self._ended:
+                raise ClosedError(f"{self._place} was closed")
+            if self._spare <= 0 and self._running < self._most:
+                self._start()
+            self._spare -= 1
+            self._calls.put(call)
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._serve, name="store-call", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise UnavailableError(f"{self._place}: {error}: too many threads") from error
+        self._running += 1
+        self._spare += 1
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=_IDLE_S)
+            except Empty:
+                if self._may_go():
+                    return
+                continue
+            if call is None:
+                return
+            call.run()
+            with self._lock:
+                self._spare += 1  # before the caller goes on: its next call finds this thread
+            call.ended.release()
+            del call  # it holds a state, and the next one may be long in coming
+
+    def _may_go(self) -> bool:
+        with self._lock:
+            idle = self._spare > 0
+            if idle:
+                self._spare -= 1
+                self._running -= 1
+            return idle
+
+
+class _Call:
+    """One call and what came of it."""
+
+    __slots__ = ("ended", "error", "result", "wanted", "work")
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+        self.wanted = True
+        self.result: object = None
+        self.error: BaseException | None = None
+        self.ended = threading.Lock()
+        self.ended.acquire()
+
+    def run(self) -> None:
+        """On the other thread. A call that nobody waits for any more is not begun."""
+        if not self.wanted:
+            return
+        try:
+            self.result = self.work()
+        except BaseException as error:  # noqa: BLE001 - raised where it was asked for
+            self.error = error
+
+    def outcome(self) -> object:
+        """The result; raises what was raised. Once: an error that knew itself by its traceback
+        would keep what it holds until the garbage is collected.
+        """
+        error, self.error = self.error, None
+        if error is None:
+            return self.result
+        try:
+            raise error
+        finally:
+            del error

@@ -1,0 +1,307 @@
+"""A place that costs its deadline once, when it is down or slow, and then nothing until it is back.
+
+**Deadlines.** `longest`, `touch` and leases have `find_s`; `read` has `fetch_s` for up to 32 MiB
+and in proportion beyond; `update` has `fetch_s`. They run on threads of their own (`deadline`):
+drivers have time-outs, but longer ones. `publish` reads the caller's buffers and stays on the
+caller's thread, as does a lease's `wait`; both are bounded by the driver.
+
+**Two breakers.** One for all calls: a lookup or fetch that fails opens it, and each call is refused
+at once until a probe behind the requests' back succeeds (`prober`). One for writes (`publish`,
+`touch`, `update`, leases): a replica that takes none is still read. The write let through as a
+probe is never one that a request waits for. A write that failed late, as a dead server's does, has
+the place probed at once: no lookup needs to find out.
+
+A failure is an `UnavailableError`; a full place or a damaged blob is an answer. Operators' calls
+(`entries`, `departed`, `usage`, `delete`, `evict`, `sweep`) pass untimed and unbroken: a person
+wants to know, and what they do may take long. A forked child begins anew, with closed breakers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeVar
+
+from statestore.backends.base import Backend, Blob
+from statestore.backends.breaker import Breaker, Circuit, Pauses
+from statestore.backends.deadline import Deadlines, OverdueError, Threads
+from statestore.backends.leases import Lease, Leases, Outcome
+from statestore.backends.prober import Prober
+from statestore.backends.wrapper import Wrapper
+from statestore.entry import Entry, Status
+from statestore.errors import ClosedError, SettingsError, UnavailableError
+from statestore.keys import StateKey
+from statestore.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Options of a URL: `guarded`.
+OPTIONS: Final = ("find_ms", "fetch_ms")
+
+_CLOSE_S: Final = 5.0  # as long as connections are closed in; then it goes on behind the caller
+_NUMBERS: Final = {Circuit.CLOSED: 0.0, Circuit.HALF_OPEN: 1.0, Circuit.OPEN: 2.0}
+
+
+def guarded(
+    backend: Backend, options: Mapping[str, str], metrics: Metrics, *, by_default: bool
+) -> Backend:
+    """`backend` with a guard, if it is to have one.
+
+    Args:
+        backend: what is guarded.
+        options: ``find_ms``, where 0 means no guard, and ``fetch_ms``.
+        metrics: instruments to count on.
+        by_default: whether it has a guard where no option says so.
+
+    Raises:
+        SettingsError: an option is no number of milliseconds.
+    """
+    given = {
+        name: _seconds(options[name], name, backend.url) for name in OPTIONS if name in options
+    }
+    usual = Deadlines()
+    deadlines = Deadlines(given.get("find_ms", usual.find_s), given.get("fetch_ms", usual.fetch_s))
+    if deadlines.find_s == 0 or not (given or by_default):
+        return backend
+    if deadlines.fetch_s == 0:
+        raise SettingsError(f"{backend.url}: fetch_ms=0: write find_ms=0 for no deadlines")
+    return Guarded(backend, deadlines, metrics=metrics)
+
+
+def _seconds(text: str, name: str, place: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,7}", text):
+        raise SettingsError(f"{place}: {name} is a number of milliseconds, not {text!r}")
+    return int(text) / 1000
+
+
+class Guarded(Wrapper):
+    """`inner` with deadlines and breakers.
+
+    Args:
+        inner: the guard closes it.
+        deadlines: of its calls.
+        pauses: between probes.
+        metrics: instruments to count on; new ones by default.
+    """
+
+    def __init__(
+        self,
+        inner: Backend,
+        deadlines: Deadlines | None = None,
+        *,
+        pauses: Pauses | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        super().__init__(inner)
+        self.metrics = metrics or Metrics()
+        self._deadlines = deadlines or Deadlines()
+        self._pauses = pauses or Pauses()
+        self._place = inner.url
+        self._closed = False
+        self.renew()
+        for calls in ("all", "writes"):
+            gauge = self.metrics.breaker_state.labels(place=self._place, calls=calls)
+            gauge.set_function(partial(self._state, calls))
+        _guards.add(self)
+
+    def renew(self) -> None:
+        """Forget every thread and failure: in a forked child there are none."""
+        self._threads = Threads(self._place)
+        self._all = Breaker(self._pauses)
+        self._writes = Breaker(self._pauses)
+        self._prober = Prober(self._all, self._place)
+        self._reason = ""
+
+    @property
+    def circuits(self) -> tuple[Circuit, Circuit]:
+        """Of the breaker for everything, and of the one for writes."""
+        return self._all.circuit, self._writes.circuit
+
+    @property
+    def leases(self) -> Leases | None:
+        """The leases that the place gives out, guarded as writes."""
+        inner = self.inner.leases
+        return None if inner is None else _GuardedLeases(inner, self)
+
+    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
+        """As the port says; overdue or refused it raises `UnavailableError`, as all here do."""
+        return self._read("longest", partial(self.inner.longest, keys, now), self._deadlines.find_s)
+
+    def read(self, entry: Entry) -> memoryview | None:
+        """As the port says."""
+        limit_s = self._deadlines.of_fetch(entry.blob_bytes)
+        return self._read("read", partial(self.inner.read, entry), limit_s)
+
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
+        """As the port says, on this thread: `blob` is the caller's."""
+        work = partial(self.inner.publish, entry, blob, durable=durable)
+        return self.write("publish", work, None)
+
+    def touch(self, entry: Entry, now: float, score: float) -> None:
+        """As the port says."""
+        work = partial(self.inner.touch, entry, now, score)
+        self.write("touch", work, self._deadlines.find_s)
+
+    def update(
+        self,
+        key: StateKey,
+        *,
+        pinned: bool | None = None,
+        expires_at: float | None = None,
+        labels: dict[str, str] | None = None,
+        status: Status | None = None,
+        reason: str | None = None,
+        blob: str | None = None,
+    ) -> bool:
+        """As the port says."""
+        work = partial(
+            self.inner.update,
+            key,
+            pinned=pinned,
+            expires_at=expires_at,
+            labels=labels,
+            status=status,
+            reason=reason,
+            blob=blob,
+        )
+        return self.write("update", work, self._deadlines.fetch_s, decides=False)
+
+    def close(self) -> None:
+        """Release connections; a call that hangs is not waited for."""
+        if self._closed:
+            return
+        self._closed = True
+        self._prober.end()
+        try:
+            self._threads.call("close", self.inner.close, _CLOSE_S)
+        except OverdueError:
+            log.warning("%s hangs; its connections close when it answers", self._place)
+        finally:
+            self._threads.end()
+
+    @property
+    def find_s(self) -> float:
+        """The deadline of what is small."""
+        return self._deadlines.find_s
+
+    def write(
+        self, operation: str, work: Callable[[], T], limit_s: float | None, *, decides: bool = True
+    ) -> T:
+        """The result of `work`, a write.
+
+        Args:
+            operation: for messages and metrics.
+            work: asks the place.
+            limit_s: its deadline; ``None``: on this thread.
+            decides: whether it may be the probe; not where a request waits for it.
+
+        Raises:
+            UnavailableError: it failed, is overdue, or a breaker is open.
+        """
+        of_all = self._admitted(operation)
+        ticket = self._writes.enter()
+        if ticket is None and decides:
+            ticket = self._writes.probe()
+        if ticket is None:
+            raise self._refusal(operation, self._writes)
+        began = time.monotonic()
+        try:
+            result = self._run(operation, work, limit_s)
+        except UnavailableError as error:
+            if time.monotonic() - began >= self._deadlines.find_s and self._all.doubted(of_all):
+                self._prober.watch(self._question("usage", self.inner.usage, self.find_s))
+            if self._writes.failed(ticket):
+                self._opened("writes", self._writes, error)
+            raise
+        except BaseException:
+            self._writes.returned(ticket)
+            raise
+        self._writes.succeeded(ticket)
+        return result
+
+    def _read(self, operation: str, work: Callable[[], T], limit_s: float) -> T:
+        ticket = self._admitted(operation)
+        try:
+            return self._run(operation, work, limit_s)
+        except UnavailableError as error:
+            if self._all.failed(ticket):
+                self._opened("all", self._all, error)
+                self._prober.watch(self._question(operation, work, limit_s))
+            raise
+
+    def _admitted(self, operation: str) -> int:
+        """A ticket of the breaker for everything."""
+        if self._closed:
+            raise ClosedError(f"{self._place} was closed")
+        ticket = self._all.enter()
+        if ticket is None:
+            self._prober.watch()
+            raise self._refusal(operation, self._all)
+        return ticket
+
+    def _run(self, operation: str, work: Callable[[], T], limit_s: float | None) -> T:
+        return work() if limit_s is None else self._threads.call(operation, work, limit_s)
+
+    def _question(self, operation: str, work: Callable[[], T], limit_s: float) -> Callable[[], T]:
+        return partial(self._threads.call, operation, work, limit_s)
+
+    def _refusal(self, operation: str, breaker: Breaker) -> UnavailableError:
+        self.metrics.short_circuited.labels(operation=operation).inc()
+        return UnavailableError(
+            f"{self._place} is left alone for {breaker.remaining_s:.1f} s more: {self._reason}"
+        )
+
+    def _opened(self, calls: str, breaker: Breaker, error: UnavailableError) -> None:
+        self._reason = str(error)
+        self.metrics.breaker_openings.labels(place=self._place, calls=calls).inc()
+        what = "it" if calls == "all" else "what would write there"
+        log.warning("%s; %s is left alone for %.1f s", error, what, breaker.remaining_s)
+
+    def _state(self, calls: str) -> float:
+        return _NUMBERS[(self._all if calls == "all" else self._writes).circuit]
+
+
+class _GuardedLeases:
+    """`inner`, as writes of `guard`."""
+
+    def __init__(self, inner: Leases, guard: Guarded) -> None:
+        self._inner = inner
+        self._guard = guard
+
+    def acquire(self, key: StateKey, owner: str, ttl_s: float) -> Lease:
+        """As the port says. An overdue one that is granted after all lapses by itself."""
+        work = partial(self._inner.acquire, key, owner, ttl_s)
+        return self._guard.write("acquire", work, self._guard.find_s, decides=False)
+
+    def renew(self, key: StateKey, owner: str, ttl_s: float) -> bool:
+        """As the port says."""
+        work = partial(self._inner.renew, key, owner, ttl_s)
+        return self._guard.write("renew", work, self._guard.find_s)
+
+    def release(self, key: StateKey, owner: str, outcome: Outcome) -> None:
+        """As the port says."""
+        work = partial(self._inner.release, key, owner, outcome)
+        self._guard.write("release", work, self._guard.find_s)
+
+    def wait(self, key: StateKey, timeout_s: float) -> Lease | None:
+        """As the port says, on this thread."""
+        work = partial(self._inner.wait, key, timeout_s)
+        return self._guard.write("wait", work, None, decides=False)
+
+
+_guards: weakref.WeakSet[Guarded] = weakref.WeakSet()
+
+
+def _renew_in_child() -> None:
+    for guard in list(_guards):
+        guard.renew()
+
+
+os.register_at_fork(after_in_child=_renew_in_child)
