@@ -15,42 +15,23 @@ every `TRUST_LIMIT` puts.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from statestore.backends.base import Backend, Blob
+from statestore.backends.budget import Account, Budget
 from statestore.backends.wrapper import Wrapper
 from statestore.entry import Entry, Usage
-from statestore.errors import FullError, InputError
-from statestore.eviction import Policy
+from statestore.errors import InputError
+from statestore.eviction import DEFAULT, Policy, make_policy
+from statestore.metrics import Metrics
+from statestore.url import StoreURL, duration_s, size_bytes
 
-#: Seconds for which totals that were read are believed.
-FRESH_S: Final = 1.0
 #: Seconds between two looks at the age where nothing else asks for totals.
 AGE_FRESH_S: Final = 10.0
-#: Puts between two readings of the totals by a process that found itself alone.
-TRUST_LIMIT: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How many blob bytes a backend may hold. Raises `InputError` for what makes no sense."""
-
-    total_bytes: int | None = None
-    namespaces: Mapping[str, int] = field(default_factory=dict)  # bytes, by name
-    high: float = 1.0  # of a budget: room is made above it
-    low: float = 0.98  # of a budget: down to it
-
-    def __post_init__(self) -> None:
-        for name, limit in {"in all": self.total_bytes, **self.namespaces}.items():
-            if limit is not None and limit < 1:
-                raise InputError(f"budget {name}: at least one byte, not {limit}")
-        if not 0.0 < self.low <= self.high <= 1.0:
-            raise InputError(f"budget: 0 < low {self.low} <= high {self.high} <= 1 does not hold")
 
 
 class Budgeted(Wrapper):
@@ -118,10 +99,10 @@ class Budgeted(Wrapper):
         self._age_read_at: float | None = None
         budget = self.budget
         limits = dict(budget.namespaces)
-        self._namespaces = {name: _Account(budget, limits[name], name) for name in limits}
-        self._all = None if budget.total_bytes is None else _Account(budget, budget.total_bytes)
+        self._namespaces = {name: Account(budget, limits[name], name) for name in limits}
+        self._all = None if budget.total_bytes is None else Account(budget, budget.total_bytes)
 
-    def _accounts_of(self, namespace: str) -> list[_Account]:
+    def _accounts_of(self, namespace: str) -> list[Account]:
         if self._process != os.getpid():
             self._begin()
         known = (self._namespaces.get(namespace), self._all)
@@ -144,7 +125,7 @@ class Budgeted(Wrapper):
         return usage
 
     @contextmanager
-    def _reserved(self, account: _Account, size: int, now: float) -> Iterator[None]:
+    def _reserved(self, account: Account, size: int, now: float) -> Iterator[None]:
         """Hold room for `size` bytes until they are published, or are not."""
         with account.lock:
             if account.due(size, self._monotonic()):
@@ -158,7 +139,7 @@ class Budgeted(Wrapper):
             with account.lock:
                 account.promised -= size
 
-    def _make_room(self, account: _Account, size: int, now: float) -> None:
+    def _make_room(self, account: Account, size: int, now: float) -> None:
         while True:
             target = account.target(size)
             gone = self.inner.evict(target, now, namespace=account.namespace)
@@ -168,7 +149,7 @@ class Budgeted(Wrapper):
             if gone.entries == 0:
                 raise account.full(size)
 
-    def _take_back(self, account: _Account, now: float) -> None:
+    def _take_back(self, account: Account, now: float) -> None:
         """After a put beside other writers, near the mark: what went over goes."""
         with account.lock:
             if not account.crowded():
@@ -180,74 +161,38 @@ class Budgeted(Wrapper):
                 account.note_read(self._read(account.namespace), self._monotonic(), ours=True)
 
 
-class _Account:
-    """What this process knows of one budget. Its caller holds `lock`."""
+#: What the common options of a store's URL are called; see `budgeted`.
+OPTIONS: Final = ("budget", "budget.", "policy", "ttl")
 
-    def __init__(self, budget: Budget, limit: int, namespace: str | None = None) -> None:
-        self.lock = threading.RLock()
-        self.namespace = namespace
-        self.limit = limit  # bytes
-        self.high = budget.high * limit
-        self.promised = 0  # bytes on their way in, by this process
-        self._slack = (budget.high - budget.low) * limit
-        self._read_bytes = 0
-        self._read_pinned = 0
-        self._read_at: float | None = None
-        self._put_bytes = 0  # published by this process since
-        self._trust = 1  # puts
+_MEMORY_BUDGET: Final = "1GiB"  # of a place that would otherwise grow until the process is killed
 
-    @property
-    def used(self) -> int:
-        """Bytes held, as far as is known, and those on their way."""
-        return self._read_bytes + self._put_bytes + self.promised
 
-    def due(self, size: int, at: float) -> bool:
-        """Whether totals must be read before `size` more bytes."""
-        if self._read_at is None or at - self._read_at > FRESH_S:
-            return True
-        headroom = self.high - self._read_bytes
-        return self._put_bytes > max(headroom / TRUST_LIMIT, (self._trust - 1) * size)
+def budgeted(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:  # noqa: ARG001
+    """`inner` as the common options of its URL want it; itself where they want nothing.
 
-    def crowded(self) -> bool:
-        """Whether others write here, and there is not much room."""
-        return self._trust == 1 and self.used > 0.9 * self.high
+    ``budget=50GiB``, ``budget.<namespace>=5GiB``, ``policy=``, a policy's name, and ``ttl=7d``.
+    Raises `SettingsError` for a value that means nothing.
+    """
+    options = dict(url.common)
+    if url.scheme == "memory":
+        options.setdefault("budget", _MEMORY_BUDGET)
+    given = {name: text for name, text in options.items() if name.startswith(OPTIONS)}
+    if not given:
+        return inner
+    try:
+        budget = _budget_of(given)
+        policy = make_policy(given.get("policy", DEFAULT))
+        ttl_s = duration_s(given["ttl"], "ttl") if "ttl" in given else None
+    except InputError as error:
+        raise url.error(str(error)) from None
+    return Budgeted(inner, budget, policy, ttl_s)
 
-    def target(self, size: int) -> int:
-        """What to evict down to before `size` bytes: whole states of slack, so that a budget of
-        few states is not emptied for it.
-        """
-        slack = self._slack // size * size if size else self._slack
-        return max(int(self.high - slack) - size - self.promised, 0)
 
-    def note_put(self, size: int) -> None:
-        """`size` bytes were published; they are promised no longer when their room is let go."""
-        with self.lock:
-            self._put_bytes += size
-
-    def note_read(self, usage: Usage, at: float, *, ours: bool = False) -> None:
-        """Totals were read; `ours`: just after an eviction, when they tell nothing of others."""
-        alone = usage.blob_bytes == self._read_bytes + self._put_bytes
-        if not ours:
-            self._trust = min(2 * self._trust, TRUST_LIMIT) if alone else 1
-        self._read_bytes, self._read_pinned = usage.blob_bytes, usage.pinned
-        self._read_at, self._put_bytes = at, 0
-
-    def refuse_larger(self, entry: Entry) -> None:
-        """Raise `FullError` where `entry` alone is more than the budget."""
-        if entry.blob_bytes > self.high:
-            raise FullError(
-                f"{entry.key}: a state of {entry.blob_bytes} bytes is larger than the budget of "
-                f"{self._name}, {self.limit} bytes; raise it"
-            )
-
-    def full(self, size: int) -> FullError:
-        """What to raise where no eviction makes room."""
-        return FullError(
-            f"no room for {size} bytes in the budget of {self._name}, {self.limit} bytes: "
-            f"{self._read_pinned} pinned states are among the {self._read_bytes} bytes that stay; "
-            "unpin some, or raise it"
-        )
-
-    @property
-    def _name(self) -> str:
-        return "the store" if self.namespace is None else f"namespace {self.namespace!r}"
+def _budget_of(options: Mapping[str, str]) -> Budget:
+    sizes = {
+        name: size_bytes(text, name)
+        for name, text in options.items()
+        if name.partition(".")[0] == "budget"
+    }
+    total = sizes.pop("budget", None)
+    return Budget(total, {name.partition(".")[2]: size for name, size in sizes.items()})
