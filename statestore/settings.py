@@ -27,6 +27,8 @@ from platformdirs import user_data_path
 from statestore.backends.base import Backend
 from statestore.backends.budgeted import OPTIONS as BUDGET_OPTIONS
 from statestore.backends.budgeted import budgeted
+from statestore.backends.guarded import OPTIONS as GUARD_OPTIONS
+from statestore.backends.guarded import guarded
 from statestore.backends.redis.address import OPTIONS, SCHEMES, Address
 from statestore.codec import CodecName
 from statestore.errors import SettingsError
@@ -101,7 +103,7 @@ class Wrap:
 
 #: What is put around a backend that a URL opens, innermost first: one line for each concern. An
 #: option that neither a line nor the backend lists is refused.
-_WRAPS: Final[tuple[Wrap, ...]] = (Wrap(BUDGET_OPTIONS, budgeted),)
+_WRAPS: Final[tuple[Wrap, ...]] = (Wrap(GUARD_OPTIONS, guarded), Wrap(BUDGET_OPTIONS, budgeted))
 _COMMON: Final = ("codec", *(name for wrap in _WRAPS for name in wrap.options))
 
 

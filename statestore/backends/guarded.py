@@ -23,7 +23,7 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -34,50 +34,44 @@ from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.prober import Prober
 from statestore.backends.wrapper import Wrapper
 from statestore.entry import Entry, Status
-from statestore.errors import ClosedError, SettingsError, UnavailableError
+from statestore.errors import ClosedError, UnavailableError
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
+from statestore.url import StoreURL
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Options of a URL: `guarded`.
+#: Options of every store's URL: `guarded`.
 OPTIONS: Final = ("find_ms", "fetch_ms")
+
+_NEAR: Final = frozenset({"file", "memory"})
 
 _CLOSE_S: Final = 5.0  # as long as connections are closed in; then it goes on behind the caller
 _NUMBERS: Final = {Circuit.CLOSED: 0.0, Circuit.HALF_OPEN: 1.0, Circuit.OPEN: 2.0}
 
 
-def guarded(
-    backend: Backend, options: Mapping[str, str], metrics: Metrics, *, by_default: bool
-) -> Backend:
-    """`backend` with a guard, if it is to have one.
+def guarded(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:
+    """`inner` with the deadlines of its URL: ``find_ms``, where 0 means none, and ``fetch_ms``.
 
-    Args:
-        backend: what is guarded.
-        options: ``find_ms``, where 0 means no guard, and ``fetch_ms``.
-        metrics: instruments to count on.
-        by_default: whether it has a guard where no option says so.
-
-    Raises:
-        SettingsError: an option is no number of milliseconds.
+    What lies in this process or on this machine's disk has none unless the URL says so. Raises
+    `SettingsError` for what is no number of milliseconds.
     """
-    given = {
-        name: _seconds(options[name], name, backend.url) for name in OPTIONS if name in options
-    }
+    given = {name: _seconds(url, name) for name in OPTIONS if name in url.common}
     usual = Deadlines()
     deadlines = Deadlines(given.get("find_ms", usual.find_s), given.get("fetch_ms", usual.fetch_s))
-    if deadlines.find_s == 0 or not (given or by_default):
-        return backend
+    if deadlines.find_s == 0 or not (given or url.scheme not in _NEAR):
+        return inner
     if deadlines.fetch_s == 0:
-        raise SettingsError(f"{backend.url}: fetch_ms=0: write find_ms=0 for no deadlines")
-    return Guarded(backend, deadlines, metrics=metrics)
+        raise url.error("fetch_ms=0: write find_ms=0 for no deadlines")
+    return Guarded(inner, deadlines, metrics=metrics)
 
 
-def _seconds(text: str, name: str, place: str) -> float:
+def _seconds(url: StoreURL, name: str) -> float:
+    text = url.common[name]
     if not re.fullmatch(r"[0-9]{1,7}", text):
-        raise SettingsError(f"{place}: {name} is a number of milliseconds, not {text!r}")
+        raise url.error(f"{name} is a number of milliseconds, not {text!r}")
     return int(text) / 1000
 
 
