@@ -20,7 +20,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from statestore.errors import SettingsError
 
-_PASSWORD: Final = re.compile(r"(://[^:/?#@]*):.*@|([?&][a-z_]*password)=[^&]*")
+_PASSWORD: Final = re.compile(
+    r"(://[^:/?#@]*):.*@|([?&](?:[a-z_]*password|secret_access_key|session_token))=[^&]*"
+)
 _NEXT_PLACE: Final = re.compile(r"\s+(?=memory:|[a-z][a-z0-9+]*://)")
 
 _BYTES: Final = {

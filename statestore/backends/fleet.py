@@ -1,6 +1,8 @@
-"""The store of a fleet: a catalog on a PostgreSQL server, blobs in a directory that all share.
+"""The store of a fleet: a catalog on a PostgreSQL server, blobs in a directory that all share, or
+in an object store (`statestore.blobs.s3` has the options).
 
     postgresql+psycopg://user:secret@host:5432/database?blobs=file:///shared/states
+    postgresql+psycopg://user:secret@host:5432/database?blobs=s3://bucket/prefix&region=eu-central-1
 
 An open store never changes its catalog's tables: a fleet's hosts are upgraded one by one, and
 `statestore db upgrade` says when. What `OPTIONS` lists beside ``blobs`` and ``timeout_s`` goes to
@@ -10,6 +12,7 @@ libpq as it is. Without a password in the URL, libpq looks into PGPASSWORD and ~
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,8 @@ from statestore.backends.migrate import require_head
 from statestore.backends.postgres import open_database, open_for_migration, without_secret
 from statestore.backends.revisions import Revisions
 from statestore.backends.sql import SqlBackend
+from statestore.blobs import s3
+from statestore.blobs.base import BlobStore
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error
 from statestore.errors import SettingsError, UnavailableError
 
@@ -38,7 +43,7 @@ _LIBPQ_OPTIONS: Final[tuple[str, ...]] = (
     "sslrootcert",
     "target_session_attrs",
 )
-OPTIONS: Final = ("blobs", "timeout_s", *_LIBPQ_OPTIONS)
+OPTIONS: Final = ("blobs", "timeout_s", *s3.OPTIONS, *_LIBPQ_OPTIONS)
 
 _TIMEOUT_S: Final = 2.0
 _MAX_TIMEOUT_S: Final = 3600.0
@@ -49,7 +54,7 @@ class FleetPlace:
     """Where a fleet's catalog and blobs are."""
 
     catalog: URL  # its repr hides the password
-    blobs: Path
+    blobs: Path | s3.S3Place
     timeout_s: float = _TIMEOUT_S
 
     @classmethod
@@ -78,14 +83,16 @@ class FleetPlace:
             raise SettingsError(f"store URL {shown!r}: it names no database")
         return cls(
             catalog,
-            _blobs_path(options.get("blobs", ""), shown),
+            _blobs(options, shown),
             _seconds(options.get("timeout_s", str(_TIMEOUT_S)), shown),
         )
 
     @property
     def url(self) -> str:
         """The URL that opens this place again, without its password."""
-        options = {"blobs": f"file://{self.blobs}", **dict(self.catalog.query)}
+        blobs = self.blobs
+        where = {"blobs": f"file://{blobs}"} if isinstance(blobs, Path) else blobs.options
+        options = {**where, **dict(self.catalog.query)}
         if self.timeout_s != _TIMEOUT_S:
             options["timeout_s"] = f"{self.timeout_s:g}"
         query = urlencode(options, safe=":/", quote_via=quote)
@@ -97,13 +104,19 @@ def open_fleet_backend(place: FleetPlace) -> SqlBackend:
 
     Raises:
         SchemaVersionError: the catalog is empty, older or newer; it names the command that helps.
-        UnavailableError: the server or the blobs' directory cannot be used.
+        UnavailableError: the server or the blobs' place cannot be used.
+        SettingsError: the object store's driver is missing, or refuses an option.
     """
     database = open_database(place.catalog, place.timeout_s)
     try:
         require_head(database, f"statestore --store '{place.url}' db upgrade")
-        backend = SqlBackend(database, FilesystemBlobs(place.blobs), place.url)
-        if not place.blobs.is_dir():
+        blobs: BlobStore
+        if isinstance(place.blobs, Path):
+            blobs = FilesystemBlobs(place.blobs)
+        else:
+            blobs = place.blobs.open()
+        backend = SqlBackend(database, blobs, place.url)
+        if isinstance(place.blobs, Path) and not place.blobs.is_dir():
             _create(place.blobs, empty=backend.usage().entries == 0)
     except BaseException:
         database.close()
@@ -116,8 +129,18 @@ def open_revisions(place: FleetPlace) -> Revisions:
     return Revisions(open_for_migration(place.catalog))
 
 
-def _blobs_path(text: str, shown: str) -> Path:
-    """The directory of ``file:///path``, whose escapes were taken out with the option's."""
+def _blobs(options: Mapping[str, str], shown: str) -> Path | s3.S3Place:
+    """The directory of ``file:///path``, whose escapes were taken out with the option's, or the
+    place of ``s3://bucket/prefix`` and the options that belong to it.
+    """
+    text = options.get("blobs", "")
+    if text.startswith(s3.SCHEME):
+        try:
+            return s3.S3Place.parse(text, options)
+        except SettingsError as error:
+            raise SettingsError(f"store URL {shown!r}: {error}") from None
+    if idle := sorted(options.keys() & set(s3.OPTIONS)):
+        raise SettingsError(f"store URL {shown!r}: {idle[0]} is for blobs={s3.SCHEME}... only")
     path = text.removeprefix("file://")
     if path == text or not path.startswith("/"):
         raise SettingsError(
