@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from statestore import open_store
-from statestore.backends.redis import scripts
+from statestore.backends.redis import scripts, shard
 from statestore.entry import EntryFilter, Role
 from statestore.errors import UnavailableError
 from statestore.store import Identity, PutOutcome
@@ -83,7 +83,7 @@ def test_a_part_wastes_little_of_the_servers_memory(server: RedisServer, place: 
 def test_the_memory_of_removals_is_bounded(
     place: RedisPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scripts, "DEPARTED_ENTRIES", 20)
+    monkeypatch.setattr(shard, "DEPARTED_ENTRIES", 20)
     backend = place.open()
     for number in range(50):
         publish(backend, an_entry(number))

@@ -12,12 +12,21 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from statestore.backends.base import Backend
-from statestore.entry import EntryFilter
-from tests.statestore.backend_places import CREATED_AT, Place, a_key, an_entry, publish
+from statestore.entry import EntryFilter, Evicted
+from tests.statestore.backend_places import (
+    CREATED_AT,
+    Place,
+    a_blob,
+    a_key,
+    an_entry,
+    publish,
+)
 from tests.statestore.redis_places import RedisPlace
-from tests.statestore.redis_servers import RedisServer, running, running_cluster
+from tests.statestore.redis_servers import RedisServer, running, running_cluster, wait_until
 from tests.statestore.test_backend_contract import BackendContract
 from tests.statestore.test_backend_model import BackendModel
+from tests.statestore.test_eviction_contract import EvictionContract
+from tests.statestore.test_lease_contract import LeaseContract
 from tests.statestore.test_listing_contract import NOW, ListingContract
 
 prefixes = (f"test{number}" for number in itertools.count())
@@ -77,6 +86,33 @@ class TestClusterListing(OnACluster, ListingContract):
         rest = [entry.key for entry in listing]
         assert set(rest) - {a_key(0)} == {a_key(number) for number in range(1, 259)}
         assert len(rest) == len(set(rest))
+
+
+class LingeringEviction(EvictionContract):
+    def test_what_was_read_stays_readable(self, backend: Backend, place: Place) -> None:
+        """Also for one who read the entry before, and reads its blob after: for a moment."""
+        entry = an_entry(0, blob_bytes=3_000_000)
+        publish(backend, entry)
+        assert backend.evict(0, NOW) == Evicted(1, 3_000_000)
+        assert backend.read(entry) in (a_blob(entry.key, 3_000_000), None)
+        assert place.blob_names() == set()
+        wait_until(lambda: backend.read(entry) is None, "its parts to expire")
+
+
+class TestRedisEviction(OnOneServer, LingeringEviction):
+    pass
+
+
+class TestClusterEviction(OnACluster, LingeringEviction):
+    pass
+
+
+class TestRedisLeases(OnOneServer, LeaseContract):
+    pass
+
+
+class TestClusterLeases(OnACluster, LeaseContract):
+    pass
 
 
 class RedisModel(BackendModel):

@@ -4,8 +4,14 @@ address    a URL taken apart
 server     the connection: commands in, replies or our errors out
 keyspace   the name of every key
 rows       between entries and the fields of a hash
-scripts    what happens in one atomic step, in Lua
+shard      what scripts in Lua share: names, sums, orders, removals
+scripts    what happens to entries in one atomic step
+mending    what a sweep does in one
 parts      a blob as parts of about 1 MiB
+evicting   making room
+leases     who computes what
+bell       wakes those who wait for a lease
+line       a connection that listens
 sweeping   expired entries, orphans, and what the server evicted
 backend    the port
 """

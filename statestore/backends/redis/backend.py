@@ -21,7 +21,9 @@ from statestore.backends.base import Blob, Swept
 from statestore.backends.leases import Leases
 from statestore.backends.redis import parts, scripts
 from statestore.backends.redis.address import Address
+from statestore.backends.redis.evicting import Eviction
 from statestore.backends.redis.keyspace import CLUSTER_SHARDS, DIGEST_DIGITS, Keyspace
+from statestore.backends.redis.leases import RedisLeases
 from statestore.backends.redis.rows import (
     Value,
     changes,
@@ -33,8 +35,8 @@ from statestore.backends.redis.rows import (
     to_entry,
     to_fields,
 )
-from statestore.backends.redis.scripts import Command, call
 from statestore.backends.redis.server import Server
+from statestore.backends.redis.shard import Command, call
 from statestore.backends.redis.sweeping import Sweep
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, FullError, InputError, UnavailableError
@@ -73,6 +75,7 @@ class RedisBackend:
         self._keyspace = keyspace
         self._url = url
         self._clock = clock
+        self._leases = RedisLeases(server, keyspace)
 
     @property
     def url(self) -> str:
@@ -82,7 +85,7 @@ class RedisBackend:
     @property
     def leases(self) -> Leases | None:
         """The rights to compute a key that are given out here."""
-        return None
+        return self._leases
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`; one round trip."""
@@ -209,19 +212,25 @@ class RedisBackend:
         known = (to_departed(key, packed) for key, packed in zip(wanted, kept, strict=True))
         return {gone.key: gone for gone in known if gone is not None}
 
-    def usage(self, namespace: str | None = None) -> Usage:  # noqa: ARG002
-        """Totals over all entries, or over a namespace's."""
-        commands = [("HMGET", f"{base}totals", *_TOTALS) for base in self._keyspace.bases()]
-        rows = self._server.run(commands)
-        return Usage(
-            *(sum(int(total or 0) for total in column) for column in zip(*rows, strict=True))
-        )
+    def usage(self, namespace: str | None = None) -> Usage:
+        """Totals over all entries, or over a namespace's; `Usage.age` is the whole store's."""
+        whose = "" if namespace is None else f":{text(namespace, 'namespace')}"
+        fields = [*(f"{total}{whose}" for total in _TOTALS), "age"]
+        commands = [("HMGET", f"{base}totals", *fields) for base in self._keyspace.bases()]
+        *columns, ages = zip(*self._server.run(commands), strict=True)
+        sums = [sum(int(total or 0) for total in column) for column in columns]
+        known = dict(zip(_TOTALS, sums, strict=True))
+        return Usage(**known, age=max(float(age or 0) for age in ages))
 
     def evict(
         self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
     ) -> Evicted:
-        """Remove unpinned entries, lowest score first, until `to_bytes` are left."""
-        raise NotImplementedError
+        """Remove unpinned entries, lowest score first, until `to_bytes` are left.
+
+        Their blobs can be read for a moment after that; see `evicting`.
+        """
+        whose = None if namespace is None else text(namespace, "namespace")
+        return Eviction(self._server, self._keyspace, now, whose).run(to_bytes, limit)
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """Remove expired entries with their blobs, and parts older than `grace_s` without an entry.

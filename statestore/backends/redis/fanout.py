@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from redis import RedisCluster
 from redis import exceptions as redis_errors
 
-from statestore.backends.redis.scripts import Command
+from statestore.backends.redis.shard import Command
 
 _ELSEWHERE: Final = (redis_errors.AskError, redis_errors.TryAgainError)  # MOVED is an AskError
 

@@ -8,12 +8,19 @@ a Cluster has `CLUSTER_SHARDS`, which CRC16 spreads evenly over 2 to 16 nodes.
     entry:<digest>      hash     one entry, see `rows`
     part:<blob>:<i>     string   part i of a blob, see `parts`; expires until it is published
     used                zset     used_at -> digest: the order of a listing
-    order               zset     score -> digest, what is not pinned: the order of eviction
+    order               zset     score -> digest, what is ready and not pinned, in order of eviction
+    barred              zset     score -> digest, what is quarantined and not pinned: goes before
+    ranks               zset     0 -> namespace, class, score and digest of what is not pinned: the
+                                 order of eviction in each namespace, see `shard`
     expiry              zset     expires_at -> digest, what expires
     tokens              zset     0 -> token digest and digest, to be found by its token digest
-    totals              hash     sums over the shard's entries
+    totals              hash     sums over the shard's entries, over those of each namespace
+                                 (``entries:<namespace>``), and the highest score evicted (``age``)
     departed            hash     digest -> what is remembered of a removed entry
     departures          zset     departed_at -> digest
+    lease:<state key>   string   who computes it, or what came of that, see `leases`; expires
+
+One name has no tag: ``<prefix>:1:released``, the channel where releases of leases are told.
 """
 
 from __future__ import annotations
@@ -22,6 +29,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from statestore.keys import StateKey
 
 CLUSTER_SHARDS: Final = 128
 DIGEST_DIGITS: Final = 64
@@ -53,6 +62,15 @@ class Keyspace:
     def part(self, digest: bytes, blob: str, index: int) -> str:
         """The key of one part of a blob."""
         return f"{self.base(digest)}part:{blob}:{index}"
+
+    def lease(self, key: StateKey) -> str:
+        """The key of a lease."""
+        return f"{self.base(key.digest)}lease:{key}"
+
+    @property
+    def releases(self) -> str:
+        """The channel where the keys of released leases are told."""
+        return f"{self.prefix}:{_LAYOUT}:released"
 
     def bases(self, digest_prefix: str = "") -> Iterable[str]:
         """The shards that may hold digests beginning with these hex digits."""

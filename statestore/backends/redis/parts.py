@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from statestore.backends.base import Blob
-from statestore.backends.redis.scripts import Command
 from statestore.backends.redis.server import Server
+from statestore.backends.redis.shard import Command
 
 PART_BYTES: Final = (1 << 20) - (1 << 10)
 UNPUBLISHED_S: Final = 600  # longer than the slowest write takes

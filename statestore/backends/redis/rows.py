@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -39,6 +39,7 @@ FIELDS: Final = (
     "reason",
     "model",
     "labels",
+    "ancestor_tokens",
 )
 
 Value: TypeAlias = bytes | str | int
@@ -69,10 +70,11 @@ def to_fields(entry: Entry) -> dict[str, Value]:
         "reason": text(entry.reason, "reason"),
         "model": text(entry.model, "model"),
         "labels": pack_labels(entry.labels),
+        "ancestor_tokens": entry.ancestor_tokens,
     }
 
 
-def to_entry(values: Sequence[bytes]) -> Entry:
+def to_entry(values: Sequence[Any]) -> Entry:
     """The entry whose fields, in the order of `FIELDS`, are `values`."""
     row = dict(zip(FIELDS, values, strict=True))
     return Entry(
@@ -97,6 +99,7 @@ def to_entry(values: Sequence[bytes]) -> Entry:
         reason=row["reason"].decode(),
         model=row["model"].decode(),
         labels=msgpack.unpackb(row["labels"]),
+        ancestor_tokens=int(row["ancestor_tokens"] or 0),  # absent in entries of 0.1
     )
 
 

@@ -4,16 +4,19 @@ One server, the primary behind Sentinel and a Cluster look alike from here: `run
 one round trip (in a Cluster, one to every node that is concerned, all sent before the first reply
 is read). Nothing is connected before the first command, and nothing is tried twice beyond what a
 Cluster's redirections ask for: a dead server costs its timeout once. Safe to use from several
-threads and after a fork (redis-py sees to that).
+threads; a forked child makes connections of its own.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from redis import RedisCluster
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -26,7 +29,8 @@ from redis.exceptions import (
 from statestore.backends.redis import fanout
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.connect import new_client
-from statestore.backends.redis.scripts import Command
+from statestore.backends.redis.line import Line
+from statestore.backends.redis.shard import Command
 from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
 
 _SCAN_KEYS: Final = 1000  # looked at in one step
@@ -38,10 +42,14 @@ class Server:
     def __init__(self, address: Address) -> None:
         self.place = address.url
         self._address = address
+        self._closed = False
+        self._begin()
+        _servers.add(self)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._client: Any | None = None
         self._inside = 0
-        self._closed = False
 
     def run(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, in order.
@@ -79,6 +87,11 @@ class Server:
         with self._using() as client:
             for member, _ in client.zscan_iter(name, count=_SCAN_KEYS):
                 yield member.decode()
+
+    def listen(self, channel: str) -> Line:
+        """A connection of its own that hears what is published on `channel`. Raises as `run`."""
+        with self._using() as client:
+            return Line(_pool(client), channel)
 
     def close(self) -> None:
         """Calls that are running end well; a second call does nothing."""
@@ -127,6 +140,11 @@ class Server:
         if client is not None:
             client.close()
 
+    def leave_behind(self) -> None:
+        """In a forked child. Collecting a client takes locks that a thread may have held."""
+        _inherited.append(self._client)
+        self._begin()
+
     def _forget_idle_connections(self) -> None:
         pool = getattr(self._client, "connection_pool", None)
         if pool is not None:
@@ -140,6 +158,14 @@ class Server:
         return UnavailableError(f"{self.place}: {error}{_remedy(error)}")
 
 
+def _pool(client: Any) -> Any:  # noqa: ANN401 - redis-py's pools share no type
+    """The connections of the server; in a Cluster of one node, each of which hears everything."""
+    if isinstance(client, RedisCluster):
+        node = client.get_random_node()  # type: ignore[no-untyped-call]
+        return client.get_redis_connection(node).connection_pool
+    return client.connection_pool
+
+
 def _remedy(error: Exception) -> str:
     if isinstance(error, MovedError):
         return "; this is a node of a Cluster: write redis+cluster://"
@@ -150,3 +176,15 @@ def _remedy(error: Exception) -> str:
     if isinstance(error, BusyLoadingError):
         return "; it is starting"
     return ""
+
+
+_servers: weakref.WeakSet[Server] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _leave_all_behind() -> None:
+    for server in list(_servers):
+        server.leave_behind()
+
+
+os.register_at_fork(after_in_child=_leave_all_behind)

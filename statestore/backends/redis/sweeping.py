@@ -16,11 +16,12 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from statestore.backends.base import Swept
-from statestore.backends.redis import scripts
+from statestore.backends.redis import mending, scripts
+from statestore.backends.redis.evicting import LINGER_MOST_MS
 from statestore.backends.redis.keyspace import DIGEST_DIGITS, Keyspace, entry_in, part_in
 from statestore.backends.redis.parts import UNPUBLISHED_S
-from statestore.backends.redis.scripts import call
 from statestore.backends.redis.server import Server
+from statestore.backends.redis.shard import call
 
 T = TypeVar("T")
 
@@ -88,12 +89,13 @@ class Sweep:
             parts[part.base, part.blob].append(part.number)
         checks = [
             call(
-                scripts.ORPHAN,
+                mending.ORPHAN,
                 base,
                 blob[:DIGEST_DIGITS],
                 blob,
                 UNPUBLISHED_S * 1000,
                 self._grace_ms,
+                LINGER_MOST_MS,
                 *indexes,
             )
             for (base, blob), indexes in parts.items()
@@ -105,7 +107,7 @@ class Sweep:
     def _rearrange(self, keys: list[str]) -> None:
         """Put the entries among `keys` into their orders again where those were evicted."""
         found = filter(None, map(entry_in, keys))
-        self._server.run([call(scripts.REARRANGE, base, digest) for base, digest in found])
+        self._server.run([call(mending.REARRANGE, base, digest) for base, digest in found])
 
     def _recount(self, base: str) -> None:
         """Sum a shard's totals anew if they, or its orders, do not tell what is there."""
@@ -113,12 +115,12 @@ class Sweep:
         for ids in _batches(self._server.members(f"{base}used"), _BATCH):
             there = self._server.run([("EXISTS", f"{base}entry:{one}") for one in ids])
             if not all(there):
-                self._server.run([call(scripts.RECOUNT, base, "")])
+                self._server.run([call(mending.RECOUNT, base, "")])
                 return
             listed += len(ids)
-        (counted,) = self._server.run([("HGET", f"{base}totals", "entries")])
-        if int(counted or 0) != listed:
-            self._server.run([call(scripts.RECOUNT, base, "")])
+        (agrees,) = self._server.run([call(mending.AGREES, base, "", listed)])
+        if not agrees:
+            self._server.run([call(mending.RECOUNT, base, "")])
 
     def _count(self, blob: str, parts: int, size: int) -> None:
         if parts:

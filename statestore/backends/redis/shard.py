@@ -1,0 +1,196 @@
+"""What every script that changes a shard begins with, in Lua: names, sums, orders, removals.
+
+``KEYS`` declares the shard's keys: while a Cluster moves their slot, Redis then refuses what would
+meet only half of them. Scripts build the names again from ``ARGV[1]``, the shard's base; those of
+parts are not declared, they share the tag and hence the slot.
+
+An error in the middle of a script undoes nothing. So arguments are checked before a script is sent,
+and the first write is one that a full server refuses: then nothing was written, and from there on
+Redis refuses nothing to the script. Where a full server must allow it (a touch, a quarantine, a
+removal), something is removed first, which Redis never refuses.
+
+An entry's *rank* is its place in ``ranks``: namespace, a zero byte, 0 if it is quarantined or else
+1, the score as 17 characters that sort as it does, and the digest.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+from statestore.backends.redis.rows import FIELDS
+
+Command: TypeAlias = tuple[Any, ...]
+
+#: What a shard has beside its entries and parts.
+SHARD_KEYS: Final = (
+    "used",
+    "order",
+    "barred",
+    "ranks",
+    "expiry",
+    "tokens",
+    "totals",
+    "departed",
+    "departures",
+)
+
+#: Removals remembered, over all shards.
+DEPARTED_ENTRIES: Final = 10_000
+
+#: The fields of an entry, for ``HMGET``.
+LUA_FIELDS: Final = ", ".join(f"'{name}'" for name in FIELDS)
+
+SHARD: Final = f"""
+local base, digest = ARGV[1], ARGV[2]
+local entry = base .. 'entry:' .. digest
+
+local function names_part(blob, index)
+  return base .. 'part:' .. blob .. ':' .. index
+end
+
+local function unlink_parts(blob, count)
+  local gone = 0
+  for index = 0, tonumber(count) - 1 do
+    gone = gone + redis.call('UNLINK', names_part(blob, index))
+  end
+  return gone
+end
+
+local function row(key)
+  return redis.call('HMGET', key, {LUA_FIELDS})
+end
+
+local function expired(at, now)
+  return at ~= '' and tonumber(at) <= tonumber(now)
+end
+
+local SUMS = {{'entries', 'blob_bytes', 'state_bytes', 'quarantined', 'pinned'}}
+
+local function weigh(key)
+  local f = redis.call('HMGET', key, 'blob_bytes', 'state_bytes', 'status', 'pinned', 'namespace')
+  if not f[1] then
+    return {{0, 0, 0, 0, 0}}
+  end
+  local barred = f[3] == 'quarantined' and 1 or 0
+  return {{1, tonumber(f[1]), tonumber(f[2]), barred, tonumber(f[4]), whose = ':' .. f[5]}}
+end
+
+local function add(whose, before, after)
+  for i, name in ipairs(SUMS) do
+    if after[i] ~= before[i] then
+      local delta = string.format('%.0f', after[i] - before[i])
+      redis.call('HINCRBY', base .. 'totals', name .. whose, delta)
+    end
+  end
+  if redis.call('HGET', base .. 'totals', 'entries' .. whose) == '0' then
+    for _, name in ipairs(SUMS) do
+      redis.call('HDEL', base .. 'totals', name .. whose)
+    end
+  end
+end
+
+local function account(key, before)
+  local after, none = weigh(key), {{0, 0, 0, 0, 0}}
+  add('', before, after)
+  if before.whose == after.whose then
+    add(before.whose, before, after)
+    return
+  end
+  if before.whose then
+    add(before.whose, before, none)
+  end
+  if after.whose then
+    add(after.whose, none, after)
+  end
+end
+
+local function bytes_to_hex(bytes)
+  return (bytes:gsub('.', function(c) return string.format('%02x', c:byte()) end))
+end
+
+local function sortable(score)
+  local bytes = struct.pack('>d', tonumber(score))
+  if bytes:byte() < 128 then
+    return '1' .. bytes_to_hex(bytes)
+  end
+  return '0' .. bytes_to_hex((bytes:gsub('.', function(c) return string.char(255 - c:byte()) end)))
+end
+
+local function rank_of(namespace, status, score, id)
+  return namespace .. '\\0' .. (status == 'quarantined' and '0' or '1') .. sortable(score) .. id
+end
+
+local function place_of(key, id)
+  local f = redis.call('HMGET', key, 'namespace', 'status', 'score', 'token_digest')
+  if not f[1] then
+    return nil
+  end
+  return {{rank = rank_of(f[1], f[2], f[3], id), tokens = bytes_to_hex(f[4]) .. id}}
+end
+
+local function arrange(key, id)
+  local f = redis.call('HMGET', key, 'used_at', 'score', 'pinned', 'expires_at', 'status')
+  local place = place_of(key, id)
+  redis.call('ZADD', base .. 'used', f[1], id)
+  redis.call('ZREM', base .. 'barred', id)
+  if f[3] == '1' then
+    redis.call('ZREM', base .. 'order', id)
+    redis.call('ZREM', base .. 'ranks', place.rank)
+  else
+    if f[5] == 'quarantined' then
+      redis.call('ZREM', base .. 'order', id)
+      redis.call('ZADD', base .. 'barred', f[2], id)
+    else
+      redis.call('ZADD', base .. 'order', f[2], id)
+    end
+    redis.call('ZADD', base .. 'ranks', 0, place.rank)
+  end
+  if f[4] == '' then
+    redis.call('ZREM', base .. 'expiry', id)
+  else
+    redis.call('ZADD', base .. 'expiry', f[4], id)
+  end
+  redis.call('ZADD', base .. 'tokens', 0, place.tokens)
+end
+
+local function disarrange(id, place)
+  for _, order in ipairs({{'used', 'order', 'barred', 'expiry'}}) do
+    redis.call('ZREM', base .. order, id)
+  end
+  redis.call('ZREM', base .. 'ranks', place.rank)
+  redis.call('ZREM', base .. 'tokens', place.tokens)
+end
+
+local function remember(id, n_tokens, reason, at, keep)
+  redis.call('HSET', base .. 'departed', id, n_tokens .. ' ' .. at .. ' ' .. reason)
+  redis.call('ZADD', base .. 'departures', at, id)
+  local excess = redis.call('ZCARD', base .. 'departures') - tonumber(keep)
+  if excess > 0 then
+    local oldest = redis.call('ZRANGE', base .. 'departures', 0, excess - 1)
+    redis.call('HDEL', base .. 'departed', unpack(oldest))
+    redis.call('ZREM', base .. 'departures', unpack(oldest))
+  end
+end
+
+local function remove(key, id, reason, at, keep, let_go)
+  local f = redis.call('HMGET', key, 'n_tokens', 'blob', 'parts')
+  local before, place = weigh(key), place_of(key, id)
+  redis.call('UNLINK', key)
+  local gone = let_go(f[2], f[3])
+  disarrange(id, place)
+  account(key, before)
+  remember(id, f[1], reason, at, keep)
+  return gone
+end
+"""
+
+
+def call(script: str, base: str, digest: str, *arguments: bytes | str | float) -> Command:
+    """The command that runs `script` on the shard of `base`."""
+    keys = (f"{base}entry:{digest}", *(base + name for name in SHARD_KEYS))
+    return ("EVAL", script, len(keys), *keys, base, digest, *arguments)
+
+
+def departed_kept(shards: int) -> int:
+    """How many removals one of so many shards remembers."""
+    return max(1, DEPARTED_ENTRIES // shards)
