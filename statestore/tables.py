@@ -1,10 +1,13 @@
 """The catalog's tables, as SQLAlchemy metadata and nothing else.
 
 ``entries`` holds one row per state, ``departed`` what is remembered of the newest removed ones,
-``totals`` the sums that `usage` reports: `SHARDS` rows, each for the digests whose first byte
-falls on it, changed in the transaction that changes an entry. So a total costs a few rows however
-many states there are (a sum over a million rows would cost tens of milliseconds before every
-eviction), and writers on a server seldom wait for the same row.
+``leases`` who computes which key, ``ageing`` one row with the highest score evicted, which is also
+what evictors lock.
+
+``namespace_totals`` has the sums that `usage` reports: up to `SHARDS` rows per namespace, each for
+the digests whose first byte falls on it, changed in the transaction that changes an entry. So a
+total costs a few rows however many states there are (a sum over a million rows would cost tens of
+milliseconds before every eviction), and writers on a server seldom wait for the same row.
 
 `REVISIONS` names the revisions of ``migrations/`` from oldest to newest, so that a process can
 tell "at head", "older" and "newer" without loading Alembic.
@@ -27,12 +30,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002")
 HEAD: Final = REVISIONS[-1]
 
-SHARDS: Final = 16  # rows of `totals`
+SHARDS: Final = 16  # rows of a namespace in `totals`
 DEPARTED_ROWS: Final = 10_000  # removals remembered
 
 # SQLite numbers rows by itself in a column of exactly this type; elsewhere it would end at 2**31.
@@ -65,8 +69,10 @@ entries = Table(
     Column("reason", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("labels", Text, nullable=False),  # a JSON object of strings
+    Column("ancestor_tokens", BigInteger, nullable=False, server_default=text("0")),
     Index("ix_entries_blob", "blob", unique=True),
-    Index("ix_entries_eviction", "pinned", "score"),
+    Index("ix_entries_eviction", "pinned", "status", "score"),
+    Index("ix_entries_namespace_eviction", "namespace", "pinned", "status", "score"),
     Index("ix_entries_used_at", "used_at", "digest"),
     Index("ix_entries_token_digest", "token_digest", "namespace"),
     Index("ix_entries_model", "namespace", "fingerprint"),
@@ -85,12 +91,32 @@ departed = Table(
 )
 
 totals = Table(
-    "totals",
+    "namespace_totals",
     metadata,
+    Column("namespace", Text, primary_key=True),
     Column("shard", SmallInteger, primary_key=True, autoincrement=False),
     Column("entries", BigInteger, nullable=False),
     Column("blob_bytes", BigInteger, nullable=False),
     Column("state_bytes", BigInteger, nullable=False),
     Column("quarantined", BigInteger, nullable=False),
     Column("pinned", BigInteger, nullable=False),
+)
+
+ageing = Table(
+    "ageing",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("age", Double, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("digest", LargeBinary(32), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("outcome", String(16), nullable=False),  # empty while it is held
+    Column(
+        "expires_at", Double, nullable=False
+    ),  # seconds since the epoch, by the database's clock
+    Index("ix_leases_expires_at", "expires_at"),
 )

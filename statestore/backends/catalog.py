@@ -1,14 +1,15 @@
 """What is asked of the catalog: one function each, inside a transaction that the caller began.
 
-Plain SQL of every dialect. Every function that adds, changes or removes an entry keeps ``totals``
-right in the same transaction. Blobs are known here by name only.
+Plain SQL of every dialect. Every function that adds, changes or removes an entry keeps the totals
+right in the same transaction, and comes to them last: rows are locked in the order entries,
+departed, totals. Blobs are known here by name only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -25,20 +26,13 @@ from sqlalchemy import (
     update,
 )
 
-from statestore.backends.rows import (
-    WANTED,
-    conditions,
-    digest_at,
-    packed,
-    to_departed,
-    to_entry,
-    to_row,
-    usage_of,
-)
-from statestore.entry import Departed, Entry, EntryFilter, Status, Usage
+from statestore.backends import totals
+from statestore.backends.departures import forget, remember
+from statestore.backends.rows import WANTED, conditions, digest_at, packed, to_entry, to_row
+from statestore.entry import Departed, Entry, EntryFilter, Status
 from statestore.errors import UnavailableError
 from statestore.keys import StateKey
-from statestore.tables import DEPARTED_ROWS, SHARDS, departed, entries, totals
+from statestore.tables import entries
 
 
 def _usable(now: ColumnElement[float]) -> ColumnElement[bool]:
@@ -55,9 +49,6 @@ _deepest: Final = (
 )
 _LONGEST: Final = select(_deepest.c.position, entries).select_from(
     _deepest.join(entries, entries.c.digest == digest_at(_deepest.c.position))
-)
-_DEPARTED: Final = select(departed).select_from(
-    WANTED.join(departed, departed.c.digest == digest_at(WANTED.c.position))
 )
 
 
@@ -107,8 +98,8 @@ def admit(connection: Connection, entry: Entry) -> Admitted:
         connection.execute(insert(entries), to_row(entry))
     else:
         _set(connection, entry.key.digest, to_row(entry))
-    connection.execute(delete(departed).where(departed.c.digest == entry.key.digest))
-    _account(connection, before, entry)
+    forget(connection, [entry.key.digest])
+    totals.account(connection, _some(before), [entry])
     return Admitted(won=True, replaced=before)
 
 
@@ -130,7 +121,7 @@ def change(
         return False
     if columns:
         _set(connection, key.digest, columns)
-        _account(connection, before, get(connection, key.digest))
+        totals.account(connection, [before], _some(get(connection, key.digest)))
     return True
 
 
@@ -178,20 +169,6 @@ def named(connection: Connection, blobs: Sequence[str]) -> set[str]:
     return set(connection.scalars(select(entries.c.blob).where(entries.c.blob.in_(blobs))))
 
 
-def remembered(connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Departed]:
-    """What is remembered of `keys`."""
-    rows = connection.execute(_DEPARTED, packed(keys)).mappings()
-    gone = {known.key: known for known in map(to_departed, rows)}
-    return {key: gone[key] for key in keys if key in gone}
-
-
-def usage(connection: Connection) -> Usage:
-    """Totals over all entries."""
-    names = [field.name for field in fields(Usage) if field.name in totals.c]
-    statement = select(*(func.coalesce(func.sum(totals.c[name]), 0) for name in names))
-    return Usage(*(int(total) for total in connection.execute(statement).one()))
-
-
 def _of(digest: bytes) -> Select[Any]:
     return select(entries).where(entries.c.digest == digest)
 
@@ -211,42 +188,13 @@ def _named(connection: Connection, key: StateKey, blob: str | None) -> Entry | N
 
 def _remove(connection: Connection, entry: Entry, reason: str, now: float) -> None:
     connection.execute(delete(entries).where(entries.c.digest == entry.key.digest))
-    _account(connection, entry, None)
-    _remember(connection, Departed(entry.key, reason, now))
+    remember(connection, [Departed(entry.key, reason, now)])
+    totals.account(connection, [entry], [])
 
 
 def _set(connection: Connection, digest: bytes, columns: Mapping[str, Any]) -> None:
     connection.execute(update(entries).where(entries.c.digest == digest).values(**columns))
 
 
-def _remember(connection: Connection, gone: Departed) -> None:
-    digest = gone.key.digest
-    connection.execute(delete(departed).where(departed.c.digest == digest))
-    added = connection.execute(
-        insert(departed).values(
-            digest=digest,
-            n_tokens=gone.key.n_tokens,
-            reason=gone.reason,
-            departed_at=gone.departed_at,
-        )
-    )
-    assert added.inserted_primary_key is not None
-    oldest = added.inserted_primary_key[0] - DEPARTED_ROWS
-    connection.execute(delete(departed).where(departed.c.id <= oldest))
-
-
-def _account(connection: Connection, before: Entry | None, after: Entry | None) -> None:
-    """Move the totals from `before` to `after`."""
-    known = after or before
-    assert known is not None
-    nothing = Usage(0, 0, 0, 0, 0)
-    old = astuple(usage_of(before) if before else nothing)
-    new = astuple(usage_of(after) if after else nothing)
-    deltas = {
-        field.name: totals.c[field.name] + (now - then)
-        for field, then, now in zip(fields(Usage), old, new, strict=True)
-        if now != then and field.name in totals.c
-    }
-    if deltas:
-        shard = known.key.digest[0] % SHARDS
-        connection.execute(update(totals).where(totals.c.shard == shard).values(**deltas))
+def _some(entry: Entry | None) -> list[Entry]:
+    return [] if entry is None else [entry]

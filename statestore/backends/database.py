@@ -1,8 +1,9 @@
 """Transactions on one database: retried while it is busy, with the storage layer's errors.
 
-`Database.read` and `Database.write` run a function inside a transaction. The function may run
-again when the database was busy, so it must touch nothing but its connection. What is special
-about one database product is a `Dialect`; ``sqlite`` has one. Knows nothing of states or tables.
+`Database.read`, `Database.write` and `Database.apply` run a function inside a transaction. The
+function may run again when the database was busy, so it must touch nothing but its connection.
+What is special about one database product is a `Dialect`; ``sqlite`` has one. Knows nothing of
+states or tables.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 #: Execution option of a transaction that is going to write.
 WRITES: Final = "statestore_writes"
+
+#: Execution option: seconds that one wait for a lock may take, where the database waits itself.
+PATIENCE: Final = "statestore_patience_s"
 
 _PAUSE_S: Final = 0.01  # mean wait between two tries
 
@@ -57,9 +61,9 @@ class Database:
     def __init__(self, engine: Engine, place: str, dialect: Dialect, patience_s: float) -> None:
         self.place = place
         self._reader = engine
-        self._writer = engine.execution_options(**{WRITES: True})
         self._dialect = dialect
         self._patience_s = patience_s
+        self._engines: dict[tuple[bool, float], Engine] = {(False, patience_s): engine}
         self._closed = False
         self._turnstile = Turnstile(engine.dispose)
 
@@ -71,19 +75,38 @@ class Database:
             FullError: it has no space left.
             ClosedError: `close` was called.
         """
-        return self._run(self._reader, work)
+        return self._run(work, writes=False, patience_s=self._patience_s)
 
-    def write(self, work: Callable[[Connection], T]) -> T:
-        """As `read`, and commits. The write lock is taken before `work` reads."""
-        return self._run(self._writer, work)
+    def write(self, work: Callable[[Connection], T], *, patience_s: float | None = None) -> T:
+        """As `read`, and commits. The write lock is taken before `work` reads.
+
+        With `patience_s`, the database is tried no longer than that.
+        """
+        return self._run(work, writes=True, patience_s=self._at_most(patience_s))
+
+    def apply(self, work: Callable[[Connection], T], *, patience_s: float | None = None) -> T:
+        """As `write`, for work that is a single statement: it needs no round trip but its own."""
+        return self._run(work, writes=False, patience_s=self._at_most(patience_s))
 
     def close(self) -> None:
         """Wait for running transactions and release every connection."""
         with self._turnstile.alone():
             self._closed = True
 
-    def _run(self, engine: Engine, work: Callable[[Connection], T]) -> T:
-        deadline = time.monotonic() + self._patience_s
+    def _at_most(self, patience_s: float | None) -> float:
+        return self._patience_s if patience_s is None else min(patience_s, self._patience_s)
+
+    def _engine(self, *, writes: bool, patience_s: float) -> Engine:
+        """The engine with these options; all share one pool."""
+        known = self._engines.get((writes, patience_s))
+        if known is None:
+            options = {WRITES: writes, PATIENCE: patience_s}
+            known = self._engines[writes, patience_s] = self._reader.execution_options(**options)
+        return known
+
+    def _run(self, work: Callable[[Connection], T], *, writes: bool, patience_s: float) -> T:
+        engine = self._engine(writes=writes, patience_s=patience_s)
+        deadline = time.monotonic() + patience_s
         while True:
             try:
                 with self._turnstile.inside():
@@ -94,18 +117,18 @@ class Database:
             except DBAPIError as error:
                 fault = self._dialect.classify(error)
                 if fault is not Fault.BUSY or time.monotonic() > deadline:
-                    raise self._translated(error, fault) from error
+                    raise self._translated(error, fault, patience_s) from error
             except (SQLAlchemyError, UnicodeDecodeError) as error:
                 # a driver fails to decode its own message where a damaged table's name is in it
                 raise UnavailableError(f"{self.place}: {error}; {self._dialect.remedy}") from error
             time.sleep(random.uniform(0, 2 * _PAUSE_S))  # noqa: S311 - not a secret
 
-    def _translated(self, error: DBAPIError, fault: Fault) -> BackendError:
+    def _translated(self, error: DBAPIError, fault: Fault, patience_s: float) -> BackendError:
         if fault is Fault.FULL:
             return FullError(f"{self.place}: no space left: free some, or lower the budget")
         if fault is Fault.BUSY:
             return UnavailableError(
-                f"{self.place} was busy for {self._patience_s:g} s: another process holds it"
+                f"{self.place} was busy for {patience_s:g} s: another process holds it"
             )
         what = " ".join(str(error.orig).split())  # one line, whatever the driver
         return UnavailableError(f"{self.place}: {what}; {self._dialect.remedy}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import CTE, ColumnElement, LargeBinary, RowMapping, bindparam, func, literal, select
 
 from statestore.blobs.base import NAME
-from statestore.entry import Departed, Entry, EntryFilter, Role, Status, Usage
+from statestore.entry import Departed, Entry, EntryFilter, Role, Status
 from statestore.errors import InputError, UnavailableError
 from statestore.keys import StateKey
 from statestore.tables import entries
@@ -60,6 +60,7 @@ def to_row(entry: Entry) -> dict[str, Any]:
         "reason": text(entry.reason, "reason"),
         "model": text(entry.model, "model"),
         "labels": labels_text(entry.labels),
+        "ancestor_tokens": entry.ancestor_tokens,
     }
 
 
@@ -97,6 +98,7 @@ def _entry(row: RowMapping) -> Entry:
         reason=row["reason"],
         model=row["model"],
         labels=_labels(row["labels"]),
+        ancestor_tokens=int(row["ancestor_tokens"]),
     )
 
 
@@ -104,12 +106,6 @@ def to_departed(row: RowMapping) -> Departed:
     """What is remembered, of a row of ``departed``."""
     key = StateKey(bytes(row["digest"]), row["n_tokens"])
     return Departed(key, row["reason"], row["departed_at"])
-
-
-def usage_of(entry: Entry) -> Usage:
-    """What one entry adds to the totals."""
-    barred = entry.status is Status.QUARANTINED
-    return Usage(1, entry.blob_bytes, entry.state_bytes, int(barred), int(entry.pinned))
 
 
 def text(value: str, field: str) -> str:

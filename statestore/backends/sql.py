@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from statestore.backends import catalog
+from statestore.backends import catalog, departures, totals
 from statestore.backends.base import Blob, Swept
 from statestore.backends.database import Database
+from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
 from statestore.backends.rows import expiry, has_labels, labels_text, text
+from statestore.backends.sql_leases import SqlLeases
 from statestore.blobs.base import BlobInfo, BlobStore
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
@@ -28,6 +30,10 @@ from statestore.keys import StateKey
 log = logging.getLogger(__name__)
 
 _PAGE: Final = 256  # rows of one read
+
+# For writes that come with a lookup and are not what it was asked for: a request never waits long
+# for another process that holds the catalog's write lock.
+_ASIDE_S: Final = 0.25
 
 
 class SqlBackend:
@@ -52,6 +58,7 @@ class SqlBackend:
         self._blobs = blobs
         self._url = url
         self._clock = clock
+        self._leases = SqlLeases(database)
 
     @property
     def url(self) -> str:
@@ -59,9 +66,9 @@ class SqlBackend:
         return self._url
 
     @property
-    def leases(self) -> Leases | None:
+    def leases(self) -> Leases:
         """The rights to compute a key that are given out here."""
-        return None
+        return self._leases
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`."""
@@ -73,6 +80,8 @@ class SqlBackend:
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:  # noqa: ARG002 - it always is
         """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.
+
+        With `durable` or without, both are there when this returns.
 
         Raises:
             InputError: the blob has not the size that the entry says, or a field cannot be stored.
@@ -98,7 +107,9 @@ class SqlBackend:
 
     def touch(self, entry: Entry, now: float, score: float) -> None:
         """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
-        self._database.write(lambda tx: catalog.touch(tx, entry.key, now, score))
+        self._database.apply(
+            lambda tx: catalog.touch(tx, entry.key, now, score), patience_s=_ASIDE_S
+        )
 
     def update(
         self,
@@ -123,7 +134,10 @@ class SqlBackend:
             columns["status"] = status.value
         if reason is not None:
             columns["reason"] = text(reason, "reason")
-        return self._database.write(lambda tx: catalog.change(tx, key, columns, blob))
+        patience_s = _ASIDE_S if status is Status.QUARANTINED else None
+        return self._database.write(
+            lambda tx: catalog.change(tx, key, columns, blob), patience_s=patience_s
+        )
 
     def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
         """Remove the entry, then its blob. ``False``: no such entry, or it names another blob."""
@@ -149,17 +163,23 @@ class SqlBackend:
         wanted = list(keys)
         if not wanted:
             return {}
-        return self._database.read(lambda tx: catalog.remembered(tx, wanted))
+        return self._database.read(lambda tx: departures.remembered(tx, wanted))
 
-    def usage(self, namespace: str | None = None) -> Usage:  # noqa: ARG002
+    def usage(self, namespace: str | None = None) -> Usage:
         """Totals over all entries, or over a namespace's."""
-        return self._database.read(catalog.usage)
+        return self._database.read(lambda tx: totals.usage(tx, namespace))
 
     def evict(
         self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
     ) -> Evicted:
-        """Remove unpinned entries, lowest score first, until `to_bytes` are left."""
-        raise NotImplementedError
+        """Remove unpinned entries, lowest score first, until `to_bytes` are left or `limit` gone.
+
+        One transaction, then their blobs. Evictors on other hosts wait for each other.
+        """
+        gone = self._database.write(lambda tx: evict(tx, to_bytes, now, namespace, limit))
+        for victim in gone:
+            self._unlink(victim.blob)
+        return Evicted(len(gone), sum(victim.blob_bytes for victim in gone))
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """Remove expired entries with their blobs, and blobs older than `grace_s` without an entry.
@@ -167,6 +187,7 @@ class SqlBackend:
         `grace_s` is to be longer than the slowest write takes: a blob comes before its entry.
         """
         expired = self._drop_expired(now)
+        self._database.write(totals.drop_empty)
         orphans = [(info.name, info.size_bytes) for info in self._orphans(now - grace_s)]
         dropped = [(entry.blob, entry.blob_bytes) for entry in expired]
         removed = [size for name, size in dropped + orphans if self._unlink(name)]

@@ -23,7 +23,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from statestore.backends.database import WRITES, Database, Dialect, Fault
+from statestore.backends.database import PATIENCE, WRITES, Database, Dialect, Fault
 from statestore.errors import UnavailableError
 
 _IDLE_CONNECTIONS: Final = (
@@ -55,7 +55,10 @@ def open_database(path: Path, patience_s: float) -> Database:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(WRITES, False)
+        options = connection.get_execution_options()
+        writes = options.get(WRITES, False)
+        waits_s = options.get(PATIENCE, patience_s)
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={round(1000 * waits_s)}").close()
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     remedy = "is it a SQLite database, on a local disk that this user may write?"

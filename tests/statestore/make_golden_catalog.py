@@ -5,17 +5,21 @@ are::
 
     python -m tests.statestore.make_golden_catalog
 
-`EXPECTED` is what a later release has to find in it.
+`expected` is what a later release has to find in it.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+from statestore.backends.base import Backend
 from statestore.backends.file import open_file_backend
-from statestore.entry import Entry, Role, Status
+from statestore.backends.sql import SqlBackend
+from statestore.entry import Entry, EntryFilter, Evicted, Role, Status, Usage
+from statestore.keys import StateKey
 from statestore.tables import HEAD
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, publish
 
@@ -26,7 +30,7 @@ def _fixed(number: int, **fields: object) -> Entry:
     return an_entry(number, blob=f"{a_key(number)}.{number:016x}", **fields)
 
 
-EXPECTED = {
+_ENTRIES = {
     entry.key: entry
     for entry in (
         _fixed(0),
@@ -45,15 +49,53 @@ EXPECTED = {
     )
 }
 DELETED = a_key(4)
+AGE = 5.5  # since 0002
+
+
+def expected(revision: str) -> dict[StateKey, Entry]:
+    """What is in the golden catalog of `revision`."""
+    known = dict(_ENTRIES)
+    if revision >= "0002":
+        known[a_key(1)] = replace(known[a_key(1)], ancestor_tokens=256)
+    return known
+
+
+def write(backend: Backend) -> None:
+    """Make the calls whose outcome a golden catalog holds."""
+    publish(backend, _fixed(4, score=AGE))
+    backend.evict(0, CREATED_AT)
+    for entry in expected(HEAD).values():
+        publish(backend, entry)
+    assert isinstance(backend, SqlBackend)
+    backend.leases.acquire(a_key(5), "a host that is long gone", 60.0)
+
+
+def use_golden(backend: Backend, revision: str) -> None:
+    """What was a catalog of `revision` is what it was, and usable in every way."""
+    known = expected(revision)
+    keys = [a_key(number) for number in (4, 3, 2, 1, 0)]
+    assert {entry.key: entry for entry in backend.entries(EntryFilter())} == known
+    assert backend.departed([DELETED])[DELETED].reason == "evicted"
+    assert backend.longest(keys, CREATED_AT) == known[a_key(2)]
+    assert backend.longest(keys, CREATED_AT + 60) == known[a_key(1)]
+    age = AGE if revision >= "0002" else 0.0
+    assert backend.usage() == Usage(4, 4000, 8000, 1, 1, age)
+    assert backend.usage("tenant ü") == Usage(1, 1000, 2000, 0, 1, age)
+    assert publish(backend, an_entry(3))
+    assert publish(backend, an_entry(4))
+    assert backend.delete(a_key(4), "deleted")
+    assert backend.sweep(CREATED_AT + 60, 0).expired == 1
+    assert backend.usage() == Usage(3, 3000, 6000, 0, 1, age)
+    assert backend.leases is not None
+    assert backend.leases.acquire(a_key(6), "an owner", 60.0).owner == "an owner"
+    assert backend.evict(0, CREATED_AT) == Evicted(2, 2000)
+    assert backend.evict(0, CREATED_AT, namespace="tenant ü") == Evicted(0, 0)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         backend = open_file_backend(Path(directory))
-        for entry in EXPECTED.values():
-            publish(backend, entry)
-        publish(backend, _fixed(4))
-        backend.delete(DELETED, "evicted")
+        write(backend)
         backend.close()
         shutil.copy(Path(directory) / "catalog.sqlite3", GOLDEN / f"catalog-{HEAD}.sqlite3")
 

@@ -1,7 +1,7 @@
 """Makes ``tests/golden/catalog-<head>.sql``: PostgreSQL's own dump of a catalog of this revision.
 
-Run once, when a revision is added, and commit the file; as `make_golden_catalog`, whose `EXPECTED`
-is in it::
+Run once, when a revision is added, and commit the file; as `make_golden_catalog`, whose entries
+are in it::
 
     python -m tests.statestore.make_golden_postgres
 """
@@ -12,8 +12,7 @@ import tempfile
 from pathlib import Path
 
 from statestore.tables import HEAD
-from tests.statestore.backend_places import publish
-from tests.statestore.make_golden_catalog import EXPECTED, GOLDEN, _fixed
+from tests.statestore.make_golden_catalog import GOLDEN, write
 from tests.statestore.postgres_servers import PostgresPlace
 
 NOISE = ("--", "\\", "SET ", "SELECT pg_catalog.set_config")
@@ -23,9 +22,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = PostgresPlace(Path(directory))
         backend = place.open()
-        for entry in (*EXPECTED.values(), _fixed(4)):
-            publish(backend, entry)
-        backend.delete(_fixed(4).key, "evicted")
+        write(backend)
         backend.close()
         options = ("--inserts", "--no-owner", "--no-privileges", "--no-comments", place.database)
         lines = place.server.program("pg_dump", *options).splitlines()

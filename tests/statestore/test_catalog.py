@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from statestore.backends import catalog
+from statestore.backends import departures
 from statestore.backends.database import Database, Fault
 from statestore.backends.migrate import bring_to_head
 from statestore.backends.sql import SqlBackend
@@ -96,14 +96,14 @@ def test_no_query_scans_the_entries(
 
 def test_totals_read_no_entry(database: Database, backend: SqlBackend) -> None:
     ((statement, _),) = statements_of(database, backend.usage)
-    assert "FROM totals" in statement
+    assert "FROM namespace_totals" in statement
     assert "FROM entries" not in statement
 
 
 def test_only_the_newest_removals_are_remembered(
     database: Database, backend: SqlBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "DEPARTED_ROWS", 3)
+    monkeypatch.setattr(departures, "DEPARTED_ROWS", 3)
     for number in range(6):
         publish(backend, an_entry(number, blob_bytes=1))
         backend.delete(a_key(number), "deleted")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from statestore.backends import catalog, forks
+from statestore.backends import forks, totals
 from statestore.backends.file import open_file_backend
 from statestore.backends.forks import Turnstile
 from statestore.backends.sqlite import open_database
@@ -146,7 +146,7 @@ def test_a_write_has_the_lock_before_it_reads(place: FilePlace) -> None:
 
     assert database.write(work) == "tried"
     with write_lock(place, timeout_s=0):
-        assert database.read(catalog.usage).entries == 0
+        assert database.read(totals.usage).entries == 0
     database.close()
 
 

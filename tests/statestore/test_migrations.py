@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from sqlalchemy import Engine, create_engine, event
 from statestore import tables
 from statestore.backends.file import open_file_backend
 from statestore.backends.migrate import migrations_dir
-from statestore.entry import EntryFilter
+from statestore.backends.revisions import of_file
+from statestore.entry import Status
 from statestore.errors import SchemaVersionError, SettingsError, UnavailableError
-from tests.statestore.backend_places import CREATED_AT, FilePlace, a_key, an_entry, publish
+from tests.statestore.backend_places import FilePlace, a_key, an_entry, publish
 from tests.statestore.backend_worker import KEYS, run_worker
-from tests.statestore.make_golden_catalog import DELETED, EXPECTED, GOLDEN
+from tests.statestore.make_golden_catalog import GOLDEN, use_golden
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -53,7 +55,7 @@ def test_the_migrated_tables_are_those_of_the_metadata(tmp_path: Path) -> None:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.metadata) == []
     engine.dispose()
-    assert query(tmp_path, "SELECT shard FROM totals") == [(n,) for n in range(tables.SHARDS)]
+    assert query(tmp_path, "SELECT id, age FROM ageing") == [(0, 0.0)]
 
 
 def test_a_revision_imports_no_application_code() -> None:
@@ -117,7 +119,7 @@ def test_an_upgrade_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail(
         _connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: Any
     ) -> None:
-        if "CREATE TABLE totals" in statement:
+        if "CREATE TABLE leases" in statement:
             raise KeyboardInterrupt
 
     event.listen(Engine, "before_cursor_execute", fail)
@@ -141,7 +143,7 @@ def test_sixteen_processes_open_a_new_store_at_once(tmp_path: Path, attempt: int
     assert {row["digest"] for row in FilePlace(root).rows()} == {
         a_key(KEYS + number).digest for number in range(16)
     }
-    assert query(root, "SELECT count(*), sum(entries) FROM totals") == [(tables.SHARDS, 16)]
+    assert query(root, "SELECT sum(entries) FROM namespace_totals") == [(16,)]
     assert query(root, "PRAGMA journal_mode") == [("wal",)]
 
 
@@ -149,16 +151,35 @@ def test_sixteen_processes_open_a_new_store_at_once(tmp_path: Path, attempt: int
 def test_a_golden_catalog_is_opened_and_used(tmp_path: Path, revision: str) -> None:
     shutil.copy(GOLDEN / f"catalog-{revision}.sqlite3", tmp_path / "catalog.sqlite3")
     backend = open_file_backend(tmp_path)
-    assert {entry.key: entry for entry in backend.entries(EntryFilter())} == EXPECTED
-    assert backend.departed([DELETED])[DELETED].reason == "evicted"
-    keys = [a_key(number) for number in (4, 3, 2, 1, 0)]
-    assert backend.longest(keys, CREATED_AT) == EXPECTED[a_key(2)]
-    assert backend.longest(keys, CREATED_AT + 60) == EXPECTED[a_key(1)]
-    assert backend.usage().entries == len(EXPECTED)
-    assert publish(backend, an_entry(3))
-    assert publish(backend, an_entry(4))
-    assert backend.sweep(CREATED_AT + 60, 0).expired == 1
-    assert backend.usage().entries == len(EXPECTED)
+    use_golden(backend, revision)
+    backend.close()
+
+
+@pytest.mark.parametrize("revision", tables.REVISIONS[1:])
+def test_totals_survive_the_way_down_and_up(tmp_path: Path, revision: str) -> None:
+    backend = open_file_backend(tmp_path)
+    for number in range(300):
+        name = f"tenant {number % 3}"
+        publish(backend, an_entry(number, blob_bytes=number, namespace=name, pinned=number < 9))
+    backend.update(a_key(299), status=Status.QUARANTINED)
+    names = (None, "tenant 0", "tenant 1", "tenant 2")
+    before = [backend.usage(name) for name in names]
+    backend.close()
+    with of_file(tmp_path) as revisions:
+        revisions.downgrade(tables.REVISIONS[tables.REVISIONS.index(revision) - 1])
+    sums = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned")
+    assert query(tmp_path, f"SELECT {', '.join(f'sum({name})' for name in sums)} FROM totals") == [
+        tuple(getattr(before[0], name) for name in sums)
+    ]
+    shards = "SELECT shard, entries FROM totals ORDER BY shard"
+    digests = [bytes(row["digest"]) for row in FilePlace(tmp_path).rows()]
+    counted = Counter(digest[0] % tables.SHARDS for digest in digests)
+    assert query(tmp_path, shards) == [(shard, counted[shard]) for shard in range(tables.SHARDS)]
+    backend = open_file_backend(tmp_path)
+    assert [backend.usage(name) for name in names] == before
+    assert query(
+        tmp_path, "SELECT shard, sum(entries) FROM namespace_totals GROUP BY shard"
+    ) == sorted(counted.items())
     backend.close()
 
 

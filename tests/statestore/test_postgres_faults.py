@@ -76,7 +76,7 @@ def wait_for_the_dead(place: PostgresPlace) -> None:
 
 @contextmanager
 def row_lock(
-    place: PostgresPlace, statement: str = "SELECT 1 FROM totals FOR UPDATE"
+    place: PostgresPlace, statement: str = "SELECT 1 FROM namespace_totals FOR UPDATE"
 ) -> Iterator[None]:
     """Another program holds locks."""
     with place.server.connect(place.database) as connection, connection.transaction():
@@ -164,16 +164,19 @@ def test_a_deadlock_is_tried_again(place: PostgresPlace) -> None:
     database = backend_database(place)
     both = threading.Barrier(2)
     runs: list[int] = []
+    add = "UPDATE namespace_totals SET pinned = pinned + 1 WHERE shard = {}"
+    place.query(
+        "INSERT INTO namespace_totals SELECT 'n', s, 0, 0, 0, 0, 0 FROM unnest(ARRAY[1, 2]) AS s "
+        "RETURNING 1"
+    )
 
     def lock(first: int, second: int) -> None:
         def work(connection: Connection) -> None:
             runs.append(first)
-            connection.execute(text(f"UPDATE totals SET pinned = pinned + 1 WHERE shard = {first}"))
+            connection.execute(text(add.format(first)))
             if len(runs) <= 2:
                 both.wait()
-            connection.execute(
-                text(f"UPDATE totals SET pinned = pinned + 1 WHERE shard = {second}")
-            )
+            connection.execute(text(add.format(second)))
 
         database.write(work)
 
@@ -182,7 +185,7 @@ def test_a_deadlock_is_tried_again(place: PostgresPlace) -> None:
             task.result()
     database.close()
     assert len(runs) == 3
-    assert place.query("SELECT sum(pinned) FROM totals") == [{"sum": 4}]
+    assert place.query("SELECT sum(pinned) FROM namespace_totals") == [{"sum": 4}]
 
 
 def backend_database(place: PostgresPlace) -> Any:

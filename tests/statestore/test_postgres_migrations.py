@@ -18,11 +18,10 @@ from sqlalchemy import Engine, create_engine, event, make_url
 from statestore import open_store, tables
 from statestore.backends import migrate
 from statestore.backends.fleet import FleetPlace, open_revisions
-from statestore.entry import EntryFilter
 from statestore.errors import InputError, SchemaVersionError
-from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, publish
+from tests.statestore.backend_places import a_key, an_entry, publish
 from tests.statestore.backend_worker import KEYS
-from tests.statestore.make_golden_catalog import DELETED, EXPECTED, GOLDEN
+from tests.statestore.make_golden_catalog import GOLDEN, use_golden
 from tests.statestore.postgres_servers import SECRET, PostgresPlace
 from tests.statestore.postgres_worker import run_worker
 
@@ -68,8 +67,7 @@ def test_the_migrated_tables_are_those_of_the_metadata(place: PostgresPlace) -> 
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.metadata) == []
     engine.dispose()
-    shards = place.query("SELECT shard FROM totals ORDER BY shard")
-    assert [row["shard"] for row in shards] == list(range(tables.SHARDS))
+    assert place.query("SELECT id, age FROM ageing") == [{"id": 0, "age": 0.0}]
 
 
 def test_opening_changes_nothing_and_names_the_command(empty: PostgresPlace) -> None:
@@ -104,15 +102,14 @@ def test_many_processes_upgrade_at_once(empty: PostgresPlace, attempt: int) -> N
     assert {bytes(row["digest"]) for row in empty.rows()} == {
         a_key(KEYS + number).digest for number in range(8)
     }
-    totals = empty.query("SELECT count(*) AS shards, sum(entries) AS entries FROM totals")
-    assert totals == [{"shards": tables.SHARDS, "entries": 8}]
+    assert empty.query("SELECT sum(entries) AS entries FROM namespace_totals") == [{"entries": 8}]
 
 
 def test_an_upgrade_that_fails_leaves_nothing_behind(empty: PostgresPlace) -> None:
     def fail(
         _connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: Any
     ) -> None:
-        if "CREATE TABLE totals" in statement:
+        if "CREATE TABLE leases" in statement:
             raise KeyboardInterrupt
 
     event.listen(Engine, "before_cursor_execute", fail)
@@ -136,24 +133,37 @@ def test_a_golden_catalog_is_upgraded_and_used(empty: PostgresPlace, revision: s
     upgrade(empty)
     (empty.root / "blobs").mkdir()
     backend = empty.open()
-    assert {entry.key: entry for entry in backend.entries(EntryFilter())} == EXPECTED
-    assert backend.departed([DELETED])[DELETED].reason == "evicted"
-    keys = [a_key(number) for number in (4, 3, 2, 1, 0)]
-    assert backend.longest(keys, CREATED_AT) == EXPECTED[a_key(2)]
-    assert backend.longest(keys, CREATED_AT + 60) == EXPECTED[a_key(1)]
-    assert backend.usage().entries == len(EXPECTED)
-    assert publish(backend, an_entry(3))
-    assert publish(backend, an_entry(4))
-    assert backend.delete(a_key(4), "deleted")
-    assert backend.sweep(CREATED_AT + 60, 0).expired == 1
-    assert backend.usage().entries == len(EXPECTED) - 1
+    use_golden(backend, revision)
+    backend.close()
+
+
+def test_totals_survive_the_way_down_and_up(place: PostgresPlace) -> None:
+    backend = place.open()
+    for number in range(60):
+        name = f"tenant {number % 3}"
+        publish(backend, an_entry(number, blob_bytes=number, namespace=name, pinned=number < 9))
+    names = (None, "tenant 0", "tenant 1", "tenant 2")
+    before = [backend.usage(name) for name in names]
+    sums = (
+        "SELECT namespace, shard, entries, blob_bytes, pinned FROM namespace_totals ORDER BY 1, 2"
+    )
+    rows = place.query(sums)
+    backend.close()
+    with open_revisions(FleetPlace.parse(place.url)) as revisions:
+        revisions.downgrade("0001")
+        (old,) = place.query("SELECT sum(entries) AS n, sum(blob_bytes) AS size FROM totals")
+        assert old == {"n": 60, "size": before[0].blob_bytes}
+        revisions.upgrade()
+    assert place.query(sums) == rows
+    backend = place.open()
+    assert [backend.usage(name) for name in names] == before
     backend.close()
 
 
 def test_down_to_nothing_and_up_again(place: PostgresPlace) -> None:
     with open_revisions(FleetPlace.parse(place.url)) as revisions:
         for target in ("9042", tables.HEAD, "", "head", "-1"):
-            with pytest.raises(InputError, match="known below it: base"):
+            with pytest.raises(InputError, match="known below it: base, 0001"):
                 revisions.downgrade(target)
         revisions.downgrade("base")
         assert revisions.status().found is None

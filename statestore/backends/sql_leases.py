@@ -1,0 +1,159 @@
+"""Leases in the catalog's database: a row of ``leases`` for each key.
+
+Every moment is by the database's clock: on a server one clock for all hosts, in a SQLite file that
+of the host it lies on. Each call is one statement or two, and whoever finds a lease held has only
+read. A row stays until it is taken again, or some time after it lapsed: a release removes old ones.
+
+Callers stand between a question and its answer, so a catalog that is busy is waited for `_BUSY_S`
+at most.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Double, bindparam, delete, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import ColumnElement
+
+from statestore.backends.database import Database
+from statestore.backends.leases import OUTCOME_S, Lease, Outcome
+from statestore.keys import StateKey
+from statestore.tables import leases
+
+T = TypeVar("T")
+
+_BUSY_S: Final = 1.0
+_FIRST_PAUSE_S: Final = 0.005  # mean wait before a second look; it doubles
+_LAST_PAUSE_S: Final = 0.1
+_LEAST_PAUSE_S: Final = 0.001
+_OLD_ROWS: Final = 100  # that one release removes
+_HELD: Final = ""  # the outcome of a lease that has none
+
+
+class _Now(ColumnElement[float]):
+    """Seconds since the epoch by the database's clock, as it goes on inside a transaction."""
+
+    inherit_cache = True
+    type = Double()
+
+
+@compiles(_Now, "sqlite")
+def _now_of_the_host(_now: _Now, _compiler: SQLCompiler, **_options: object) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(_Now, "postgresql")
+def _now_of_the_server(_now: _Now, _compiler: SQLCompiler, **_options: object) -> str:
+    return "extract(epoch from clock_timestamp())::float8"
+
+
+_NOW: Final = _Now()
+_THIS: Final = leases.c.digest == bindparam("of")
+_OWN: Final = (leases.c.owner == bindparam("by")) & (leases.c.outcome == _HELD)
+_STANDING: Final = (leases.c.owner, leases.c.outcome, (leases.c.expires_at - _NOW).label("left"))
+
+_LOOK: Final = select(*_STANDING).where(_THIS, leases.c.expires_at > _NOW)
+_RENEW: Final = (
+    update(leases)
+    .where(_THIS, _OWN, leases.c.expires_at > _NOW)
+    .values(expires_at=_NOW + bindparam("term_s", type_=Double))
+)
+_RELEASE: Final = (
+    update(leases)
+    .where(_THIS, _OWN)
+    .values(expires_at=_NOW + OUTCOME_S, outcome=bindparam("result"))
+)
+# what another transaction holds is left to it: nobody waits
+_old: Final = (
+    select(leases.c.digest)
+    .where(leases.c.expires_at <= _NOW)
+    .order_by(leases.c.expires_at)
+    .limit(_OLD_ROWS)
+    .with_for_update(skip_locked=True)
+)
+_FORGET: Final = delete(leases).where(leases.c.digest.in_(_old))
+
+
+def _take(kind: Any) -> Any:  # noqa: ANN401 - two dialects' own INSERTs, alike and unrelated
+    """Insert the lease, or take it over where nobody else holds it."""
+    until = _NOW + bindparam("term_s", type_=Double)
+    row = {"owner": bindparam("by"), "outcome": _HELD, "expires_at": until}
+    free = or_(leases.c.expires_at <= _NOW, leases.c.outcome == Outcome.PUBLISHED.value, _OWN)
+    statement = kind.insert(leases).values(digest=bindparam("of"), **row)
+    return statement.on_conflict_do_update(
+        index_elements=[leases.c.digest], set_=row, where=free
+    ).returning(*_STANDING)
+
+
+_TAKE: Final = {"sqlite": _take(sqlite), "postgresql": _take(postgresql)}
+
+
+class SqlLeases:
+    """`Leases` in a catalog, which whoever made this closes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def acquire(self, key: StateKey, owner: str, ttl_s: float) -> Lease:
+        """Take the lease on `key` if nobody holds it; how it stands after that."""
+        given = {"of": key.digest, "by": owner, "term_s": ttl_s}
+        while True:
+            seen = self._look(key)
+            if seen is not None and not _open_to(owner, seen):
+                return seen
+            taken = self._apply(lambda tx: _one(tx, _TAKE[tx.dialect.name], given))
+            if taken is not None:
+                return taken
+
+    def renew(self, key: StateKey, owner: str, ttl_s: float) -> bool:
+        """Hold on to it for `ttl_s` from now; ``False``: it lapsed, or another has it."""
+        given = {"of": key.digest, "by": owner, "term_s": ttl_s}
+        return self._apply(lambda tx: tx.execute(_RENEW, given).rowcount) == 1
+
+    def release(self, key: StateKey, owner: str, outcome: Outcome) -> None:
+        """Let go, leaving the outcome for `OUTCOME_S`; nothing happens where another holds it."""
+        given = {"of": key.digest, "by": owner, "result": outcome.value}
+        self._apply(lambda tx: tx.execute(_RELEASE, given).rowcount)
+        self._apply(lambda tx: tx.execute(_FORGET).rowcount)
+
+    def wait(self, key: StateKey, timeout_s: float) -> Lease | None:
+        """How the lease stands once it was released, lapsed or `timeout_s` passed; ``None``: free.
+
+        Looks again at jittered intervals that grow to `_LAST_PAUSE_S`. A look is one row's read.
+        """
+        deadline = time.monotonic() + timeout_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            seen = self._look(key)
+            left_s = deadline - time.monotonic()
+            if seen is None or seen.outcome is not None or left_s <= 0:
+                return seen
+            dice = random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+            time.sleep(max(_LEAST_PAUSE_S, min(left_s, seen.remaining_s, pause_s * dice)))
+            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+
+    def _look(self, key: StateKey) -> Lease | None:
+        return self._database.read(lambda tx: _one(tx, _LOOK, {"of": key.digest}))
+
+    def _apply(self, work: Callable[[Connection], T]) -> T:
+        return self._database.apply(work, patience_s=_BUSY_S)
+
+
+def _one(connection: Connection, statement: Any, given: dict[str, Any]) -> Lease | None:  # noqa: ANN401
+    row = connection.execute(statement, given).one_or_none()
+    if row is None:
+        return None
+    return Lease(row.owner, float(row.left), Outcome(row.outcome) if row.outcome else None)
+
+
+def _open_to(owner: str, seen: Lease) -> bool:
+    """Whether `owner` may take the lease that stands like this."""
+    if seen.outcome is not None:
+        return seen.outcome is Outcome.PUBLISHED
+    return seen.owner == owner
