@@ -32,6 +32,8 @@ from statestore.url import StoreURL, duration_s, size_bytes
 
 #: Seconds between two looks at the age where nothing else asks for totals.
 AGE_FRESH_S: Final = 10.0
+#: Evictions in a row that find nothing, after which there is no room.
+ATTEMPTS: Final = 4
 
 
 class Budgeted(Wrapper):
@@ -140,14 +142,17 @@ class Budgeted(Wrapper):
                 account.promised -= size
 
     def _make_room(self, account: Account, size: int, now: float) -> None:
-        while True:
+        """Evict until `size` bytes fit. Raises `FullError` where what stays leaves no room."""
+        in_vain = 0
+        while in_vain < ATTEMPTS:
             target = account.target(size)
             gone = self.inner.evict(target, now, namespace=account.namespace)
             account.note_read(self._read(account.namespace), self._monotonic(), ours=True)
             if account.used + size <= account.limit:
                 return
-            if gone.entries == 0:
-                raise account.full(size)
+            # Nothing to evict: there are pins, or another made room and a third has filled it.
+            in_vain = in_vain + 1 if gone.entries == 0 else 0
+        raise account.full(size)
 
     def _take_back(self, account: Account, now: float) -> None:
         """After a put beside other writers, near the mark: what went over goes."""

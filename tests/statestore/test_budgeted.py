@@ -1,0 +1,282 @@
+"""Budgets on real places: what one writer is promised, and what many at once are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from statestore.backends.base import Backend
+from statestore.backends.budget import Budget
+from statestore.backends.budgeted import Budgeted
+from statestore.backends.wrapper import Wrapper
+from statestore.entry import Entry, EntryFilter, Role, Status, Usage
+from statestore.errors import FullError, InputError
+from statestore.eviction import make_policy
+from tests.statestore.backend_places import (
+    CREATED_AT,
+    FilePlace,
+    Place,
+    PlaceContract,
+    a_blob,
+    a_key,
+    an_entry,
+    publish,
+)
+from tests.statestore.budget_worker import run_worker
+
+KB = 1000
+
+
+class Counted(Wrapper):
+    """Counts how often totals are read."""
+
+    reads = 0
+
+    def usage(self, namespace: str | None = None) -> Usage:
+        self.reads += 1
+        return super().usage(namespace)
+
+
+def within(inner: Backend, total_bytes: int | None, policy: str = "lru", **more: int) -> Budgeted:
+    return Budgeted(inner, Budget(total_bytes, more), make_policy(policy))
+
+
+def put(backend: Backend, number: int, **fields: object) -> bool:
+    """Entries come one second apart, of 1000 bytes."""
+    return publish(backend, an_entry(number, created_at=CREATED_AT + number, **fields))
+
+
+def stored(backend: Backend) -> set[int]:
+    return {entry.key.n_tokens - 1 for entry in backend.entries(EntryFilter())}
+
+
+def found(backend: Backend, number: int) -> Entry | None:
+    return backend.longest([a_key(number)], CREATED_AT)
+
+
+class BudgetContract(PlaceContract):
+    """Inherit and give `place`."""
+
+    # Room
+
+    def test_room_is_made_before_a_put(self, backend: Backend, place: Place) -> None:
+        budgeted = within(backend, 10 * KB)
+        for number in range(30):
+            assert put(budgeted, number)
+            assert backend.usage().blob_bytes <= 10 * KB
+        assert stored(backend) == set(range(20, 30))
+        assert len(place.blob_names()) == 10
+
+    def test_a_hit_keeps_it(self, backend: Backend) -> None:
+        budgeted = within(backend, 4 * KB)
+        for number in range(4):
+            put(budgeted, number)
+        entry = found(budgeted, 0)
+        assert entry is not None
+        budgeted.touch(entry, CREATED_AT + 10, 0.0)
+        put(budgeted, 11)
+        assert stored(backend) == {0, 2, 3, 11}
+        touched = found(backend, 0)
+        assert touched is not None
+        assert (touched.hits, touched.used_at) == (1, CREATED_AT + 10)
+
+    def test_the_policy_decides(self, backend: Backend) -> None:
+        budgeted = within(backend, 4 * KB, "gdsf")
+        for number, gain in enumerate((400, 20, 300, 200, 100)):
+            key = replace(a_key(number), n_tokens=1000)
+            entry = an_entry(number, key=key, ancestor_tokens=1000 - gain)
+            assert publish(budgeted, replace(entry, created_at=CREATED_AT + number))
+        left = {entry.ancestor_tokens for entry in backend.entries(EntryFilter())}
+        assert left == {600, 700, 800, 900}
+
+    def test_passing_stops_go_first(self, backend: Backend) -> None:
+        budgeted = within(backend, 4 * KB, "gdsf")
+        put(budgeted, 0)
+        for number in (1, 2, 3):
+            put(budgeted, number, role=Role.SPARSE)
+        for number in (4, 5):
+            put(budgeted, number)
+        assert stored(backend) == {0, 3, 4, 5}
+
+    def test_states_of_many_sizes(self, backend: Backend) -> None:
+        budgeted = within(backend, 20 * KB, "gdsf")
+        dice = random.Random(1)
+        for number in range(60):
+            put(budgeted, number, blob_bytes=dice.randrange(1, 8 * KB))
+            assert backend.usage().blob_bytes <= 20 * KB
+        assert backend.usage().blob_bytes > 12 * KB
+
+    def test_a_large_budget_is_emptied_by_whole_states_of_slack(self, backend: Backend) -> None:
+        budgeted = within(backend, 100 * KB)
+        for number in range(100):
+            put(budgeted, number)
+        assert backend.usage().entries == 100
+        put(budgeted, 100)
+        assert stored(backend) == set(range(2 + 1, 101))
+
+    def test_what_is_there_already_is_refused_as_ever(self, backend: Backend) -> None:
+        budgeted = within(backend, 2 * KB)
+        assert put(budgeted, 0)
+        assert not put(budgeted, 0)
+        assert put(budgeted, 1)
+        assert stored(backend) == {0, 1}
+
+    def test_a_state_larger_than_the_budget(self, backend: Backend) -> None:
+        budgeted = within(backend, 2 * KB)
+        put(budgeted, 0)
+        with pytest.raises(FullError, match=r"a state of 2001 bytes is larger than .* 2000 bytes"):
+            put(budgeted, 1, blob_bytes=2001)
+        assert stored(backend) == {0}
+
+    def test_what_was_there_before_the_budget_leaves_in_order(self, backend: Backend) -> None:
+        for number in range(20):
+            put(backend, number, score=CREATED_AT + number)
+        put(within(backend, 5 * KB, "gdsf"), 20)
+        assert stored(backend) == {16, 17, 18, 19, 20}
+
+    # Pins, expiry, namespaces
+
+    def test_pinned_states_count_and_stay(self, backend: Backend) -> None:
+        budgeted = within(backend, 3 * KB)
+        put(budgeted, 0, pinned=True)
+        put(budgeted, 1)
+        budgeted.update(a_key(1), pinned=True)
+        for number in (2, 3, 4):
+            put(budgeted, number)
+        assert stored(backend) == {0, 1, 4}
+        put(budgeted, 5, pinned=True)
+        with pytest.raises(FullError, match="3 pinned states are among the 3000 bytes that stay"):
+            put(budgeted, 6)
+        assert stored(backend) == {0, 1, 5}
+        budgeted.update(a_key(0), pinned=False)
+        assert put(budgeted, 6)
+        assert stored(backend) == {1, 5, 6}
+
+    def test_a_default_expiry(self, backend: Backend) -> None:
+        budgeted = Budgeted(backend, Budget(), make_policy(), ttl_s=60.0)
+        put(budgeted, 0)
+        put(budgeted, 1, expires_at=CREATED_AT + 5)
+        assert found(budgeted, 0).expires_at == CREATED_AT + 60
+        assert found(budgeted, 1).expires_at == CREATED_AT + 5
+        assert budgeted.longest([a_key(0)], CREATED_AT + 61) is None
+
+    def test_a_namespace_keeps_within_its_own(self, backend: Backend) -> None:
+        budgeted = within(backend, 10 * KB, small=2 * KB)
+        for number in range(5):
+            put(budgeted, number)
+        for number in range(5, 10):
+            put(budgeted, number, namespace="small")
+        assert stored(backend) == {0, 1, 2, 3, 4, 8, 9}
+        with pytest.raises(FullError, match="the budget of namespace 'small', 2000 bytes"):
+            put(budgeted, 10, namespace="small", blob_bytes=3 * KB)
+        for number in range(11, 30):
+            put(budgeted, number)
+        assert backend.usage().blob_bytes == 10 * KB  # and in all as well
+        assert backend.usage("small").entries == 0
+
+    def test_a_put_that_fails_gives_its_room_back(self, backend: Backend) -> None:
+        budgeted = within(backend, 2 * KB)
+        for _ in range(5):
+            with pytest.raises(InputError):
+                budgeted.publish(an_entry(0), [b"too short"])
+        put(budgeted, 1)
+        put(budgeted, 2)
+        assert stored(backend) == {1, 2}
+
+    # Others
+
+    def test_totals_are_read_once_per_put_or_less(self, backend: Backend) -> None:
+        counted = Counted(backend)
+        budgeted = within(counted, 50 * KB)
+        for number in range(50):
+            put(budgeted, number)
+        assert counted.reads <= 25
+        counted.reads = 0
+        for number in range(50, 100):
+            put(budgeted, number)
+        assert counted.reads <= 50
+
+    def test_what_others_put_is_noticed(self, backend: Backend, place: Place) -> None:
+        with closing(place.open()) as theirs:
+            mine, other = within(backend, 20 * KB), within(theirs, 20 * KB)
+            for number in range(80):
+                put((mine, other)[number % 2], number)
+                assert backend.usage().blob_bytes <= 21 * KB
+        assert len(stored(backend) & set(range(64, 80))) >= 14
+
+    def test_a_state_that_is_being_read_survives(self, backend: Backend) -> None:
+        budgeted = within(backend, 2 * KB)
+        put(budgeted, 0)
+        entry = found(budgeted, 0)
+        assert entry is not None
+        blob = budgeted.read(entry)
+        for number in range(1, 6):
+            put(budgeted, number)
+        assert found(budgeted, 0) is None
+        assert blob == a_blob(entry.key)
+
+    def test_writers_and_readers_in_threads(self, place: Place) -> None:
+        """Each connection is shared by two threads, as in a server."""
+        with ExitStack() as stack:
+            opened = [stack.enter_context(closing(place.open())) for _ in range(3)]
+            shared = [within(one, 40 * KB, "gdsf") for one in opened]
+
+            def work(seed: int) -> None:
+                dice, mine = random.Random(seed), shared[seed % 3]
+                for _ in range(60):
+                    number = dice.randrange(200)
+                    put(mine, number, blob_bytes=dice.randrange(1, KB))
+                    entry = found(mine, dice.randrange(200))
+                    if entry is not None:
+                        blob = mine.read(entry)
+                        assert blob is None or blob == a_blob(entry.key, entry.blob_bytes)
+                        mine.touch(entry, CREATED_AT + dice.random(), 0.0)
+
+            with ThreadPoolExecutor(6) as threads:
+                for future in [threads.submit(work, seed) for seed in range(6)]:
+                    future.result()
+            usage = opened[0].usage()
+            assert 30 * KB < usage.blob_bytes <= 42 * KB
+            listed = list(opened[0].entries(EntryFilter()))
+            assert sum(entry.blob_bytes for entry in listed) == usage.blob_bytes
+            assert {entry.blob for entry in listed} == place.blob_names()
+
+    def test_quarantined_states_make_room_first(self, backend: Backend) -> None:
+        budgeted = within(backend, 3 * KB)
+        for number in range(3):
+            put(budgeted, number)
+        budgeted.update(a_key(2), status=Status.QUARANTINED, reason="bad")
+        put(budgeted, 3)
+        assert stored(backend) == {0, 1, 3}
+
+
+class TestFileBudget(BudgetContract):
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Iterator[Place]:
+        return FilePlace(tmp_path / "store")
+
+
+def test_many_processes_keep_within_the_budget(tmp_path: Path) -> None:
+    """Eight processes write for all they are worth while a ninth looks on."""
+    done = run_worker(f"file://{tmp_path / 'store'}", writers=8, puts=40)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"total_bytes": 0}, "budget in all: at least one byte, not 0"),
+        ({"namespaces": {"a": -1}}, "budget a: at least one byte"),
+        ({"low": 0.9, "high": 0.8}, "does not hold"),
+        ({"high": 1.1}, "does not hold"),
+    ],
+)
+def test_a_budget_that_makes_no_sense(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Budget(**arguments)
