@@ -189,11 +189,11 @@ class ObjectBlobs:
             raise UnavailableError(f"{self._shown}: there is no such bucket; create it") from None
 
     @contextmanager
-    def _translating(self, doing: str, name: str = "") -> Iterator[None]:
+    def _translating(self, doing: str, name: str | None = None) -> Iterator[None]:
         """The storage layer's errors for obstore's, whose texts may quote a session token."""
         from obstore.exceptions import BaseError
 
-        if name and not NAME.fullmatch(name):
+        if name is not None and not NAME.fullmatch(name):
             raise InputError(f"blob name {name!r} is unlawful: it must match {NAME.pattern}")
         if _FIRST_USER.setdefault("pid", os.getpid()) != os.getpid():
             raise UnavailableError(
@@ -205,7 +205,7 @@ class ObjectBlobs:
         except StateStoreError:
             raise
         except (BaseError, OSError, ValueError) as error:
-            raise _translated(error, f"{doing} {self._shown} {name}".rstrip()) from None
+            raise _translated(error, f"{doing} {self._shown} {name or ''}".rstrip()) from None
 
 
 def _fill(buffer: memoryview, result: GetResult) -> int:
