@@ -130,6 +130,29 @@ def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
         yield servers
 
 
+@contextmanager
+def sentinel_of(primary: RedisServer) -> Iterator[int]:
+    """A Sentinel that watches `primary` as "fleet"; its port."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="sentinel-") as directory:
+        config = Path(directory) / "sentinel.conf"
+        config.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+            f"sentinel monitor fleet 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds fleet 400\n"
+            "sentinel failover-timeout fleet 2000\n"
+        )
+        with (Path(directory) / "log").open("wb") as log:
+            process = subprocess.Popen(
+                ["redis-server", str(config), "--sentinel"], stdout=log, stderr=log
+            )
+        try:
+            yield port
+        finally:
+            process.kill()
+            process.wait()
+
+
 def is_ready(server: RedisServer) -> bool:
     with server.client() as client:
         info = client.execute_command("CLUSTER INFO")

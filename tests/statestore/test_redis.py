@@ -5,11 +5,8 @@ server, a whole store; Sentinel's failover, a Cluster that moves its slots or lo
 from __future__ import annotations
 
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -26,6 +23,7 @@ from tests.statestore.redis_servers import (
     free_port,
     running,
     running_cluster,
+    sentinel_of,
     wait_until,
 )
 
@@ -145,7 +143,7 @@ def test_putting_again_what_was_published_says_so(place: RedisPlace) -> None:
     backend = place.open()
     entry = an_entry(0)
     publish(backend, entry)
-    command = backend._publication(entry)
+    command = scripts.publication(f"{place.prefix}:1:{{00}}:", entry)
     assert backend._server.run([command, command]) == [scripts.PUBLISHED] * 2
     assert backend.usage().entries == 1
     assert backend.read(entry) == a_blob(entry.key)
@@ -153,29 +151,6 @@ def test_putting_again_what_was_published_says_so(place: RedisPlace) -> None:
 
 
 # Sentinel
-
-
-@contextmanager
-def sentinel_of(primary: RedisServer) -> Iterator[int]:
-    """A Sentinel that watches `primary` as "fleet"; its port."""
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="sentinel-") as directory:
-        config = Path(directory) / "sentinel.conf"
-        config.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
-            f"sentinel monitor fleet 127.0.0.1 {primary.port} 1\n"
-            "sentinel down-after-milliseconds fleet 400\n"
-            "sentinel failover-timeout fleet 2000\n"
-        )
-        with (Path(directory) / "log").open("wb") as log:
-            process = subprocess.Popen(
-                ["redis-server", str(config), "--sentinel"], stdout=log, stderr=log
-            )
-        try:
-            yield port
-        finally:
-            process.kill()
-            process.wait()
 
 
 def test_a_failover() -> None:

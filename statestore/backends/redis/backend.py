@@ -33,7 +33,6 @@ from statestore.backends.redis.rows import (
     text,
     to_departed,
     to_entry,
-    to_fields,
 )
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command, call
@@ -132,7 +131,7 @@ class RedisBackend:
             raise InputError(
                 f"entry {entry.key} says blob_bytes={entry.blob_bytes}, but the blob has {size}"
             )
-        command = self._publication(entry)
+        command = scripts.publication(self._keyspace.base(entry.key.digest), entry)
         now = repr(float(entry.created_at))
         if self._server.run([self._call(scripts.STORED, entry.key, now)])[0]:
             return False
@@ -248,12 +247,6 @@ class RedisBackend:
 
     def _names(self, entry: Entry) -> parts.Names:
         return partial(self._keyspace.part, entry.key.digest, entry.blob)
-
-    def _publication(self, entry: Entry) -> Command:
-        flat = [piece for field in to_fields(entry).items() for piece in field]
-        count = parts.count_parts(entry.blob_bytes)
-        now = repr(float(entry.created_at))
-        return self._call(scripts.PUBLISH, entry.key, now, entry.blob, count, *flat)
 
     def _unlink(self, entry: Entry) -> None:
         with suppress(BackendError):  # they expire

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from statestore.backends.redis.parts import count_parts
+from statestore.backends.redis.rows import to_fields
 from statestore.backends.redis.shard import LUA_FIELDS, SHARD, Command, call, departed_kept
+from statestore.entry import Entry
 
 #: ARGV: base, now, digests in hex joined, deepest first. The place (from 0) and the fields of the
 #: first that is usable. One long argument is read and sent much faster than thousands of names, and
@@ -189,6 +192,17 @@ end
 return rows
 """
 )
+
+
+def publication(base: str, entry: Entry) -> Command:
+    """The command that publishes an entry whose parts are written; see `PUBLISH`.
+
+    Raises:
+        InputError: a field cannot be stored.
+    """
+    flat = [piece for field in to_fields(entry).items() for piece in field]
+    now, count = repr(float(entry.created_at)), count_parts(entry.blob_bytes)
+    return call(PUBLISH, base, entry.key.hex, now, entry.blob, count, *flat)
 
 
 def removal(

@@ -1,0 +1,147 @@
+"""Redis calls over stores of 10^3, 10^5 and 10^6 entries, each on a private server of its own.
+
+The stores are filled with entries whose blobs are one byte, by the commands that a put sends, a
+hundred at a time; a million take some minutes and about 3 GB. The calls on the three are timed in
+turn, so that a busy machine is as busy for each. A lookup asks for as many keys as a prompt has
+chunks of 256 tokens; "hit" is the shallowest alone, so that every key is looked at.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+
+import click
+from redis import Redis
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bench_file_backend import CREATED_AT, a_key, an_entry
+from benchmarks.redis_fetch import private_server
+from benchmarks.stats import Timing, alternate, timed
+from statestore.backends.leases import Outcome
+from statestore.backends.redis.address import Address
+from statestore.backends.redis.backend import RedisBackend, open_redis_backend
+from statestore.backends.redis.keyspace import Keyspace
+from statestore.backends.redis.parts import UNPUBLISHED_S
+from statestore.backends.redis.scripts import publication
+from statestore.backends.redis.server import Server
+from statestore.backends.redis.shard import Command
+
+PROMPTS = {"1 k tokens": 4, "32 k tokens": 128, "1 M tokens": 3906}  # keys
+EVICTED = 256
+TTL_S = 60.0
+
+_BATCH = 100  # entries of one round trip while it is filled
+
+
+@click.command()
+@click.option("--runs", type=click.IntRange(min=1), default=300, show_default=True)
+@click.option("--entries", multiple=True, type=click.IntRange(min=1), help="Sizes of stores.")
+def main(runs: int, entries: tuple[int, ...]) -> None:
+    """Fill private servers, and time lookups, eviction, puts, leases."""
+    if shutil.which("redis-server") is None:
+        click.echo("not run: no redis-server (make services installs it)")
+        return
+    sizes = entries or (10**3, 10**5, 10**6)
+    with ExitStack() as stack:
+        things: dict[str, Callable[[], float]] = {}
+        memory: dict[int, int] = {}
+        for size in sizes:
+            port = stack.enter_context(private_server())
+            address = Address.of("redis", f"127.0.0.1:{port}", "", {})
+            backend = open_redis_backend(address)
+            stack.callback(backend.close)
+            fill(address, size)
+            with Redis(port=port) as plain:
+                memory[size] = int(plain.info("memory")["used_memory"])  # type: ignore[index]
+            things |= {f"{name}|{size}": thing for name, thing in calls(backend, size).items()}
+        report(sizes, memory, alternate(runs, things))
+
+
+def fill(address: Address, entries: int) -> None:
+    """Publish entries 0, 1, ... of one byte."""
+    server, names = Server(address), Keyspace(address.prefix, 1)
+    for first in range(0, entries, _BATCH):
+        commands: list[Command] = []
+        for number in range(first, min(first + _BATCH, entries)):
+            entry = an_entry(number, 1)
+            part = names.part(entry.key.digest, entry.blob, 0)
+            commands.append(("SET", part, b"!", "EX", UNPUBLISHED_S))
+            commands.append(publication(names.base(entry.key.digest), entry))
+        server.run(commands)
+    server.close()
+
+
+def calls(backend: RedisBackend, entries: int) -> dict[str, Callable[[], float]]:
+    """What is timed on one store."""
+    numbers = count(10**8)
+    spread = prompts(entries)
+
+    def find(keys: int, *, stored: bool) -> float:
+        asked = [a_key(next(numbers)) for _ in range(keys - stored)]
+        asked += [a_key(next(spread))] if stored else []
+        return timed(lambda: backend.longest(asked, CREATED_AT))
+
+    def put() -> float:
+        entry = an_entry(next(numbers), 1)
+        return timed(lambda: backend.publish(entry, [b"!"]))
+
+    def evict() -> float:
+        over = backend.usage().blob_bytes - min(EVICTED, entries // 4)
+        took = timed(lambda: backend.evict(over, CREATED_AT, limit=EVICTED))
+        fill_again(backend, numbers, min(EVICTED, entries // 4))
+        return took
+
+    def lease() -> float:
+        key = a_key(next(numbers))
+
+        def hold() -> None:
+            backend.leases.acquire(key, "owner", TTL_S)
+            backend.leases.release(key, "owner", Outcome.PUBLISHED)
+
+        return timed(hold)
+
+    things: dict[str, Callable[[], float]] = {}
+    for name, keys in PROMPTS.items():
+        things[f"find, {name}, miss"] = lambda keys=keys: find(keys, stored=False)
+        things[f"find, {name}, hit"] = lambda keys=keys: find(keys, stored=True)
+    things["touch"] = lambda: timed(lambda: backend.touch(an_entry(next(spread), 1), CREATED_AT, 0))
+    return things | {
+        "usage": lambda: timed(backend.usage),
+        "put, 1 byte": put,
+        "lease and release": lease,
+        f"evict {EVICTED} (or a quarter)": evict,
+    }
+
+
+def prompts(entries: int) -> Iterator[int]:
+    """Entries from everywhere, but for those that are evicted first."""
+    for step in count():
+        yield entries // 2 + step * 7919 % (entries - entries // 2)
+
+
+def fill_again(backend: RedisBackend, numbers: Iterator[int], entries: int) -> None:
+    """Put back as many as an eviction took; their scores are the lowest again."""
+    for _ in range(entries):
+        backend.publish(an_entry(next(numbers), 1), [b"!"])
+
+
+def report(sizes: tuple[int, ...], memory: dict[int, int], timings: dict[str, Timing]) -> None:
+    """One row for each call: median and p99 at every size, and how far the last grew."""
+    columns = [f"{size:,}: median, p99 ms" for size in sizes]
+    table = Table("call", *columns, "p99, last to first")
+    for name in dict.fromkeys(key.partition("|")[0] for key in timings):
+        found = [timings[f"{name}|{size}"] for size in sizes]
+        cells = [f"{one.median_s * 1e3:.2f}, {one.p99_s * 1e3:.2f}" for one in found]
+        table.add_row(name, *cells, f"{found[-1].p99_s / found[0].p99_s:.2f}")
+    console = Console(width=140)
+    console.print(table)
+    for size, used in memory.items():
+        console.print(f"{size:,} entries: {used / 1e6:,.0f} MB, {used / size:,.0f} bytes each")
+
+
+if __name__ == "__main__":
+    main()
