@@ -3,6 +3,7 @@
     file:///var/lib/states                  SQLite catalog + blob files; the embedded default
     file:///var/lib/states?codec=raw        options follow the path
     ./states                                a bare path means the same
+    memory:?budget=1GiB                     this process's memory; memory://name is shared in it
     postgresql+psycopg://user:secret@host/db?blobs=file:///shared/dir    a fleet's catalog and blobs
     redis://user:secret@host:6379/0         entries and blobs in Redis; also rediss, unix, and
                                             redis+sentinel, redis+cluster (`redis.address`)
@@ -34,7 +35,7 @@ from statestore.codec import CodecName
 from statestore.errors import SettingsError
 from statestore.metrics import Metrics
 from statestore.store import StateStore
-from statestore.url import StoreURL
+from statestore.url import StoreURL, size_bytes
 
 if TYPE_CHECKING:
     from statestore.backends.revisions import Revisions
@@ -70,6 +71,15 @@ def _open_file(url: StoreURL) -> Backend:
     return cast("Backend", _module("file", url).open_file_backend(_directory(url)))
 
 
+def _open_memory(url: StoreURL) -> Backend:
+    url.refuse_options("budget")
+    if url.path:
+        raise url.error("a memory store has a name and no path: memory: or memory://name")
+    budget = {**url.options, **url.common}.get("budget")
+    limit = None if budget is None else size_bytes(budget, f"store URL {str(url)!r}: budget")
+    return cast("Backend", _module("memory", url).MemoryBackend(url.netloc, limit))
+
+
 def _fleet_place(url: StoreURL, module: ModuleType) -> object:
     url.refuse_options(*module.OPTIONS)
     return module.FleetPlace.parse(url.text)
@@ -87,6 +97,7 @@ def _open_redis(url: StoreURL) -> Backend:
 
 
 _OPENERS: dict[str, Callable[[StoreURL], Backend]] = {
+    "memory": _open_memory,
     "file": _open_file,
     "postgresql+psycopg": _open_fleet,
     **dict.fromkeys(SCHEMES, _open_redis),
@@ -156,13 +167,13 @@ def _parsed(text: str) -> StoreURL:
     """One place's URL, its common options apart."""
     url = StoreURL.parse(text)
     if url.scheme not in _OPENERS:
-        known = ", ".join(f"{scheme}://" for scheme in _OPENERS)
+        known = ", ".join(f"{scheme}://" for scheme in _OPENERS)  # memory:// is right as well
         raise url.error(f"no backend for {url.scheme}://; known: {known}")
     return url.divided(_COMMON)
 
 
 def _codec_of(url: StoreURL) -> CodecName:
-    name = url.common.get("codec", "lossless")
+    name = url.common.get("codec", "raw" if url.scheme == "memory" else "lossless")
     if name not in get_args(CodecName):
         raise url.error(f"codec is one of {', '.join(get_args(CodecName))}")
     return cast("CodecName", name)
