@@ -13,9 +13,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +25,17 @@ import alembic.command  # noqa: F401 - loaded here once, not in every child
 
 from statestore.backends.base import Backend
 from statestore.backends.file import open_file_backend
+from statestore.backends.leases import Outcome
 from statestore.entry import EntryFilter, Status
+from statestore.errors import UnavailableError
 from statestore.keys import StateKey
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
 
 KEYS = 30  # that `step` plays with
 MARKS = 16  # further ones, published once and left alone
 PATIENCE_S = 60.0
+BUDGET = 300_000  # bytes that `churn` keeps to
+BLOB_LIMIT = 20_000  # bytes of one of its blobs
 
 
 def run_worker(verb: str, root: Path, seed: int, count: int) -> subprocess.CompletedProcess[str]:
@@ -65,27 +71,57 @@ def succeeded(children: list[int]) -> bool:
     return all(end == 0 for end in ends)
 
 
+@contextmanager
+def unless_busy() -> Iterator[None]:
+    """For calls that do not wait long for a lock."""
+    try:
+        yield
+    except UnavailableError as error:
+        if "was busy" not in str(error):
+            raise
+
+
 def step(backend: Backend, dice: random.Random) -> None:
     """One random call, and what must hold of its result whatever others do meanwhile."""
     number = dice.randrange(KEYS)
     key = a_key(number)
-    match dice.randrange(10):
+    match dice.randrange(12):
         case 0 | 1 | 2:
             publish(backend, an_entry(number, blob_bytes=dice.randrange(40_000)))
         case 3:
             backend.delete(key, "deleted")
         case 4:
-            backend.touch(an_entry(number), CREATED_AT + dice.random(), dice.random())
+            with unless_busy():
+                backend.touch(an_entry(number), CREATED_AT + dice.random(), dice.random())
         case 5:
             backend.update(key, pinned=dice.random() < 0.5, labels={"by": str(os.getpid())})
         case 6:
-            backend.update(key, status=Status.QUARANTINED, reason="to be replaced")
+            with unless_busy():
+                backend.update(key, status=Status.QUARANTINED, reason="to be replaced")
         case 7:
             usage = backend.usage()
             assert 0 <= usage.entries <= KEYS + MARKS
             assert len({entry.key for entry in backend.entries(EntryFilter())}) <= KEYS + MARKS
+        case 8:
+            backend.evict(dice.randrange(800_000), CREATED_AT, limit=dice.randrange(1, 8))
+        case 9:
+            take_turns(backend, key, dice)
         case _:
             look_up(backend, [a_key(dice.randrange(KEYS)) for _ in range(5)])
+
+
+def take_turns(backend: Backend, key: StateKey, dice: random.Random) -> None:
+    """Ask for the lease on `key`; whoever has it lets go, or forgets to."""
+    owner = f"{os.getpid()} {threading.get_ident()}"
+    if backend.leases is None:
+        return
+    with unless_busy():
+        lease = backend.leases.acquire(key, owner, 0.05)
+        if (lease.owner, lease.outcome) != (owner, None):
+            backend.leases.wait(key, 0.01)
+        elif dice.random() < 0.8:
+            backend.leases.renew(key, owner, 0.05)
+            backend.leases.release(key, owner, dice.choice(list(Outcome)))
 
 
 def look_up(backend: Backend, keys: list[StateKey]) -> None:
@@ -162,7 +198,71 @@ def kill(root: Path, seed: int, count: int) -> bool:
     return True
 
 
+def churn(opened: Callable[[], Backend], seed: int, count: int) -> bool:
+    """Three writers, two readers and two evictors; `count` times one of them is killed.
+
+    Another one takes its place at once. Everybody leaves entries alone but for their own part.
+    """
+    dice = random.Random(seed)
+
+    def start(work: Callable[[Backend, random.Random], None]) -> int:
+        number = dice.randrange(1 << 30)
+        return fork(partial(forever, opened, work, number))
+
+    parts = [write, write, write, read, read, make_room, make_room]
+    running = {start(part): part for part in parts}
+    well = True
+    for _ in range(count):
+        time.sleep(dice.uniform(0.02, 0.1))
+        victim = dice.choice(list(running))
+        part = running.pop(victim)
+        well &= killed(victim)
+        running[start(part)] = part
+    ends = [killed(child) for child in running]  # of every one
+    return well and all(ends)
+
+
+def killed(child: int) -> bool:
+    """End it; ``False`` where an exception had ended it before."""
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def forever(
+    opened: Callable[[], Backend], work: Callable[[Backend, random.Random], None], seed: int
+) -> None:
+    dice = random.Random(seed)
+    backend = opened()
+    while True:
+        work(backend, dice)
+
+
+def write(backend: Backend, dice: random.Random) -> None:
+    """As a worker does: one that holds the lease publishes, the others wait for it."""
+    number = dice.randrange(4 * KEYS)
+    take_turns(backend, a_key(number), dice)
+    size, name = dice.randrange(BLOB_LIMIT), dice.choice(["default", "tenant"])
+    publish(backend, an_entry(number, blob_bytes=size, score=dice.random(), namespace=name))
+
+
+def read(backend: Backend, dice: random.Random) -> None:
+    look_up(backend, [a_key(dice.randrange(4 * KEYS)) for _ in range(5)])
+    with unless_busy():
+        backend.touch(an_entry(dice.randrange(4 * KEYS)), CREATED_AT, dice.random())
+
+
+def make_room(backend: Backend, dice: random.Random) -> None:
+    if dice.random() < 0.3:
+        backend.evict(BUDGET // 4, CREATED_AT, namespace="tenant", limit=5)
+    backend.evict(BUDGET, CREATED_AT, limit=dice.choice([1, 10, 256]))
+
+
+def churn_files(root: Path, seed: int, count: int) -> bool:
+    """`churn` over a file store."""
+    return churn(partial(open_file_backend, root, patience_s=PATIENCE_S), seed, count)
+
+
 if __name__ == "__main__":
-    verbs = {"race": race, "mix": mix, "kill": kill}
+    verbs = {"race": race, "mix": mix, "kill": kill, "churn": churn_files}
     _, verb, where, seed_text, count_text = sys.argv
     sys.exit(0 if verbs[verb](Path(where), int(seed_text), int(count_text)) else 1)

@@ -24,7 +24,7 @@ from statestore.backends.fleet import FleetPlace, open_fleet_backend, open_revis
 from statestore.backends.sql import SqlBackend
 from statestore.errors import UnavailableError
 from tests.statestore.backend_places import a_key, an_entry, publish
-from tests.statestore.backend_worker import KEYS, fork, step, succeeded
+from tests.statestore.backend_worker import KEYS, churn, fork, step, succeeded
 
 
 def start_worker(
@@ -171,6 +171,7 @@ VERBS: dict[str, Callable[[str, int, int], bool]] = {
     "once": once,
     "kill": kill,
     "endure": endure,
+    "churn": lambda url, seed, count: churn(partial(open_backend, url), seed, count),
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -24,7 +25,14 @@ from statestore.backends.sqlite import open_database
 from statestore.entry import EntryFilter
 from statestore.errors import ClosedError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
-from tests.statestore.backend_worker import KEYS, PATIENCE_S, run_worker, step
+from tests.statestore.backend_worker import (
+    BLOB_LIMIT,
+    BUDGET,
+    KEYS,
+    PATIENCE_S,
+    run_worker,
+    step,
+)
 
 
 def check_store(place: FilePlace) -> None:
@@ -34,6 +42,7 @@ def check_store(place: FilePlace) -> None:
     backend = place.open()
     listed = list(backend.entries(EntryFilter()))
     usage = backend.usage()
+    by_namespace = {entry.namespace: backend.usage(entry.namespace) for entry in listed}
     backend.close()
     for entry in listed:
         assert place.read_blob(entry.blob) == a_blob(entry.key, entry.blob_bytes)
@@ -42,6 +51,9 @@ def check_store(place: FilePlace) -> None:
     assert usage.blob_bytes == sum(row["blob_bytes"] for row in rows)
     assert usage.pinned == sum(row["pinned"] for row in rows)
     assert usage.quarantined == sum(row["status"] == "quarantined" for row in rows)
+    for name, count in Counter(row["namespace"] for row in rows).items():
+        assert by_namespace[name].entries == count
+    assert sum(usage.blob_bytes for usage in by_namespace.values()) == usage.blob_bytes
 
 
 def named(place: FilePlace) -> set[str]:
@@ -100,6 +112,23 @@ def test_sigkill_at_any_moment_leaves_at_most_orphans(place: FilePlace) -> None:
         assert place.blob_names() == named(place)
         check_store(place)
     assert orphans > 0  # else the kills never met a write
+
+
+def test_writers_readers_and_evictors_killed_at_random(place: FilePlace) -> None:
+    for seed in range(2):
+        done = run_worker("churn", place.root, seed, 25)
+        assert done.returncode == 0, done.stderr
+        check_store(place)
+        backend = place.open()
+        overrun = backend.usage().blob_bytes - BUDGET
+        assert overrun <= 3 * BLOB_LIMIT  # what three writers put while an evictor was replaced
+        backend.evict(BUDGET, CREATED_AT)
+        assert 0 < backend.usage().blob_bytes <= BUDGET
+        assert backend.usage().age > 0
+        backend.sweep(time.time() + 1, grace_s=0)
+        backend.close()
+        assert place.blob_names() == named(place)
+        check_store(place)
 
 
 def test_a_lock_held_too_long_is_named_and_leaves_nothing(place: FilePlace) -> None:
@@ -214,7 +243,7 @@ def test_a_fork_and_its_parent_both_go_on(place: FilePlace) -> None:
                 failures.append(error)
 
         def child(number):
-            assert publish(backend, an_entry(KEYS + number))
+            assert publish(backend, an_entry(KEYS + number, pinned=True))
             dice = random.Random(number)
             for _ in range(20):
                 step(backend, dice)

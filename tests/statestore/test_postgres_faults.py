@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from statestore.entry import EntryFilter, Role
 from statestore.errors import BackendError, FullError, UnavailableError
 from statestore.schema import State, Tensor, rwkv7
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, digest, publish
-from tests.statestore.backend_worker import KEYS, step
+from tests.statestore.backend_worker import BLOB_LIMIT, BUDGET, KEYS, step
 from tests.statestore.postgres_servers import PostgresPlace, PostgresServer
 from tests.statestore.postgres_worker import open_backend, run_worker, start_worker
 
@@ -50,6 +51,7 @@ def check_store(place: PostgresPlace) -> None:
     backend = place.open()
     listed = list(backend.entries(EntryFilter()))
     usage = backend.usage()
+    by_namespace = {entry.namespace: backend.usage(entry.namespace) for entry in listed}
     backend.close()
     for entry in listed:
         assert place.read_blob(entry.blob) == a_blob(entry.key, entry.blob_bytes)
@@ -58,6 +60,9 @@ def check_store(place: PostgresPlace) -> None:
     assert usage.blob_bytes == sum(row["blob_bytes"] for row in rows)
     assert usage.pinned == sum(row["pinned"] for row in rows)
     assert usage.quarantined == sum(row["status"] == "quarantined" for row in rows)
+    for name, count in Counter(row["namespace"] for row in rows).items():
+        assert by_namespace[name].entries == count
+    assert sum(usage.blob_bytes for usage in by_namespace.values()) == usage.blob_bytes
 
 
 def named(place: PostgresPlace) -> set[str]:
@@ -76,7 +81,7 @@ def wait_for_the_dead(place: PostgresPlace) -> None:
 
 @contextmanager
 def row_lock(
-    place: PostgresPlace, statement: str = "SELECT 1 FROM namespace_totals FOR UPDATE"
+    place: PostgresPlace, statement: str = "LOCK TABLE namespace_totals IN EXCLUSIVE MODE"
 ) -> Iterator[None]:
     """Another program holds locks."""
     with place.server.connect(place.database) as connection, connection.transaction():
@@ -127,6 +132,23 @@ def test_sigkill_at_any_moment_leaves_at_most_orphans(place: PostgresPlace) -> N
         assert place.blob_names() == named(place)
         check_store(place)
     assert orphans > 0  # else the kills never met a write
+
+
+def test_writers_readers_and_evictors_killed_at_random(place: PostgresPlace) -> None:
+    for seed in range(2):
+        run_worker("churn", place.url, seed, 20)
+        wait_for_the_dead(place)
+        check_store(place)
+        backend = place.open()
+        overrun = backend.usage().blob_bytes - BUDGET
+        assert overrun <= 3 * BLOB_LIMIT  # what three writers put while an evictor was replaced
+        backend.evict(BUDGET, CREATED_AT)
+        assert 0 < backend.usage().blob_bytes <= BUDGET
+        assert backend.usage().age > 0
+        backend.sweep(time.time() + 1, grace_s=0)
+        backend.close()
+        assert place.blob_names() == named(place)
+        check_store(place)
 
 
 def test_a_lock_held_too_long_is_named_and_leaves_nothing(tmp_path: Path) -> None:
