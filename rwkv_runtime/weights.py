@@ -117,7 +117,7 @@ def read_weights(path: Path, dtype: torch.dtype, device: torch.device) -> Weight
         WeightsError: the file cannot be read, is something else, or its tensors do not fit
         together.
     """
-    with _opened(path) as (shapes, load):
+    with open_tensors(path) as (shapes, load):
         architecture = infer(path, shapes)
         tensors = {
             name: _converted(path, name, load(name), shape, dtype, device)
@@ -211,8 +211,12 @@ Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor]]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Opened]:
-    """The shapes of all tensors in the file, and a function that gives one of them by name."""
+def open_tensors(path: Path) -> Iterator[Opened]:
+    """The shapes of all tensors in the file, and a function that gives one of them by name.
+
+    Raises:
+        WeightsError: it cannot be read, or holds something else than tensors.
+    """
     size = FileIdentity.of(path).size
     try:
         with path.open("rb") as file:

@@ -7,14 +7,12 @@ was stored. It knows nothing of stores, prompts or text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from rwkv_runtime import model
 from rwkv_runtime.engines.base import check_tokens
+from rwkv_runtime.engines.threads import computing
 from rwkv_runtime.model import LayerState, ModelState
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
 from rwkv_runtime.weights import Architecture, WeightsFile
@@ -70,7 +68,7 @@ class Rwkv7Engine:
 
     def logits(self, output: Tensor) -> Tensor:
         """See `Engine`."""
-        with self._computing():
+        with computing(self._threads):
             return model.logits(self._weights, output[None])[0].float()
 
     def to_stored(self, state: ModelState, output: Tensor | None) -> State:
@@ -93,18 +91,9 @@ class Rwkv7Engine:
         return layers, output
 
     def _forward(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        with self._computing():
+        with computing(self._threads):
             hidden, after = model.forward(self._weights, tokens, state)
             return hidden[0, -1].clone(), after
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        # torch keeps its number of threads per calling thread, so setting it once at load would not
-        # do.
-        if self._threads is not None and torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        with torch.inference_mode():
-            yield
 
 
 def schema_of(architecture: Architecture, dtype: torch.dtype) -> Schema:

@@ -1,0 +1,229 @@
+"""RWKV versions 4, 5, 5.1, 5.2, 6 and 7, computed by the `rwkv` package.
+
+For whoever runs these models with it already: strategy strings are those of the package, and
+decide bits, so they are in the fingerprint with its release and its rescaling of fp16. A state is
+the package's list of tensors. The package writes to it in place, and leaves views of whole
+activations in it: it is cloned before and after every call. The package gives logits and no hidden
+vector, so logits are what is kept with a state. It reads `.pth` only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from rwkv_runtime.digests import Progress, check_unchanged, weights_digest
+from rwkv_runtime.engines.base import check_tokens
+from rwkv_runtime.engines.package import load_model, package_version
+from rwkv_runtime.engines.threads import computing
+from rwkv_runtime.errors import DeviceError, WeightsError
+from rwkv_runtime.state import DTYPES, from_stored, to_stored
+from rwkv_runtime.versions import Dimensions, dimensions_of
+from rwkv_runtime.weights import open_tensors
+from statestore.keys import ChunkRule, Fingerprint
+from statestore.schema import OUTPUT_LOGITS, DType, Schema, State, rwkv4, rwkv5, rwkv7
+
+ADAPTER_NAME: Final = "rwkv-package"
+# Raise with any change of the bits that come out of the same release of the package.
+ADAPTER_REVISION: Final = 1
+
+_SEVEN: Final = re.compile(r"(cpu|cuda(:\d+)?) (fp32|fp16|bf16)")
+_V4_START: Final = -1e30  # of att_pp: the logarithm of nothing
+
+PackageState = tuple[Tensor, ...]
+
+
+class PackageEngine:
+    """An `Engine`; made by `load_package_engine`.
+
+    Args:
+        model: the package's. dimensions: of its weights. fingerprint: of everything here. rule:
+        how prompts are cut into chunks. threads: as for `Rwkv7Engine`.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - untyped
+        dimensions: Dimensions,
+        fingerprint: Fingerprint,
+        rule: ChunkRule,
+        threads: int | None = None,
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.rule = rule
+        self.vocabulary = dimensions.vocabulary
+        self._model = model
+        self._threads = threads
+        self._start = _start_of(model, dimensions)
+        self._devices = [tensor.device for tensor in self._start]
+        self.schema = _schema_of(dimensions, [DTYPES[tensor.dtype] for tensor in self._start])
+        self._names = [spec.name for spec in self.schema.tensors]
+
+    def initial_state(self) -> PackageState:
+        """Zeros, or the state that the weights file brings along."""
+        return self._start
+
+    def prefill(self, tokens: Tensor, state: PackageState) -> tuple[Tensor, PackageState]:
+        """See `Engine`. The output is the logits [vocabulary], fp32."""
+        check_tokens(tokens, self.vocabulary)
+        with computing(self._threads):
+            logits, after = self._model.forward(tokens.tolist(), [x.clone() for x in state])
+            return logits.float().cpu().clone(), tuple(x.clone() for x in after)
+
+    def decode(self, token: int, state: PackageState) -> tuple[Tensor, PackageState]:
+        """See `Engine`."""
+        return self.prefill(torch.tensor([token]), state)
+
+    def logits(self, output: Tensor) -> Tensor:
+        """See `Engine`."""
+        return output.clone()
+
+    def to_stored(self, state: PackageState, output: Tensor | None) -> State:
+        """See `Engine`."""
+        tensors = dict(zip(self._names, state, strict=True))
+        return to_stored(self.schema, tensors, output, output_name=OUTPUT_LOGITS)
+
+    def from_stored(self, stored: State) -> tuple[PackageState, Tensor | None]:
+        """See `Engine`."""
+        with torch.inference_mode():
+            tensors, output = from_stored(self.schema, stored)
+            found = zip(self._names, self._devices, strict=True)
+            return tuple(tensors[name].to(device) for name, device in found), output
+
+
+def load_package_engine(
+    path: str | Path,
+    strategy: str = "cpu fp32",
+    *,
+    rule: ChunkRule | None = None,
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    cache_dir: Path | None = None,
+) -> PackageEngine:
+    """Load a `.pth` file of any version with the `rwkv` package.
+
+    Args:
+        path: The weights file.
+        strategy: As the package's users write it, for example ``"cuda fp16i8 *10 -> cpu fp32"``.
+        rule: How prompts are cut into chunks.
+        strict: As for `load_engine`.
+        threads: As for `load_engine`.
+        progress: As for `load_engine`.
+        cache_dir: As for `load_engine`.
+
+    Raises:
+        WeightsError: no `.pth`, no RWKV, or a version without a constant state.
+        DeviceError: the package is not installed, or refuses the strategy.
+    """
+    path = Path(path)
+    digest, identity = weights_digest(path, cache_dir=cache_dir, progress=progress)
+    dimensions = _checked(path, strategy)
+    model = load_model(str(path.with_suffix("")), strategy, seven=dimensions.version == "7")
+    _own(model)
+    check_unchanged(path, identity)
+    rule = rule or ChunkRule()
+    if strict and threads is None:
+        threads = torch.get_num_threads()
+    extra = [
+        ("strategy", " ".join(strategy.split())),
+        ("package", package_version()),
+        ("rescale_layer", str(getattr(model, "RESCALE_LAYER", 0))),
+    ]
+    if strict:
+        extra += [("threads", str(threads)), ("torch", str(torch.__version__))]
+        extra.append(("cpu", torch.backends.cpu.get_cpu_capability()))
+    fingerprint = Fingerprint(
+        weights_digest=digest.hex(),
+        architecture=f"rwkv{dimensions.version}",
+        shapes=_shapes(dimensions),
+        engine=ADAPTER_NAME,
+        revision=ADAPTER_REVISION,
+        device="cuda" if "cuda" in strategy else "cpu",
+        dtype=strategy.split()[1],
+        chunk=rule.chunk,
+        min_chunk=rule.min_chunk,
+        extra=tuple(extra),
+    )
+    return PackageEngine(model, dimensions, fingerprint, rule, threads)
+
+
+def _checked(path: Path, strategy: str) -> Dimensions:
+    """What is in the file; read once with every check of ours, before the package reads it."""
+    if path.suffix != ".pth":
+        raise WeightsError(f"{path}: the rwkv package reads files whose names end in .pth")
+    with open_tensors(path) as (shapes, _):
+        dimensions = dimensions_of(path, shapes)
+    if dimensions.version == "7" and not _SEVEN.fullmatch(strategy):
+        raise DeviceError(
+            f"strategy {strategy!r}: for RWKV-7 the rwkv package knows one device and one of "
+            "fp32, fp16 and bf16: 'cpu fp32'"
+        )
+    if len(strategy.split()) < 2:
+        raise DeviceError(f"strategy {strategy!r}: write device and dtype: 'cpu fp32'")
+    return dimensions
+
+
+def _own(model: Any) -> None:  # noqa: ANN401 - untyped
+    """Copy weights that are views of the mapped file: overwriting it must not change a model."""
+    tensors = getattr(model, "z", None)
+    if tensors is not None:
+        model.z = {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _start_of(model: Any, dimensions: Dimensions) -> PackageState:  # noqa: ANN401 - untyped
+    """The state before the first token, as the package makes it."""
+    with torch.inference_mode():
+        if dimensions.version == "7":
+            return tuple(model.generate_zero_state())
+        return tuple(
+            tensor
+            for layer in range(dimensions.layers)
+            for tensor in _layer_start(model, dimensions, layer)
+        )
+
+
+def _layer_start(model: Any, dimensions: Dimensions, layer: int) -> list[Tensor]:  # noqa: ANN401
+    place = model.strategy[layer]
+    vector = torch.zeros(dimensions.width, dtype=place.atype, device=place.device)
+    if dimensions.version == "4":
+        zeros = torch.zeros(dimensions.width, dtype=torch.float32, device=place.device)
+        return [vector, zeros, zeros, zeros + _V4_START, vector]
+    if dimensions.tuned:  # stored [H, V, K], used [H, K, V]
+        tuned = model.w[f"blocks.{layer}.att.time_state"]
+        kv = tuned.transpose(1, 2).to(place.device, torch.float32).contiguous()
+    else:
+        size = dimensions.head_size
+        kv = torch.zeros(dimensions.heads, size, size, dtype=torch.float32, device=place.device)
+    return [vector, kv, vector]
+
+
+def _schema_of(dimensions: Dimensions, dtypes: Sequence[DType]) -> Schema:
+    """The layout of the version, with the dtype that the strategy gives each tensor."""
+    sizes: dict[str, Any] = {
+        "layers": dimensions.layers,
+        "width": dimensions.width,
+        "dtype": dtypes[0],
+        "vocabulary": dimensions.vocabulary,
+    }
+    if dimensions.version == "4":
+        schema = rwkv4(**sizes)
+    else:
+        sizes |= {"heads": dimensions.heads, "head_size": dimensions.head_size}
+        layout = "5" if dimensions.version == "5.1" else dimensions.version
+        schema = rwkv7(**sizes) if layout == "7" else rwkv5(**sizes, version=layout)
+    specs = tuple(
+        replace(spec, dtype=dtype) for spec, dtype in zip(schema.tensors, dtypes, strict=True)
+    )
+    return schema if specs == schema.tensors else replace(schema, tensors=specs)
+
+
+def _shapes(dimensions: Dimensions) -> tuple[tuple[str, int], ...]:
+    known = asdict(dimensions)
+    return tuple((name, int(known[name])) for name in known if name != "version")

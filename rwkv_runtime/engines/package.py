@@ -1,0 +1,128 @@
+"""The `rwkv` package, loaded so that its global settings stay its own.
+
+Importing ``rwkv.model`` decides by environment variables between version 7 and the older ones, for
+the whole process, keeps a model's dtype in a global, and changes torch's settings. So every model
+gets a private copy of the module, imported under the variables that it needs; torch's settings are
+put back afterwards. Its TorchScript is off, for version 7 too, which the package would always
+compile: what is specialised after a few calls may have other bits than the first calls had.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
+from itertools import count
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+
+from rwkv_runtime.errors import DeviceError
+
+_MODULE: Final = "rwkv.model"
+_copies = count()
+_importing = threading.Lock()  # environment and standard output are the process's
+
+
+def package_version() -> str:
+    """The installed release. Raises `DeviceError` where there is none."""
+    _require()
+    return version("rwkv")
+
+
+def load_model(path_without_suffix: str, strategy: str, *, seven: bool) -> Any:  # noqa: ANN401 - the package's own class, untyped
+    """The package's model of a `.pth` file; `seven` says whether it is of version 7.
+
+    Raises:
+        DeviceError: the package is not installed, or refuses the strategy.
+    """
+    quiet = redirect_stdout(io.StringIO())
+    with _importing, _environment(seven=seven), _settings(), _without_torchscript(), quiet:
+        module = _private_copy()
+        try:
+            if seven:
+                return module.RWKV(path_without_suffix, strategy)
+            return module.RWKV(path_without_suffix, strategy, verbose=False)
+        except (ValueError, AssertionError, IndexError) as error:
+            reason = str(error) or "no reason given"
+            raise DeviceError(
+                f"strategy {strategy!r}: the rwkv package refuses it: {reason}"
+            ) from error
+
+
+def _require() -> Any:  # noqa: ANN401 - a module's spec
+    try:
+        spec = importlib.util.find_spec(_MODULE)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.loader is None:
+        raise DeviceError("this engine needs the rwkv package: pip install 'rwkv-statestore[rwkv]'")
+    return spec
+
+
+def _private_copy() -> ModuleType:
+    found = _require()
+    name = f"rwkv_runtime._rwkv_model_{next(_copies)}"
+    spec = importlib.util.spec_from_file_location(name, found.origin)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _environment(*, seven: bool) -> Iterator[None]:
+    wanted = {
+        "RWKV_V7_ON": "1" if seven else "0",
+        "RWKV_JIT_ON": "0",
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # the package itself does not ask for it
+    }
+    os.environ.setdefault("RWKV_CUDA_ON", "0")  # read at every call, too
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _without_torchscript() -> Iterator[None]:
+    """Decorators of torch.jit that give back what they are given."""
+    names = ("script", "script_method", "ScriptModule")
+    before = [getattr(torch.jit, name) for name in names]
+    stand_ins = (_unchanged, _unchanged, torch.nn.Module)
+    try:
+        for name, stand_in in zip(names, stand_ins, strict=True):
+            setattr(torch.jit, name, stand_in)
+        yield
+    finally:
+        for name, original in zip(names, before, strict=True):
+            setattr(torch.jit, name, original)
+
+
+def _unchanged(function: Any) -> Any:  # noqa: ANN401 - any callable
+    return function
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Put back what the package sets for every model of the process."""
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32

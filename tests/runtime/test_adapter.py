@@ -1,0 +1,220 @@
+"""Every RWKV version through the `rwkv` package: the same answers as the package, exact from a
+store, and what cannot be stored refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from rwkv_runtime import Runtime
+from rwkv_runtime.engines.adapter import PackageEngine, load_package_engine
+from rwkv_runtime.engines.package import load_model
+from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
+from rwkv_runtime.testing import write_random_weights
+from rwkv_runtime.versions import dimensions_of
+from statestore import open_store
+from statestore.keys import ChunkRule
+from tests.runtime.old_versions import VERSIONS, write_old_weights
+
+ALL = (*VERSIONS, "7")
+RULE = ChunkRule(chunk=32, min_chunk=8)
+DOCUMENT = [(7 * i * i + i) % 256 for i in range(150)]
+QUESTION = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35]
+
+
+def weights_of(version: str, directory: Path) -> Path:
+    path = directory / f"v{version}.pth"
+    if version == "7":
+        write_random_weights(path)
+    else:
+        write_old_weights(path, version)
+    return path
+
+
+def engine_of(path: Path, strategy: str = "cpu fp32") -> PackageEngine:
+    return load_package_engine(path, strategy, rule=RULE, threads=1, cache_dir=path.parent)
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_chunks_give_what_the_package_gives(version: str, tmp_path: Path) -> None:
+    path = weights_of(version, tmp_path)
+    engine = engine_of(path)
+    assert engine.fingerprint.architecture == f"rwkv{version}"
+    plain = load_model(str(path.with_suffix("")), "cpu fp32", seven=version == "7")
+    expected, theirs = plain.forward(DOCUMENT[:64], None)
+    state = engine.initial_state()
+    for begin in (0, 32):
+        output, state = engine.prefill(torch.tensor(DOCUMENT[begin : begin + 32]), state)
+    torch.testing.assert_close(engine.logits(output), expected.float(), rtol=1e-4, atol=1e-4)
+    for ours, other in zip(state, theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", ALL)
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16"])
+def test_an_answer_from_the_store_is_the_fresh_one(
+    version: str, strategy: str, tmp_path: Path
+) -> None:
+    path = weights_of(version, tmp_path)
+    with open_store((tmp_path / "store").as_uri()) as store:
+        with Runtime(engine_of(path, strategy), store) as runtime:
+            cold = runtime.prefill([DOCUMENT, QUESTION])
+            tokens = [new.token for new in runtime.continue_from(cold, max_tokens=8)]
+        assert cold.cached_tokens == 0
+        with Runtime(engine_of(path, strategy), store) as runtime:
+            warm = runtime.prefill([DOCUMENT, QUESTION])
+            again = [new.token for new in runtime.continue_from(warm, max_tokens=8)]
+    assert warm.cached_tokens >= len(DOCUMENT)
+    assert torch.equal(warm.logits, cold.logits)
+    assert all(torch.equal(a, b) for a, b in zip(warm.state, cold.state, strict=True))
+    assert again == tokens
+
+
+ELSEWHERE = """
+import sys, safetensors.torch
+from pathlib import Path
+from rwkv_runtime import Runtime
+from statestore import open_store
+from tests.runtime.test_adapter import DOCUMENT, QUESTION, engine_of
+path, url, target = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+with open_store(url) as store, Runtime(engine_of(path), store) as runtime:
+    read = runtime.prefill([DOCUMENT, QUESTION])
+safetensors.torch.save_file({"logits": read.logits}, target)
+print(read.cached_tokens)
+"""
+
+
+@pytest.mark.parametrize("version", ["4", "6", "7"])
+def test_another_process_takes_the_state_up(version: str, tmp_path: Path) -> None:
+    path = weights_of(version, tmp_path)
+    url = (tmp_path / "store").as_uri()
+    runs = []
+    for number in range(2):
+        target = tmp_path / f"{number}.safetensors"
+        done = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, path, url, target],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        runs.append((int(done.stdout), safetensors.torch.load_file(target)["logits"]))
+    (cold_cached, cold), (warm_cached, warm) = runs
+    assert (cold_cached, warm_cached) == (0, len(DOCUMENT) + len(QUESTION)) or (
+        cold_cached == 0 and warm_cached >= len(DOCUMENT)
+    )
+    assert torch.equal(cold, warm)
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_a_state_is_never_written_to(version: str, tmp_path: Path) -> None:
+    engine = engine_of(weights_of(version, tmp_path))
+    _, state = engine.prefill(torch.tensor(DOCUMENT[:32]), engine.initial_state())
+    before = [tensor.clone() for tensor in state]
+    first, _ = engine.prefill(torch.tensor(DOCUMENT[32:64]), state)
+    engine.decode(5, state)
+    second, _ = engine.prefill(torch.tensor(DOCUMENT[32:64]), state)
+    assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
+    assert torch.equal(first, second)
+    assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in state)
+
+
+@pytest.mark.parametrize("version", ["5.2", "6"])
+def test_a_tuned_state_in_the_file_is_where_the_model_begins(version: str, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.pth"
+    write_old_weights(path, version, tuned=True)
+    engine = engine_of(path)
+    output, _ = engine.prefill(torch.tensor(DOCUMENT[:20]), engine.initial_state())
+    plain = load_model(str(path.with_suffix("")), "cpu fp32", seven=False)
+    expected, _ = plain.forward(DOCUMENT[:20], None)
+    assert torch.equal(output, expected.float())
+
+
+def test_version_4_begins_with_nothing_seen(tmp_path: Path) -> None:
+    engine = engine_of(weights_of("4", tmp_path))
+    assert all(torch.all(tensor == -1e30) for tensor in engine.initial_state()[3::5])
+
+
+def test_versions_and_dtypes_live_side_by_side(tmp_path: Path) -> None:
+    seven = weights_of("7", tmp_path)
+    alone = engine_of(seven).prefill(torch.tensor(QUESTION), engine_of(seven).initial_state())[0]
+    engine = engine_of(seven)
+    others = [engine_of(weights_of("6", tmp_path)), engine_of(seven, "cpu bf16")]
+    for other in others:
+        other.prefill(torch.tensor(QUESTION), other.initial_state())
+    assert engine.initial_state()[0].dtype == torch.float32
+    assert torch.equal(engine.prefill(torch.tensor(QUESTION), engine.initial_state())[0], alone)
+
+
+def test_what_decides_bits_is_in_the_fingerprint(tmp_path: Path) -> None:
+    path = weights_of("6", tmp_path)
+    digests = {
+        engine_of(path, strategy).fingerprint.digest
+        for strategy in ("cpu fp32", "cpu bf16", "cpu fp32i8", "cpu fp32 *1 -> cpu bf16")
+    }
+    assert len(digests) == 4
+
+
+def test_layers_of_several_dtypes_are_stored_as_they_are(tmp_path: Path) -> None:
+    engine = engine_of(weights_of("6", tmp_path), "cpu fp32 *1 -> cpu bf16")
+    output, state = engine.prefill(torch.tensor(QUESTION), engine.initial_state())
+    back, kept = engine.from_stored(engine.to_stored(state, output))
+    assert [tensor.dtype for tensor in back] == [tensor.dtype for tensor in state]
+    assert all(torch.equal(a, b) for a, b in zip(back, state, strict=True))
+    assert kept is not None
+    assert torch.equal(kept, output)
+
+
+@pytest.mark.parametrize("version", ["6", "7"])
+@pytest.mark.parametrize("strategy", ["cpu", "tpu fp32", "cpu int4", ""])
+def test_a_strategy_without_meaning_is_refused(version: str, strategy: str, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="strategy"):
+        engine_of(weights_of(version, tmp_path), strategy)
+
+
+def test_the_package_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    def settings() -> list[object]:
+        names = ("RWKV_V7_ON", "RWKV_JIT_ON", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        flags = (torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32)
+        return [*(os.environ.get(name) for name in names), *flags]
+
+    before = settings()
+    engine_of(weights_of("6", tmp_path))
+    assert settings() == before
+
+
+def test_a_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
+    engine = engine_of(weights_of("5", tmp_path))
+    with pytest.raises(VocabularyError, match="300"):
+        engine.prefill(torch.tensor([1, 300]), engine.initial_state())
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        ({"emb.weight": (8, 4), "blocks.0.qkv.k1": (4, 4), "blocks.0.att.r_k": (1, 4)}, "grows"),
+        ({"emb.weight": (8, 4), "blocks.0.attn.q.weight": (4, 4)}, "grows"),
+        ({"model.layers.0.attn.r_k": (1, 4)}, "Hugging Face"),
+        ({"something": (3,)}, "expected the tensor names"),
+        ({"blocks.0.att.r_k": (1, 4)}, "emb.weight is missing"),
+    ],
+)
+def test_what_has_no_constant_state_is_refused_by_name(
+    names: dict[str, tuple[int, ...]], what: str
+) -> None:
+    with pytest.raises(WeightsError, match=what):
+        dimensions_of(Path("a.pth"), names)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_random_weights(path)
+    with pytest.raises(WeightsError, match=r"\.pth"):
+        engine_of(path)
