@@ -9,7 +9,8 @@ caller's thread, as does a lease's `wait`; both are bounded by the driver.
 at once until a probe behind the requests' back succeeds (`prober`). One for writes (`publish`,
 `touch`, `update`, leases): a replica that takes none is still read. The write let through as a
 probe is never one that a request waits for. A write that failed late, as a dead server's does, has
-the place probed at once: no lookup needs to find out.
+the place probed at once: no lookup needs to find out. A failure that came quickly has cost nothing;
+whether it was more than a broken connection is asked at once, before the first pause.
 
 A failure is an `UnavailableError`; a full place or a damaged blob is an answer. Operators' calls
 (`entries`, `departed`, `usage`, `delete`, `evict`, `sweep`) pass untimed and unbroken: a person
@@ -49,6 +50,7 @@ OPTIONS: Final = ("find_ms", "fetch_ms")
 _NEAR: Final = frozenset({"file", "memory"})
 
 _CLOSE_S: Final = 5.0  # as long as connections are closed in; then it goes on behind the caller
+_CALLS: Final = {"all": "all calls", "writes": "calls that write"}
 _NUMBERS: Final = {Circuit.CLOSED: 0.0, Circuit.HALF_OPEN: 1.0, Circuit.OPEN: 2.0}
 
 
@@ -100,7 +102,7 @@ class Guarded(Wrapper):
         self._place = inner.url
         self._closed = False
         self.renew()
-        for calls in ("all", "writes"):
+        for calls in _CALLS:
             gauge = self.metrics.breaker_state.labels(place=self._place, calls=calls)
             gauge.set_function(partial(self._state, calls))
         _guards.add(self)
@@ -201,7 +203,8 @@ class Guarded(Wrapper):
         """
         of_all = self._admitted(operation)
         ticket = self._writes.enter()
-        if ticket is None and decides:
+        probes = ticket is None and decides
+        if probes:
             ticket = self._writes.probe()
         if ticket is None:
             raise self._refusal(operation, self._writes)
@@ -209,10 +212,12 @@ class Guarded(Wrapper):
         try:
             result = self._run(operation, work, limit_s)
         except UnavailableError as error:
-            if time.monotonic() - began >= self._deadlines.find_s and self._all.doubted(of_all):
+            late = self._late(began)
+            if late and self._all.doubted(of_all):
+                self._opened("all", error)
                 self._prober.watch(self._question("usage", self.inner.usage, self.find_s))
-            if self._writes.failed(ticket):
-                self._opened("writes", self._writes, error)
+            if self._opens(self._writes, ticket, late=late) and not probes:
+                self._opened("writes", error)
             raise
         except BaseException:
             self._writes.returned(ticket)
@@ -222,11 +227,12 @@ class Guarded(Wrapper):
 
     def _read(self, operation: str, work: Callable[[], T], limit_s: float) -> T:
         ticket = self._admitted(operation)
+        began = time.monotonic()
         try:
             return self._run(operation, work, limit_s)
         except UnavailableError as error:
-            if self._all.failed(ticket):
-                self._opened("all", self._all, error)
+            if self._opens(self._all, ticket, late=self._late(began)):
+                self._opened("all", error)
                 self._prober.watch(self._question(operation, work, limit_s))
             raise
 
@@ -252,11 +258,17 @@ class Guarded(Wrapper):
             f"{self._place} is left alone for {breaker.remaining_s:.1f} s more: {self._reason}"
         )
 
-    def _opened(self, calls: str, breaker: Breaker, error: UnavailableError) -> None:
+    def _late(self, began: float) -> bool:
+        return time.monotonic() - began >= self._deadlines.find_s
+
+    def _opens(self, breaker: Breaker, ticket: int, *, late: bool) -> bool:
+        """Whether a failure opens `breaker`; one that cost nothing is looked into at once."""
+        return (not late and breaker.doubted(ticket)) or breaker.failed(ticket)
+
+    def _opened(self, calls: str, error: UnavailableError) -> None:
         self._reason = str(error)
         self.metrics.breaker_openings.labels(place=self._place, calls=calls).inc()
-        what = "it" if calls == "all" else "what would write there"
-        log.warning("%s; %s is left alone for %.1f s", error, what, breaker.remaining_s)
+        log.warning("%s; refused until it answers: %s", error, _CALLS[calls])
 
     def _state(self, calls: str) -> float:
         return _NUMBERS[(self._all if calls == "all" else self._writes).circuit]

@@ -69,7 +69,7 @@ class Prober:
             question()
         except UnavailableError as error:
             self._breaker.failed(ticket)
-            log.info("%s: still left alone: %s", self._place, error)
+            log.info("%s; it is left alone for %.1f s", error, self._breaker.remaining_s)
             return
         except StateStoreError:
             pass  # an answer: a damaged blob, say

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,9 +26,10 @@ from statestore.backends.faulty import (
     Truncate,
 )
 from statestore.backends.leases import Outcome
+from statestore.backends.memory import MemoryBackend
 from statestore.entry import EntryFilter
 from statestore.errors import FullError, UnavailableError
-from tests.statestore.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
+from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
 
 NOW = CREATED_AT + 10_000
 ENTRY = an_entry(0)
@@ -54,8 +54,8 @@ CALLS: dict[Operation, Callable[[Backend], Any]] = {
 
 
 @pytest.fixture
-def faulty(tmp_path: Path) -> Iterator[Faulty]:
-    backend = FilePlace(tmp_path / "store").open()
+def faulty() -> Iterator[Faulty]:
+    backend = MemoryBackend()
     publish(backend, ENTRY)
     yield Faulty(backend)
     backend.close()
