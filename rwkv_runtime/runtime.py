@@ -11,10 +11,11 @@ from typing import Self
 import torch
 
 from rwkv_runtime import template
+from rwkv_runtime.admission import Admission
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.generation import Generated, Stop, generate
 from rwkv_runtime.sampling import GREEDY, Sampling
-from rwkv_runtime.session import Prefill, Progress, Session
+from rwkv_runtime.session import Bookmark, Prefill, Progress, Session
 from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
 from rwkv_runtime.writer import Put, Writer
 from statestore.explain import Verdict, explain
@@ -46,6 +47,9 @@ class Runtime:
         namespace: whose states; its salt comes from configuration.
         tokenizer: for calls with text; by default the one that fits the engine's vocabulary.
         model: a name for people, kept with each state.
+        admission: which states are worth keeping; see `rwkv_runtime.admission`.
+        lease_s: seconds for which the right to compute a state is held at least; a runtime that
+            dies on another machine is waited for as long.
     """
 
     def __init__(
@@ -56,12 +60,22 @@ class Runtime:
         namespace: Namespace | None = None,
         tokenizer: Tokenizer | None = None,
         model: str = "",
+        admission: Admission | None = None,
+        lease_s: float = 10.0,
     ) -> None:
         self.engine = engine
         self.store = store
         self._tokenizer = tokenizer or tokenizer_for(engine.vocabulary)
         self._writer = Writer()
-        self._session = Session(engine, store, namespace or Namespace(), model, self._writer)
+        self._session = Session(
+            engine,
+            store,
+            namespace or Namespace(),
+            model,
+            self._writer,
+            admission or Admission(),
+            lease_s,
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -75,6 +89,8 @@ class Runtime:
     def prefill(self, segments: Sequence[Tokens], *, progress: Progress | None = None) -> Prefill:
         """Read a prompt, a list of segments of token ids, from the longest stored prefix on.
 
+        What others are reading at this moment, in any process, is waited for and not read again.
+
         Args:
             segments: documents, messages, questions, each tokenised on its own; empty ones add
                 nothing.
@@ -84,10 +100,15 @@ class Runtime:
             PromptError: no segment holds a token.
             TokenError: an id is not an integer, or outside the engine's vocabulary.
         """
-        result, later = self._session.read(segments, progress)
-        for put in later:
-            self._session.submit(put)
-        return result
+        return self._read(segments, progress)
+
+    def warm(self, segments: Sequence[Tokens], *, progress: Progress | None = None) -> Prefill:
+        """Read a prompt so that later ones find it: the ends of its segments are stored, however
+        short they are.
+
+        Args and errors as for `prefill`.
+        """
+        return self._read(segments, progress, named_segments=len(segments))
 
     def generate(
         self,
@@ -146,9 +167,11 @@ class Runtime:
         began = time.perf_counter()
         document_tokens = self.tokenizer.encode(document)
         document_s = time.perf_counter() - began
+        bookmark = Bookmark()  # reads the document once even where nothing can be stored
         for question in questions:
-            self.flush()  # else the document is read again while its state is still being written
-            yield self._answer(document_tokens, document_s, question, max_tokens, progress)
+            yield self._answer(
+                document_tokens, document_s, question, max_tokens, progress, bookmark
+            )
 
     def explain(self, segments: Sequence[Tokens]) -> tuple[Verdict, ...]:
         """For each boundary of a prompt whether its state is stored and, where not, why."""
@@ -189,11 +212,21 @@ class Runtime:
     ) -> None:
         self.close()
 
+    def _read(
+        self, segments: Sequence[Tokens], progress: Progress | None, named_segments: int = 0
+    ) -> Prefill:
+        result, later = self._session.read(segments, progress, named_segments=named_segments)
+        for put in later:
+            self._session.submit(put)
+        return result
+
     def _after_first(self, new: Iterator[Generated], later: Iterable[Put]) -> Iterator[Generated]:
         """Pass `new` on, and submit `later` once the first token is there, or none came."""
-        first = next(new, None)
-        for put in later:
-            self._session.submit(put, wait=False)  # somebody waits for the second token
+        try:
+            first = next(new, None)
+        finally:
+            for put in later:
+                self._session.submit(put, wait=False)  # somebody waits for the second token
         if first is not None:
             yield first
             yield from new
@@ -205,11 +238,14 @@ class Runtime:
         question: str,
         max_tokens: int,
         progress: Progress | None,
+        bookmark: Bookmark,
     ) -> Answer:
         began = time.perf_counter()
         question_tokens = self.tokenizer.encode(template.question_segment(question))
         tokenised = time.perf_counter()
-        prefill, later = self._session.read([document, question_tokens], progress)
+        prefill, later = self._session.read(
+            [document, question_tokens], progress, named_segments=1, bookmark=bookmark
+        )
         answer = self.continue_from(prefill, max_tokens=max_tokens, stop=Stop(template.STOP))
         text, first = "", None
         for new in self._after_first(answer, later):

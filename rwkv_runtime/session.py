@@ -5,15 +5,18 @@ One rule carries the exactness: a cold and a warm run compute the same chunks, b
 is a function of the segments' lengths and a stored state's key names the chunks that made it. So
 what comes out is bit for bit the same, wherever the run began.
 
+Many who want one document compute it once (`reading`, `statestore.once`). A prompt that leaves no
+state worth saving asks nobody, and costs one lookup.
+
 The store may be down, slow or damaged: that costs computing. States are values here: an engine
 never writes to one, so a state may serve any number of questions.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,16 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_runtime.checkpoints import to_save
+from rwkv_runtime.admission import Admission
+from rwkv_runtime.checkpoints import stops_below, to_save
 from rwkv_runtime.engines import Engine, EngineState, check_tokens
+from rwkv_runtime.pace import Pace
+from rwkv_runtime.reading import Bookmark, Fresh, Point, Progress, Reading
 from rwkv_runtime.writer import Put, Writer
+from statestore.backends.leases import Leases, Outcome
 from statestore.entry import Entry
-from statestore.errors import StateError
-from statestore.keys import KeyedBoundary, Namespace, Plan, Tokens, plan
+from statestore.errors import BackendError, StateError
+from statestore.keys import KeyedBoundary, Namespace, Plan, Role, Tokens, plan
+from statestore.once import Once
 from statestore.store import Found, Identity, PutOutcome, StateStore
 
-#: Called with (tokens done, tokens to do) of one prefill, counted from where it began to compute.
-Progress = Callable[[int, int], None]
+log = logging.getLogger(__name__)
+
+__all__ = ["Bookmark", "Prefill", "Progress", "Session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Prefill:
     state: EngineState  # after the last token
     output: Tensor  # what `Engine.logits` takes for the last token
     logits: Tensor  # torch.float32 [vocabulary]
-    cached_tokens: int
+    cached_tokens: int  # whose reading was spared: from the store, or from another's reading
     computed_tokens: int
     seconds: float  # from token ids to logits
 
@@ -54,6 +63,8 @@ class Session:
         namespace: whose states.
         model: a name for people, kept with each state.
         writer: takes the puts.
+        admission: which states are worth keeping.
+        lease_s: seconds for which the right to compute a state is taken at least.
     """
 
     def __init__(
@@ -63,23 +74,41 @@ class Session:
         namespace: Namespace,
         model: str,
         writer: Writer,
+        admission: Admission,
+        lease_s: float,
     ) -> None:
         self.engine = engine
         self.store = store
         self.namespace = namespace
         self.model = model
         self.identity = Identity(engine.fingerprint.digest, namespace.name)
+        self.pace = Pace(engine.rule.chunk)
+        self.once = Once[Point](self._leases, least_ttl_s=lease_s)
         self._writer = writer
+        self._admission = admission
 
     def plan(self, segments: Sequence[Tokens]) -> Plan:
         """Chunks, boundaries and keys of a prompt."""
         return plan(segments, self.identity.fingerprint, self.engine.rule, self.namespace)
 
     def read(
-        self, segments: Sequence[Tokens], progress: Progress | None = None
+        self,
+        segments: Sequence[Tokens],
+        progress: Progress | None = None,
+        *,
+        named_segments: int = 0,
+        bookmark: Bookmark | None = None,
     ) -> tuple[Prefill, tuple[Put, ...]]:
         """Read a prompt. What can wait for the answer comes back, for the caller to submit: the
         note of a hit, and the put of the prompt's end.
+
+        Args:
+            segments: of token ids.
+            progress: told after each chunk.
+            named_segments: so many, from the first on, were asked for by name: their ends are
+                kept whatever they are worth.
+            bookmark: spares the first segment to the next prompt that begins with it, stored or
+                not.
 
         Raises:
             PromptError: no segment holds a token.
@@ -89,9 +118,13 @@ class Session:
         prompt = self.plan(segments)
         tokens = torch.from_numpy(np.frombuffer(prompt.tokens, "<u4").astype(np.int64))
         check_tokens(tokens, self.engine.vocabulary)
-        start = self._resume(prompt)
-        end, last_put = self._compute(prompt, tokens, start, progress)
-        later = tuple(put for put in (self._note_of(start), last_put) if put is not None)
+        start = self._start(prompt, bookmark)
+        reading = Reading(self, prompt, tokens, start, progress=progress, bookmark=bookmark)
+        reading.run(
+            self._to_save(prompt, start, named_segments),
+            shared=self.store is not None and not self._writer.closed,
+        )
+        end = reading.point
         assert end.output is not None
         with torch.inference_mode():
             logits = self.engine.logits(end.output)
@@ -100,73 +133,94 @@ class Session:
             end.state,
             end.output,
             logits,
-            cached_tokens=start.position,
-            computed_tokens=prompt.n_tokens - start.position,
+            cached_tokens=prompt.n_tokens - reading.computed,
+            computed_tokens=reading.computed,
             seconds=time.perf_counter() - began,
         )
-        return result, later
+        return result, self._later(prompt, reading)
 
     def submit(self, put: Put, *, wait: bool = True) -> None:
         """Hand something over to the writer; what it drops is counted with the store's puts."""
-        if not self._writer.submit(put, wait=wait) and self.store is not None:
+        if self._writer.submit(put, wait=wait):
+            return
+        if self.store is not None:
             self.store.metrics.puts.labels(outcome=PutOutcome.DROPPED.value).inc()
+        if isinstance(put, _Save) and not self._writer.submit(put.give_up, small=True):
+            put.give_up()
 
-    def _resume(self, prompt: Plan) -> _Point:
-        """Where to go on: the deepest stored boundary, or the empty state."""
-        keys = prompt.keys_deepest_first
+    # For a reading.
+
+    def find(self, plan: Plan, beyond: int) -> Point | None:
+        """The deepest stored boundary behind `beyond` tokens."""
+        keys = tuple(b.key for b in reversed(plan.boundaries) if b.position > beyond)
         while self.store is not None and keys:
+            began = time.perf_counter()
             found = self.store.find(self.identity, keys, touch=False)
             if found is None:
                 break
             point = self._load(self.store, found)
-            if point is not None and (point.output is not None or point.position < prompt.n_tokens):
+            self.pace.fetched(time.perf_counter() - began)
+            if point is not None and (point.output is not None or point.position < plan.n_tokens):
                 return point
             # A whole prompt without its output serves longer prompts only.
             keys = keys[keys.index(found.entry.key) + 1 :]
-        return _Point(0, self.engine.initial_state(), None, 0.0)
+        return None
 
-    def _load(self, store: StateStore, found: Found) -> _Point | None:
+    def save(self, plan: Plan, fresh: Fresh) -> None:
+        """Hand a point to the writer."""
+        if self.store is not None:
+            self.submit(_Save(self, self.store, plan, fresh))
+
+    # The ways of one prompt.
+
+    def _start(self, prompt: Plan, bookmark: Bookmark | None) -> Point:
+        """Where to begin: what this process has at hand, the deepest stored boundary, or the empty
+        state.
+        """
+        marked = None if bookmark is None else bookmark.fits(prompt)
+        if marked is not None:
+            return self.find(prompt, marked.position) or marked
+        at_hand = self.once.held(prompt.keys_deepest_first)
+        return at_hand or self.find(prompt, 0) or self._origin()
+
+    def _origin(self) -> Point:
+        return Point(0, self.engine.initial_state(), None, 0.0, 0)
+
+    def _to_save(self, prompt: Plan, start: Point, named: int) -> tuple[KeyedBoundary, ...]:
+        if self.store is None:
+            return ()
+        costs = self.pace.costs
+        return tuple(to_save(prompt, start.position, start.lasting, self._admission, costs, named))
+
+    def _load(self, store: StateStore, found: Found) -> Point | None:
         try:
             state, output = self.engine.from_stored(found.state)
         except StateError as error:  # sound, of this very key, and yet no state of this engine
             store.reject(found.entry, f"StateError: {error}")
             return None
         entry = found.entry
-        return _Point(entry.key.n_tokens, state, output, entry.cost_s, entry)
+        position = entry.key.n_tokens
+        lasting = entry.ancestor_tokens if entry.role is Role.SPARSE else position
+        return Point(position, state, output, entry.cost_s, lasting, entry)
 
-    def _compute(
-        self, prompt: Plan, tokens: Tensor, start: _Point, progress: Progress | None
-    ) -> tuple[_Point, Put | None]:
-        """Run the chunks after `start`; states go to the writer, the last one's put comes back."""
-        saved = to_save(prompt, start.position)
-        point, put = start, None
-        for end in prompt.ends[bisect_right(prompt.ends, start.position) :]:
-            point = self._advance(point, tokens, end)
-            put = self._put(saved[end], point) if end in saved else None
-            if put is not None and end < prompt.n_tokens:
-                self.submit(put)
-            if progress is not None:
-                progress(end - start.position, prompt.n_tokens - start.position)
-        return point, put
-
-    def _advance(self, point: _Point, tokens: Tensor, end: int) -> _Point:
-        """One chunk, up to `end`."""
-        began = time.perf_counter()
-        with torch.inference_mode():
-            output, state = self.engine.prefill(tokens[point.position : end], point.state)
-        return _Point(end, state, output, point.cost_s + time.perf_counter() - began)
-
-    def _note_of(self, start: _Point) -> Put | None:
+    def _later(self, prompt: Plan, reading: Reading) -> tuple[Put, ...]:
         """A database's write lock is nothing to wait for before an answer."""
-        if self.store is None or start.entry is None:
-            return None
-        return partial(self.store.touch, start.entry)
+        if self.store is None:
+            return ()
+        later: list[Put] = []
+        if reading.used is not None:
+            later.append(partial(self.store.touch, reading.used))
+        if reading.fresh is not None:
+            later.append(_Save(self, self.store, prompt, reading.fresh))
+        return tuple(later)
 
-    def _put(self, boundary: KeyedBoundary, point: _Point) -> Put | None:
-        return None if self.store is None else partial(self._store, self.store, boundary, point)
+    def _leases(self) -> Leases | None:
+        return None if self.store is None else self.store.leases
 
-    def _store(self, store: StateStore, boundary: KeyedBoundary, point: _Point) -> None:
-        store.put(
+    def put(self, store: StateStore, fresh: Fresh) -> bool:
+        """Store a point now; whether it is there, for whoever looks."""
+        boundary, point = fresh.boundary, fresh.point
+        outcome = store.put(
             self.identity,
             boundary.key,
             self.engine.to_stored(point.state, point.output),
@@ -174,15 +228,51 @@ class Session:
             role=boundary.role,
             cost_s=point.cost_s,
             model=self.model,
+            ancestor_tokens=fresh.ancestor_tokens,
+            durable=fresh.turn is not None,
         )
+        return outcome is not PutOutcome.DROPPED
+
+    def drop_stops(self, store: StateStore, plan: Plan, end: KeyedBoundary) -> None:
+        """The end of a segment is stored: the stops on its way have served."""
+        if end.role is Role.SPARSE or not self._admission.transient:
+            return
+        try:
+            for stop in stops_below(plan, end):
+                entry = store.backend.longest([stop.key], store.now())
+                if entry is not None and _is_transient(entry):
+                    store.backend.delete(entry.key, "evicted", blob=entry.blob)
+        except BackendError as error:
+            store.metrics.errors.labels(operation="delete").inc()
+            log.warning("left stops along a stored segment behind: %s", error)
+
+
+def _is_transient(entry: Entry) -> bool:
+    return entry.role is Role.SPARSE and not entry.pinned
 
 
 @dataclass(frozen=True, slots=True)
-class _Point:
-    """A place along a prompt."""
+class _Save:
+    """Stores a point and ends the turn at it, in the writer's thread."""
 
-    position: int  # tokens read
-    state: EngineState
-    output: Tensor | None
-    cost_s: float  # seconds that computing up to here took, whenever that was
-    entry: Entry | None = None  # what it was loaded from
+    session: Session
+    store: StateStore
+    plan: Plan
+    fresh: Fresh
+
+    def __call__(self) -> None:
+        turn, stored = self.fresh.turn, False
+        try:
+            if turn is not None:
+                turn.renew()
+            stored = self.session.put(self.store, self.fresh)
+        finally:
+            if turn is not None:
+                turn.end(Outcome.PUBLISHED if stored else Outcome.NOT_STORED)
+        if stored:
+            self.session.drop_stops(self.store, self.plan, self.fresh.boundary)
+
+    def give_up(self) -> None:
+        """It will not be stored."""
+        if self.fresh.turn is not None:
+            self.fresh.turn.end(Outcome.NOT_STORED)

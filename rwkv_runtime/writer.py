@@ -38,12 +38,17 @@ class Writer:
         self._closed = False
         self._begin()
 
-    def submit(self, put: Put, *, wait: bool = True) -> bool:
+    @property
+    def closed(self) -> bool:
+        """Whether every put is dropped from now on."""
+        return self._closed
+
+    def submit(self, put: Put, *, wait: bool = True, small: bool = False) -> bool:
         """Hand a put over; ``False`` if it was dropped: for want of room, waited for or not, or
-        after `close`.
+        after `close`. One that is `small`, holding no state, always has room.
         """
         with self._in_this_process():
-            if not self._has_room(wait=wait):
+            if self._closed if small else not self._has_room(wait=wait):
                 self.dropped += 1
                 return False
             self._start()

@@ -34,7 +34,7 @@ def warm(
     with opening.runtime() as runtime:
         for path, text in texts.items():
             with progress_bar(path.name) as report:
-                prefill = runtime.prefill([runtime.tokenizer.encode(text)], progress=report)
+                prefill = runtime.warm([runtime.tokenizer.encode(text)], progress=report)
             runtime.flush()
             rows.append(
                 {

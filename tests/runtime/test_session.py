@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rwkv_runtime import Prefill, Runtime, Stop, load_engine
+from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.errors import TokenizerError, VocabularyError
 from rwkv_runtime.testing import small_architecture, write_random_weights
@@ -47,8 +48,13 @@ def store(store_url: str) -> Iterator[StateStore]:
 
 @pytest.fixture
 def runtime(engine: Engine, store: StateStore) -> Iterator[Runtime]:
-    with Runtime(engine, store) as made:
+    with keeping_all(engine, store) as made:
         yield made
+
+
+def keeping_all(engine: Engine, store: StateStore) -> Runtime:
+    """A runtime that stores the state at every boundary, worth it or not."""
+    return Runtime(engine, store, admission=Everything())
 
 
 def same(one: Prefill, other: Prefill, engine: Engine) -> bool:
@@ -145,11 +151,11 @@ def test_no_failure_of_the_store_reaches_a_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    with Runtime(engine, store) as sound:
+    with keeping_all(engine, store) as sound:
         expected = sound.prefill([DOCUMENT, QUESTION])
     faulty = FaultyBackend(store.backend, error, {operation})
     broken = StateStore(faulty)  # type: ignore[arg-type]  # passes the rest on by __getattr__
-    with Runtime(engine, broken) as runtime:
+    with keeping_all(engine, broken) as runtime:
         assert same(runtime.prefill([DOCUMENT, QUESTION]), expected, engine)
         assert runtime.prefill([DOCUMENT, QUESTION, QUESTION]).logits.isfinite().all()
     if operation != "update":  # asked for only where a blob is damaged
@@ -175,7 +181,7 @@ def blobs(directory: Path) -> list[Path]:
 def test_damage_costs_computing_and_is_quarantined(
     engine: Engine, store_url: str, tmp_path: Path, damage: str
 ) -> None:
-    with open_store(store_url) as store, Runtime(engine, store) as runtime:
+    with open_store(store_url) as store, keeping_all(engine, store) as runtime:
         runtime.prefill([DOCUMENT, QUESTION])
     files = blobs(tmp_path / "store")
     contents = [path.read_bytes() for path in files]
@@ -190,7 +196,7 @@ def test_damage_costs_computing_and_is_quarantined(
             if damage == "flip":
                 changed[len(content) * 2 // 3] ^= 0x10
             path.write_bytes(changed)
-    with open_store(store_url) as store, Runtime(engine, store) as runtime:
+    with open_store(store_url) as store, keeping_all(engine, store) as runtime:
         result = runtime.prefill([DOCUMENT, QUESTION])
         assert result.cached_tokens == 0
         assert same(result, Runtime(engine, None).prefill([DOCUMENT, QUESTION]), engine)

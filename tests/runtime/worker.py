@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rwkv_runtime import Runtime, load_engine
+from rwkv_runtime.admission import Everything
 from statestore import ChunkRule, open_store
 from statestore.schema import Tensor
 
@@ -29,7 +30,7 @@ def main(model: str, dtype: str, threads: str, chunk: str, min_chunk: str, strid
         asked = json.loads(line)
         with ExitStack() as stack:
             store = stack.enter_context(open_store(asked["store"])) if asked["store"] else None
-            runtime = stack.enter_context(Runtime(engine, store))
+            runtime = stack.enter_context(Runtime(engine, store, admission=Everything()))
             result = runtime.prefill(asked["segments"])
             new = list(runtime.continue_from(result, max_tokens=asked.get("tokens", 4)))
             stored = engine.to_stored(result.state, result.output)

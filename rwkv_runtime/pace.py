@@ -1,0 +1,63 @@
+"""How fast this engine computes and this store hands states out, measured as they run.
+
+The median of the last few: one slow call, on a machine that was busy elsewhere, changes no
+decision. All states of an engine are of one size, so a fetch is measured whole, not by the byte.
+
+Before anything is measured the engine counts as slow and the store as fast. So at first states are
+stored rather than not, and another's computing is waited for rather than repeated: that may cost
+a little room and a little time, the other mistake a document read for nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+#: Before the first chunk: a big model on a small machine.
+UNMEASURED_TOKEN_S: Final = 1 / 200
+#: Before the first fetch: a few MiB from a disk or a network nearby.
+UNMEASURED_FETCH_S: Final = 0.005
+_KEPT: Final = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What something takes, in seconds."""
+
+    token_s: float = UNMEASURED_TOKEN_S  # to compute one token
+    fetch_s: float = UNMEASURED_FETCH_S  # to look up, read and decode one state
+
+
+class Pace:
+    """Running measurements. Safe to use from several threads.
+
+    Args:
+        chunk: tokens of a whole chunk; much shorter ones are dear for each token, and count only
+            as long as there was no other.
+    """
+
+    def __init__(self, chunk: int) -> None:
+        self._whole = chunk // 2
+        self._short: deque[float] = deque(maxlen=_KEPT)
+        self._long: deque[float] = deque(maxlen=_KEPT)
+        self._fetches: deque[float] = deque(maxlen=_KEPT)
+
+    def computed(self, tokens: int, seconds: float) -> None:
+        """A chunk was computed."""
+        (self._long if tokens >= self._whole else self._short).append(seconds / tokens)
+
+    def fetched(self, seconds: float) -> None:
+        """A state was fetched."""
+        self._fetches.append(seconds)
+
+    @property
+    def costs(self) -> Costs:
+        """As measured so far."""
+        tokens = self._long.copy() or self._short.copy()
+        fetches = self._fetches.copy()
+        return Costs(
+            median(tokens) if tokens else UNMEASURED_TOKEN_S,
+            median(fetches) if fetches else UNMEASURED_FETCH_S,
+        )

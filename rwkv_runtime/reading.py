@@ -1,0 +1,223 @@
+"""One prompt being read: from where it can begin, chunk by chunk, sharing what others compute.
+
+At each state that it is about to save a reading takes a turn, and does as the turn says: it
+computes up to there, takes the point that another thread computed, or learns that the state is
+stored. What is stored is loaded only where the reading goes on from it: whoever follows another
+worker along a document loads one state, not all.
+
+A state goes to the writer once the turn at the next one is taken, so that whoever has it in hand
+is the one to go on.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from rwkv_runtime.engines import Engine, EngineState
+from rwkv_runtime.pace import Pace
+from statestore.backends.leases import Outcome
+from statestore.entry import Entry
+from statestore.keys import KeyedBoundary, Plan, Role, StateKey
+from statestore.once import Once, Patience, Ruling, Turn
+
+#: Called with (tokens done, tokens to do) of one prefill, counted from where it began to compute.
+Progress = Callable[[int, int], None]
+
+#: Chunks whose time a lease covers at least.
+_LEASED_CHUNKS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A place along a prompt."""
+
+    position: int  # tokens read
+    state: EngineState
+    output: Tensor | None
+    cost_s: float  # seconds that computing up to here took, whenever that was
+    lasting: int  # length of the nearest state at or below it that is no transient stop
+    entry: Entry | None = None  # what it was loaded from
+
+
+@dataclass(slots=True)
+class Bookmark:
+    """The point at the first segment's end, kept from one reading to the next."""
+
+    key: StateKey | None = None
+    point: Point | None = None
+
+    def fits(self, plan: Plan) -> Point | None:
+        """The point, if it lies on the way of `plan`."""
+        on_the_way = any(b.key == self.key for b in plan.boundaries if b.position < plan.n_tokens)
+        return self.point if on_the_way else None
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A point just computed, to be saved."""
+
+    boundary: KeyedBoundary
+    point: Point
+    ancestor_tokens: int  # length of the nearest lasting state below it
+    turn: Turn[Point] | None  # to end when it is
+
+
+class Places(Protocol):
+    """What a reading needs of its session."""
+
+    engine: Engine
+    pace: Pace
+    once: Once[Point]
+
+    def find(self, plan: Plan, beyond: int) -> Point | None:
+        """The deepest stored point behind `beyond` tokens."""
+
+    def save(self, plan: Plan, fresh: Fresh) -> None:
+        """Have it stored behind the answer's back."""
+
+
+class Reading:
+    """Reads one prompt, once, beginning at `start`.
+
+    Attributes:
+        point: how far it has come; in the end the prompt's end.
+        computed: tokens that it computed itself.
+        used: the entry that was loaded last.
+        fresh: a point that was not given to `Places.save` yet; in the end the prompt's end, where
+            that is to be saved.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        plan: Plan,
+        tokens: Tensor,
+        start: Point,
+        *,
+        progress: Progress | None = None,
+        bookmark: Bookmark | None = None,
+    ) -> None:
+        self.computed = 0
+        self.used: Entry | None = None
+        self.fresh: Fresh | None = None
+        self._places = places
+        self._plan = plan
+        self._tokens = tokens
+        self._start = start.position
+        self._progress = progress
+        self._bookmark = bookmark or Bookmark()
+        self._marked = next((b for b in plan.boundaries if b.role is Role.SEGMENT), None)
+        self._stored = start.position  # how far others have stored it, as far as we know
+        self._turn: Turn[Point] | None = None
+        self._move(start)
+
+    def run(self, saved: Iterable[KeyedBoundary], *, shared: bool) -> None:
+        """Read on to the prompt's end; states at `saved` (ascending) are saved and, if `shared`,
+        computed once among all who want them.
+        """
+        self._saved = {boundary.position: boundary for boundary in saved}
+        try:
+            for boundary in self._saved.values() if shared else ():
+                if boundary.position > self.point.position:
+                    self._reach(boundary)
+            if self._stored > self.point.position:
+                self._look()
+            self._compute(self._plan.n_tokens)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _reach(self, boundary: KeyedBoundary) -> None:
+        """Get to know the state at `boundary`: ours, another thread's, or in the store."""
+        token_s = self._places.pace.costs.token_s
+        chunk_s = token_s * self._places.engine.rule.chunk
+        self._turn = turn = self._places.once.join(boundary.key, _LEASED_CHUNKS * chunk_s)
+        self._hand_over()
+        ruling = turn.settle(Patience((boundary.position - self._stored) * token_s))
+        if ruling is Ruling.TAKE:
+            assert turn.value is not None
+            self._jump(turn.value)
+        elif ruling is Ruling.STORED:
+            self._stored = boundary.position
+        else:
+            self._look()
+            if self.point.position < boundary.position:
+                self._compute(boundary.position)
+            else:
+                turn.end(Outcome.PUBLISHED)
+        self._turn = None
+
+    def _look(self) -> None:
+        """Go on from the deepest state that is stored by now."""
+        found = self._places.find(self._plan, self.point.position)
+        self._stored = self.point.position if found is None else found.position
+        if found is not None:
+            self._jump(found)
+
+    def _jump(self, point: Point) -> None:
+        self._move(point)
+        self._report()
+
+    def _move(self, point: Point) -> None:
+        self.point = point
+        self.used = point.entry or self.used
+        self._stored = max(self._stored, point.position)
+        if self._marked is not None and point.position == self._marked.position:
+            self._bookmark.key, self._bookmark.point = self._marked.key, point
+
+    def _compute(self, end: int) -> None:
+        """Run the chunks up to `end`."""
+        ends = self._plan.ends
+        for i in range(bisect_right(ends, self.point.position), bisect_right(ends, end)):
+            self._hand_over()
+            self._move(self._advance(self.point, ends[i]))
+            boundary = self._saved.get(ends[i])
+            if boundary is not None:
+                self._keep(boundary, self._turn if ends[i] == end else None)
+            elif self._turn is not None:
+                self._turn.renew()
+            self._report()
+
+    def _advance(self, point: Point, end: int) -> Point:
+        """One chunk, up to `end`."""
+        tokens = self._tokens[point.position : end]
+        began = time.perf_counter()
+        with torch.inference_mode():
+            output, state = self._places.engine.prefill(tokens, point.state)
+        seconds = time.perf_counter() - began
+        self._places.pace.computed(len(tokens), seconds)
+        self.computed += len(tokens)
+        return Point(end, state, output, point.cost_s + seconds, point.lasting)
+
+    def _keep(self, boundary: KeyedBoundary, turn: Turn[Point] | None) -> None:
+        """Save the point that was just reached, soon; threads beside this one have it now."""
+        ancestor = self.point.lasting
+        if boundary.role is not Role.SPARSE:
+            self._move(replace(self.point, lasting=boundary.position))
+        self.fresh = Fresh(boundary, self.point, ancestor, turn)
+        if turn is not None:
+            turn.give(self.point)
+            self._turn = None
+
+    def _hand_over(self) -> None:
+        fresh, self.fresh = self.fresh, None
+        if fresh is not None:
+            self._places.save(self._plan, fresh)
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            done, whole = self.point.position, self._plan.n_tokens
+            self._progress(done - self._start, whole - self._start)
+
+    def _give_up(self) -> None:
+        """Let others go on: from what was computed, and without waiting for the rest."""
+        if self._turn is not None:
+            self._turn.abandon()
+        self._hand_over()
