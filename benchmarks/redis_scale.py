@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 
 import click
@@ -56,7 +57,7 @@ def main(runs: int, entries: tuple[int, ...]) -> None:
             stack.callback(backend.close)
             fill(address, size)
             with Redis(port=port) as plain:
-                memory[size] = int(plain.info("memory")["used_memory"])  # type: ignore[index]
+                memory[size] = int(plain.info("memory")["used_memory"])
             things |= {f"{name}|{size}": thing for name, thing in calls(backend, size).items()}
         report(sizes, memory, alternate(runs, things))
 
@@ -78,12 +79,18 @@ def fill(address: Address, entries: int) -> None:
 def calls(backend: RedisBackend, entries: int) -> dict[str, Callable[[], float]]:
     """What is timed on one store."""
     numbers = count(10**8)
+    leases = backend.leases
+    assert leases is not None
     spread = prompts(entries)
 
     def find(keys: int, *, stored: bool) -> float:
         asked = [a_key(next(numbers)) for _ in range(keys - stored)]
         asked += [a_key(next(spread))] if stored else []
         return timed(lambda: backend.longest(asked, CREATED_AT))
+
+    def touch() -> float:
+        entry = an_entry(next(spread), 1)
+        return timed(lambda: backend.touch(entry, CREATED_AT, 0.0))
 
     def put() -> float:
         entry = an_entry(next(numbers), 1)
@@ -99,17 +106,17 @@ def calls(backend: RedisBackend, entries: int) -> dict[str, Callable[[], float]]
         key = a_key(next(numbers))
 
         def hold() -> None:
-            backend.leases.acquire(key, "owner", TTL_S)
-            backend.leases.release(key, "owner", Outcome.PUBLISHED)
+            leases.acquire(key, "owner", TTL_S)
+            leases.release(key, "owner", Outcome.PUBLISHED)
 
         return timed(hold)
 
     things: dict[str, Callable[[], float]] = {}
     for name, keys in PROMPTS.items():
-        things[f"find, {name}, miss"] = lambda keys=keys: find(keys, stored=False)
-        things[f"find, {name}, hit"] = lambda keys=keys: find(keys, stored=True)
-    things["touch"] = lambda: timed(lambda: backend.touch(an_entry(next(spread), 1), CREATED_AT, 0))
+        things[f"find, {name}, miss"] = partial(find, keys, stored=False)
+        things[f"find, {name}, hit"] = partial(find, keys, stored=True)
     return things | {
+        "touch": touch,
         "usage": lambda: timed(backend.usage),
         "put, 1 byte": put,
         "lease and release": lease,
