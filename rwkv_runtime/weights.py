@@ -1,5 +1,5 @@
-"""RWKV-7 weights files: `.pth` and `.safetensors` with the official names -> checked tensors and
-their dimensions.
+"""RWKV-7 weights: `.pth` and `.safetensors` with the official names, or Hugging Face's -> checked
+tensors and their dimensions.
 
 The kind of a file is told by its first bytes, not by its name. Every tensor that the dimensions ask
 for must be there in its shape, and no other: a name that is not known would change the model's
@@ -16,7 +16,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from rwkv_runtime.digests import FileIdentity
 from rwkv_runtime.errors import WeightsError
+from rwkv_runtime.huggingface import check_config_beside, files_of, is_huggingface, official
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BLOCK_NAME = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.(.+)")
@@ -42,10 +43,6 @@ FOREIGN_MAGICS = {
 # What tells the variants apart, the first match deciding: (pattern of a tensor name, what the file
 # is).
 VARIANTS = (
-    (
-        r"model\.layers\.|model\.embeddings",
-        "weights with Hugging Face names (convert back to .pth)",
-    ),
     (r"blocks\.\d+\.ffn\.s_emb", "RWKV-7 with DeepEmbed (7a, 7b)"),
     (r"blocks\.\d+\.att\.time_state", "weights with a tuned initial state (time_state)"),
     (r".*\blora_", "an adapter (merge it into its base first)"),
@@ -111,13 +108,16 @@ class WeightsFile:
 
 
 def read_weights(path: Path, dtype: torch.dtype, device: torch.device) -> WeightsFile:
-    """Read the weights file at `path`.
+    """Read the weights at `path`: a file, or a directory as Hugging Face has it.
 
     Raises:
         WeightsError: the file cannot be read, is something else, or its tensors do not fit
         together.
     """
-    with open_tensors(path) as (shapes, load):
+    with _opened_all(path) as (shapes, load):
+        if is_huggingface(shapes):
+            check_config_beside(path)
+            shapes, load = official(path, shapes, load)
         architecture = infer(path, shapes)
         tensors = {
             name: _converted(path, name, load(name), shape, dtype, device)
@@ -207,7 +207,32 @@ def _converted(
     return tensor.reshape(shape).to(device=device, dtype=dtype, copy=True).contiguous()
 
 
+def weights_files(path: Path) -> tuple[Path, ...]:
+    """The files that the weights at `path` consist of, in a fixed order.
+
+    Raises:
+        WeightsError: a directory without a model that can be run here.
+    """
+    return files_of(path) if path.is_dir() else (path,)
+
+
 Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor]]
+
+
+@contextmanager
+def _opened_all(path: Path) -> Iterator[Opened]:
+    """As `open_tensors`, over all files of the weights."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_tensors(file)) for file in weights_files(path)]
+        places: dict[str, Callable[[str], Tensor]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for found, load in opened:
+            twice = sorted(found.keys() & shapes.keys())
+            if twice:
+                raise WeightsError(f"{path}: {twice[0]} is in two of its files")
+            shapes |= found
+            places |= dict.fromkeys(found, load)
+        yield shapes, lambda name: places[name](name)
 
 
 @contextmanager

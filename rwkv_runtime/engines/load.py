@@ -8,16 +8,17 @@ library's version: machines that share it agree to the last bit.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import torch
 
-from rwkv_runtime.digests import Progress, check_unchanged, weights_digest
+from rwkv_runtime.digests import FileIdentity, Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
 from rwkv_runtime.errors import DeviceError
-from rwkv_runtime.weights import Architecture, read_weights
+from rwkv_runtime.weights import Architecture, read_weights, weights_files
 from statestore.keys import ChunkRule, Fingerprint
 
 DTypeName: TypeAlias = Literal["fp32", "bf16", "fp16"]
@@ -37,10 +38,10 @@ def load_engine(
     progress: Progress | None = None,
     cache_dir: Path | None = None,
 ) -> Rwkv7Engine:
-    """Load RWKV-7 weights, `.pth` or `.safetensors`.
+    """Load RWKV-7 weights: `.pth`, `.safetensors`, or a directory as Hugging Face has it.
 
     Args:
-        path: The weights file.
+        path: The weights file, or the directory with ``config.json`` and safetensors.
         dtype: What to compute in; the recurrence is fp32 throughout.
         device: "cpu", or "cuda" for the first GPU.
         rule: How prompts are cut into chunks.
@@ -60,9 +61,10 @@ def load_engine(
     if strict and threads is None:
         threads = torch.get_num_threads()
     rule = rule or ChunkRule()
-    digest, identity = weights_digest(path, cache_dir=cache_dir, progress=progress)
+    digest, identities = _digest_of(weights_files(path), cache_dir, progress)
     weights = read_weights(path, torch_dtype, torch_device)
-    check_unchanged(path, identity)
+    for file, identity in identities.items():
+        check_unchanged(file, identity)
     fingerprint = Fingerprint(
         weights_digest=digest.hex(),
         architecture="rwkv7",
@@ -76,6 +78,16 @@ def load_engine(
         extra=_switches(device) + (_machine(device, threads) if strict else ()),
     )
     return Rwkv7Engine(weights, fingerprint, rule, threads)
+
+
+def _digest_of(
+    files: tuple[Path, ...], cache_dir: Path | None, progress: Progress | None
+) -> tuple[bytes, dict[Path, FileIdentity]]:
+    """The digest of one file, or of several files' digests; and the files."""
+    found = {file: weights_digest(file, cache_dir=cache_dir, progress=progress) for file in files}
+    digests = [digest for digest, _ in found.values()]
+    whole = digests[0] if len(files) == 1 else hashlib.sha256(b"".join(digests)).digest()
+    return whole, {file: identity for file, (_, identity) in found.items()}
 
 
 def _checked(dtype: str, device: str, threads: int | None) -> tuple[torch.dtype, torch.device]:

@@ -163,7 +163,6 @@ def test_heads_that_do_not_make_the_width_are_refused(
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("model.layers.0.attn.r_k", "Hugging Face"),
         ("blocks.0.ffn.s_emb.weight", "DeepEmbed"),
         ("blocks.0.att.time_state", "tuned initial state"),
         ("blocks.0.att.key.lora_A", "adapter"),

@@ -1,0 +1,198 @@
+"""Weights in Hugging Face's form are the same model; other models are refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rwkv_runtime.engines import load_engine
+from rwkv_runtime.errors import WeightsError
+from rwkv_runtime.testing import small_architecture, write_random_weights
+
+CONFIG: dict[str, Any] = {
+    "model_type": "rwkv7",
+    "norm_eps": 1e-5,
+    "norm_first": True,
+    "hidden_act": "sqrelu",
+    "attn": None,
+    "tie_word_embeddings": False,
+}
+# What stands under which name, written out: (Hugging Face, official, transposed).
+OUTSIDE = [
+    ("model.embeddings.weight", "emb.weight", False),
+    ("model.norm.weight", "ln_out.weight", False),
+    ("model.norm.bias", "ln_out.bias", False),
+    ("lm_head.weight", "head.weight", False),
+]
+LAYER = [
+    *((f"{new}.{leaf}", f"{old}.{leaf}", False)
+      for new, old in (("attn_norm", "ln1"), ("ffn_norm", "ln2"), ("attn.g_norm", "att.ln_x"))
+      for leaf in ("weight", "bias")),
+    *((f"attn.x_{x}", f"att.x_{x}", False) for x in "rwkvag"),
+    *((f"attn.{name}", f"att.{name}", False) for name in ("k_k", "k_a", "r_k")),
+    ("attn.r_proj.weight", "att.receptance.weight", False),
+    ("attn.k_proj.weight", "att.key.weight", False),
+    ("attn.v_proj.weight", "att.value.weight", False),
+    ("attn.o_proj.weight", "att.output.weight", False),
+    *((f"attn.{x}_lora.lora.0.weight", f"att.{x}1", True) for x in "wavg"),
+    *((f"attn.{x}_lora.lora.2.weight", f"att.{x}2", True) for x in "wavg"),
+    *((f"attn.{x}_lora.lora.2.bias", f"att.{x}0", False) for x in "wav"),
+    ("ffn.x_k", "ffn.x_k", False),
+    ("ffn.key.weight", "ffn.key.weight", False),
+    ("ffn.value.weight", "ffn.value.weight", False),
+]  # fmt: skip
+FIRST = [("pre_norm.weight", "ln0.weight", False), ("pre_norm.bias", "ln0.bias", False)]
+
+Tensors = dict[str, Tensor]
+
+
+def in_their_form(tensors: Tensors, layers: int) -> Tensors:
+    names = list(OUTSIDE)
+    for layer in range(layers):
+        of_layer = LAYER + (FIRST if layer == 0 else [])
+        if layer == 0:
+            of_layer = [row for row in of_layer if "v_lora" not in row[0]]
+        names += [
+            (f"model.layers.{layer}.{new}", f"blocks.{layer}.{old}", turned)
+            for new, old, turned in of_layer
+        ]
+    unnamed = tensors.keys() - {old for _, old, _ in names}
+    assert unnamed == set()
+    theirs = {}
+    for new, old, turned in names:
+        tensor = tensors[old].t() if turned else tensors[old]
+        theirs[new] = (tensor[None, None] if ".x_" in new else tensor).contiguous()
+    return theirs
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    path = tmp_path / "ours.safetensors"
+    write_random_weights(path, small_architecture(layers=3))
+    return path
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, ours: Path) -> Tensors:
+    return in_their_form(safetensors.torch.load_file(ours), layers=3)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, theirs: Tensors) -> Path:
+    """The model in two shards."""
+    path = tmp_path / "theirs"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    names = sorted(theirs)
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for shard, members in shards.items():
+        safetensors.torch.save_file({name: theirs[name] for name in members}, path / shard)
+    places = {name: shard for shard, members in shards.items() for name in members}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return path
+
+
+def logits_of(path: Path) -> Tensor:
+    engine = load_engine(path, threads=1, cache_dir=path.parent)
+    output, _ = engine.prefill(torch.arange(40), engine.initial_state())
+    return engine.logits(output)
+
+
+def whole(directory: Path, theirs: Tensors) -> Path:
+    (directory / "model.safetensors.index.json").unlink()
+    safetensors.torch.save_file(theirs, directory / "model.safetensors")
+    return directory
+
+
+def test_shards_give_the_same_bits(ours: Path, directory: Path) -> None:
+    assert torch.equal(logits_of(directory), logits_of(ours))
+
+
+def test_one_file_gives_the_same_bits(ours: Path, directory: Path, theirs: Tensors) -> None:
+    whole(directory, theirs)
+    expected = logits_of(ours)
+    assert torch.equal(logits_of(directory), expected)
+    assert torch.equal(logits_of(directory / "model.safetensors"), expected)
+
+
+def test_every_shard_is_in_the_fingerprint(directory: Path, theirs: Tensors) -> None:
+    before = load_engine(directory, cache_dir=directory.parent).fingerprint
+    shard = safetensors.torch.load_file(directory / "model-2.safetensors")
+    name = next(iter(shard))
+    shard[name][..., 0] += 1
+    safetensors.torch.save_file(shard, directory / "model-2.safetensors")
+    assert load_engine(directory, cache_dir=directory.parent).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_type", "llama"),
+        ("norm_eps", 1e-6),
+        ("attn", {"layers": [1], "num_heads": 2}),
+        ("tie_word_embeddings", True),
+        ("hidden_act", "silu"),
+    ],
+)
+def test_another_model_is_refused_by_what_differs(
+    directory: Path, theirs: Tensors, name: str, value: object
+) -> None:
+    (directory / "config.json").write_text(json.dumps(CONFIG | {name: value}))
+    with pytest.raises(WeightsError, match=name):
+        load_engine(directory)
+    whole(directory, theirs)
+    with pytest.raises(WeightsError, match=name):
+        load_engine(directory / "model.safetensors")
+
+
+def test_a_name_that_is_not_known_is_refused(directory: Path, theirs: Tensors) -> None:
+    whole(directory, theirs | {"model.layers.1.attn.surprise.weight": torch.zeros(2)})
+    with pytest.raises(WeightsError, match="surprise"):
+        load_engine(directory)
+
+
+def unlink(name: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).unlink()
+
+
+def write(name: str, text: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).write_text(text)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (unlink("config.json"), "config.json"),
+        (write("config.json", "{"), "damaged"),
+        (write("config.json", "[1]"), "JSON object"),
+        (unlink(INDEX), INDEX),
+        (write(INDEX, "{}"), "names no weights files"),
+        (write(INDEX, '{"weight_map": {"a": "../elsewhere"}}'), "names no weights files"),
+        (unlink("model-2.safetensors"), "model-2.safetensors"),
+    ],
+)
+def test_a_directory_that_is_not_whole_is_refused(
+    directory: Path, spoil: Callable[[Path], object], what: str
+) -> None:
+    spoil(directory)
+    with pytest.raises(WeightsError, match=what):
+        load_engine(directory)
+
+
+def test_a_tensor_in_two_shards_is_refused(directory: Path) -> None:
+    first = safetensors.torch.load_file(directory / "model-1.safetensors")
+    second = safetensors.torch.load_file(directory / "model-2.safetensors")
+    name = next(iter(first))
+    safetensors.torch.save_file(second | {name: first[name]}, directory / "model-2.safetensors")
+    with pytest.raises(WeightsError, match="two of its files"):
+        load_engine(directory)
