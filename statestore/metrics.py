@@ -11,6 +11,9 @@ it to whatever it exposes. Values of one process; reading them costs nothing on 
 | statestore_errors_total | operation | backend failures that were kept from the caller |
 | statestore_tokens_found_total | | tokens that hits spared |
 | statestore_read_bytes_total, statestore_written_bytes_total | | blob bytes |
+| statestore_tier_hits_total | tier | lookups that ended with an entry of this tier |
+| statestore_write_behind_total | kind: put, promotion, note; outcome | done, failed, dropped |
+| statestore_write_behind_bytes | | gauge: blob bytes that wait |
 | statestore_fetch_seconds, statestore_put_seconds | | histograms of whole calls |
 | statestore_breaker_state | place, calls: all, writes | 0 closed, 1 half-open, 2 open |
 | statestore_breaker_openings_total | place, calls | times that a breaker opened |
@@ -49,6 +52,13 @@ class Metrics:
         )
         self.short_circuited = self._counter(
             "short_circuited", "Calls that an open breaker refused", "operation"
+        )
+        self.tier_hits = self._counter("tier_hits", "Lookups that a tier answered", "tier")
+        self.write_behind = self._counter(
+            "write_behind", "Work behind the requests, by outcome", "kind", "outcome"
+        )
+        self.write_behind_bytes = Gauge(
+            "statestore_write_behind_bytes", "Blob bytes that wait", registry=self.registry
         )
 
     def value(self, name: str, **labels: str) -> float:

@@ -7,6 +7,8 @@
     postgresql+psycopg://user:secret@host/db?blobs=file:///shared/dir    a fleet's catalog and blobs
     redis://user:secret@host:6379/0         entries and blobs in Redis; also rediss, unix, and
                                             redis+sentinel, redis+cluster (`redis.address`)
+    memory: file:///var/lib/states          tiers, nearest first: several URLs with white space
+                                            between them; options are those of one tier
 
 The backend's module is loaded when its scheme is first asked for, so that a command which never
 opens a database does not pay for its driver. What every backend may have around it, with the
@@ -16,7 +18,8 @@ options that say so, is listed in `_WRAPS`. A secret in a URL goes to the driver
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,17 +28,20 @@ from typing import TYPE_CHECKING, Final, cast, get_args
 
 from platformdirs import user_data_path
 
+from statestore.backends import ending
 from statestore.backends.base import Backend
 from statestore.backends.budgeted import OPTIONS as BUDGET_OPTIONS
 from statestore.backends.budgeted import budgeted
 from statestore.backends.guarded import OPTIONS as GUARD_OPTIONS
 from statestore.backends.guarded import guarded
+from statestore.backends.recoded import Recoded
 from statestore.backends.redis.address import OPTIONS, SCHEMES, Address
+from statestore.backends.tiered import Tier, Tiered
 from statestore.codec import CodecName
 from statestore.errors import SettingsError
 from statestore.metrics import Metrics
 from statestore.store import StateStore
-from statestore.url import StoreURL, size_bytes
+from statestore.url import StoreURL, places, size_bytes
 
 if TYPE_CHECKING:
     from statestore.backends.revisions import Revisions
@@ -138,12 +144,14 @@ def default_url(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get(URL_VARIABLE) or user_data_path("rwkv-statestore").as_uri()
 
 
-def open_store(url: str, *, create: bool = True) -> StateStore:
+def open_store(url: str, *, create: bool = True, flush_on_sigterm: bool = True) -> StateStore:
     """Open the store at `url`.
 
     Args:
         url: see the module.
         create: make a file store that does not exist yet.
+        flush_on_sigterm: let a store of several tiers flush before SIGTERM ends the process. Where
+            the signal has a handler already, or this is not the main thread, nothing is changed.
 
     Raises:
         SettingsError: the URL or one of its options means nothing; or there is no store, and none
@@ -157,10 +165,34 @@ def open_store(url: str, *, create: bool = True) -> StateStore:
         0
     """
     metrics = Metrics()
-    place = _parsed(url)
-    codec_name = _codec_of(place)
-    backend = _open_backend(place, metrics, create=create)
-    return StateStore(backend, codec_name=codec_name, metrics=metrics)
+    urls = [_parsed(text) for text in places(url)]
+    codecs = [_codec_of(place) for place in urls]
+    if len(urls) == 1:
+        backend = _open_backend(urls[0], metrics, create=create)
+        return StateStore(backend, codec_name=codecs[0], metrics=metrics)
+    tiers = _open_tiers(urls, codecs, metrics, create=create)
+    if flush_on_sigterm:
+        ending.flush_on_sigterm()
+    # Encoded once, without a copy; a tier that wants another codec encodes anew behind the put.
+    return StateStore(Tiered(tiers, metrics=metrics), codec_name="raw", metrics=metrics)
+
+
+def _open_tiers(
+    urls: Sequence[StoreURL], codecs: Sequence[CodecName], metrics: Metrics, *, create: bool
+) -> list[Tier]:
+    with ExitStack() as opened:  # what is open already is closed if a further tier fails
+        tiers: list[Tier] = []
+        for url, codec_name in zip(urls, codecs, strict=True):
+            backend = _open_backend(url, metrics, create=create)
+            opened.callback(backend.close)
+            if codec_name != "raw":
+                backend = Recoded(backend, codec_name)
+            name = url.scheme.partition("+")[0]
+            same = sum(tier.name.rstrip("0123456789") == name for tier in tiers)
+            name = f"{name}{same + 1}" if same else name
+            tiers.append(Tier(name, backend, lasting_reads=url.scheme == "memory"))
+        opened.pop_all()
+    return tiers
 
 
 def _parsed(text: str) -> StoreURL:
@@ -195,7 +227,7 @@ def open_revisions(url: str) -> Revisions:
     Raises:
         SettingsError: the URL means nothing, or its store has no SQL catalog.
     """
-    place = _parsed(url)
+    place = _parsed(places(url)[-1])  # of tiers, the home's
     if place.scheme not in _REVISIONS:
         raise place.error("it has no SQL catalog to upgrade")
     return _REVISIONS[place.scheme](place)

@@ -1,0 +1,379 @@
+"""Several places as one, nearest first. The last one, the home, is meant to hold everything.
+
+* **Find** goes from near to far and asks each tier only for keys deeper than the best so far. A
+  tier that fails is passed over; only if all fail does the lookup. The entry says its `tier`, and
+  `read` goes there.
+* **Publish** goes to the nearest tier now and to the others behind the caller's back; durable ones
+  to the home as well before it returns. Each copy but the home's has a write id of its own: barring
+  a damaged one never bars the sound one elsewhere.
+* **Touch** notes a hit in the tier that had it, and later in those further away. A hit is copied to
+  the tiers nearer than it, behind the caller's back.
+* **Update and delete** go to every tier, after what waits is written. Listings, totals, removals
+  and leases are the home's, after a flush. Nearer tiers of other processes keep their copies until
+  they drop them by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, TypeVar
+
+from statestore.backends.base import Backend, Blob, Buffer, Swept
+from statestore.backends.fields import check_entry
+from statestore.backends.leases import Leases
+from statestore.backends.write_behind import Bounds, Task, WriteBehind
+from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
+from statestore.errors import BackendError, ClosedError, FullError, InputError
+from statestore.keys import StateKey
+from statestore.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FLUSH_S: Final = 10.0  # as long as an operator's command waits for what is not written yet
+RECENT_BYTES: Final = 64 << 20  # of blobs just read from further tiers, which a hit copies nearer
+
+_PUT: Final = "put"
+_PROMOTION: Final = "promotion"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One place."""
+
+    name: str  # in metrics, logs and `Entry.tier`
+    backend: Backend
+    lasting_reads: bool = False  # what `read` returns is never written to, by anybody
+
+
+class Tiered:
+    """A `Backend` over `tiers`, nearest first; it closes them.
+
+    Args:
+        tiers: at least one.
+        bounds: how much may wait to be written.
+        metrics: counts hits by tier, and the work behind.
+    """
+
+    def __init__(
+        self, tiers: Sequence[Tier], *, bounds: Bounds | None = None, metrics: Metrics | None = None
+    ) -> None:
+        self._tiers = tuple(tiers)
+        self._nearest, self._home = self._tiers[0], self._tiers[-1]
+        self._places = {tier.name: place for place, tier in enumerate(self._tiers)}
+        self._metrics = metrics or Metrics()
+        self._queue = WriteBehind(bounds, self._metrics)
+        self._recent = _Recent()
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        """The URL that opens this place again, without secrets."""
+        return " ".join(tier.backend.url for tier in self._tiers)
+
+    @property
+    def leases(self) -> Leases | None:
+        """The home's: all who share states share it."""
+        return self._home.backend.leases
+
+    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
+        """The first of `keys` that is stored in any tier, ready and not expired at `now`."""
+        best: Entry | None = None
+        failures: list[BackendError] = []
+        for tier in self._tiers:
+            if not keys:
+                break
+            try:
+                found = tier.backend.longest(keys, now)
+            except BackendError as error:
+                failures.append(self._failed(tier, "find", error))
+                continue
+            if found is not None:
+                best = replace(found, tier=tier.name)
+                keys = keys[: keys.index(found.key)]
+        if best is None and len(failures) == len(self._tiers):
+            raise failures[0]
+        if best is not None:
+            self._metrics.tier_hits.labels(tier=best.tier).inc()
+        return best
+
+    def read(self, entry: Entry) -> memoryview | None:
+        """The blob of `entry` in the tier that had it, or wherever it is; ``None``: it has gone."""
+        place = self._places.get(entry.tier)
+        if place is None:
+            return self._read_anywhere(entry)
+        blob = self._tiers[place].backend.read(entry)
+        if blob is None or place == 0:
+            return blob
+        blob = blob.toreadonly()
+        self._recent.keep(entry.blob, blob)
+        return blob
+
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
+        """Store entry and blob in the nearest tier, and soon, or now if `durable`, at home.
+
+        ``False``: a usable entry was there first; at home, if `durable`.
+
+        Raises:
+            FullError: nearest tier and queue take no more.
+            InputError: the blob has not the size that the entry says, or a field cannot be kept.
+        """
+        self._require_open()
+        check_entry(entry)
+        size = sum(memoryview(buffer).nbytes for buffer in blob)
+        if size != entry.blob_bytes:
+            raise InputError(
+                f"entry {entry.key} says blob_bytes={entry.blob_bytes}, but the blob has {size}"
+            )
+        near = _copy(entry) if self._nearest is not self._home else entry
+        published = self._publish_nearest(near, blob)
+        further = self._tiers[1:-1] if durable else self._tiers[1:]
+        if further:
+            whole = self._lasting(near, blob, published)
+            work = partial(self._publish_further, further, entry, whole)
+            queued = self._queue.submit(Task(_PUT, entry.key, len(whole), work))
+        if durable:
+            return self._home.backend.publish(entry, blob, durable=True)
+        if published is None and not (further and queued):
+            raise FullError(f"{entry.key}: no tier takes it, and too many puts wait already")
+        return published is not False
+
+    def touch(self, entry: Entry, now: float, score: float) -> None:
+        """Count a hit where it was, later further away; copy it nearer. All but the first may fail.
+
+        Raises `BackendError` where the tier that had it fails.
+        """
+        self._require_open()
+        place = self._places.get(entry.tier, 0)
+        for tier in self._tiers[place + 1 :]:
+            work = partial(tier.backend.touch, entry, now, score)
+            self._queue.note((tier.name, entry.key), partial(self._try, tier, "touch", work))
+        if place:
+            self._promote(entry, place, now)
+        self._tiers[place].backend.touch(entry, now, score)
+
+    def update(
+        self,
+        key: StateKey,
+        *,
+        pinned: bool | None = None,
+        expires_at: float | None = None,
+        labels: dict[str, str] | None = None,
+        status: Status | None = None,
+        reason: str | None = None,
+        blob: str | None = None,
+    ) -> bool:
+        """Change the given fields in every tier; with `blob` in the one whose copy that is.
+
+        ``False``: no tier has such an entry.
+        """
+
+        def change(backend: Backend) -> bool:
+            return backend.update(
+                key,
+                pinned=pinned,
+                expires_at=expires_at,
+                labels=labels,
+                status=status,
+                reason=reason,
+                blob=blob,
+            )
+
+        return self._everywhere(key, "update", change, blob)
+
+    def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
+        """Remove the entry from every tier; with `blob` from the one whose copy that is."""
+        return self._everywhere(
+            key, "delete", lambda backend: backend.delete(key, reason, blob=blob), blob
+        )
+
+    def entries(self, where: EntryFilter) -> Iterator[Entry]:
+        """The home's matching entries, newest use first."""
+        home = self._settled()
+        return (replace(entry, tier=home.name) for entry in home.backend.entries(where))
+
+    def departed(self, keys: Iterable[StateKey]) -> dict[StateKey, Departed]:
+        """What the home remembers of keys that were removed."""
+        return self._settled().backend.departed(keys)
+
+    def usage(self, namespace: str | None = None) -> Usage:
+        """The home's totals."""
+        return self._settled().backend.usage(namespace)
+
+    def evict(
+        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+    ) -> Evicted:
+        """Make room at home; nearer tiers have budgets of their own."""
+        home = self._settled()
+        return home.backend.evict(to_bytes, now, namespace=namespace, limit=limit)
+
+    def sweep(self, now: float, grace_s: float) -> Swept:
+        """Remove what has expired, and orphans, from every tier."""
+        self._settled()
+        swept = [tier.backend.sweep(now, grace_s) for tier in self._tiers]
+        return Swept(
+            sum(each.blobs for each in swept),
+            sum(each.blob_bytes for each in swept),
+            sum(each.expired for each in swept),
+        )
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Return once all handed over so far is in every tier; ``False``: `timeout_s` passed."""
+        return self._queue.flush(timeout_s)
+
+    def close(self) -> None:
+        """Flush, and close every tier; a second call does nothing."""
+        self._closed = True
+        self._queue.close()
+        for tier in self._tiers:
+            tier.backend.close()
+
+    # Near and far
+
+    def _publish_nearest(self, entry: Entry, blob: Blob) -> bool | None:
+        """Whether it was published; ``None``: the tier failed."""
+        try:
+            return self._nearest.backend.publish(entry, blob)
+        except BackendError as error:
+            self._failed(self._nearest, "put", error)
+            return None
+
+    def _lasting(self, near: Entry, blob: Blob, published: bool | None) -> Buffer:
+        """The blob in memory that stays as it is once the caller has its buffers back."""
+        if published and self._nearest.lasting_reads:
+            with suppress(BackendError):
+                kept = self._nearest.backend.read(near)
+                if kept is not None:
+                    return kept
+        return b"".join(blob)
+
+    def _publish_further(self, tiers: Sequence[Tier], entry: Entry, blob: Buffer) -> bool:
+        """``False``: the home failed."""
+        sized = replace(entry, blob_bytes=len(blob))
+        done = True
+        for tier in tiers:
+            copy = sized if tier is self._home else _copy(sized)
+            done = self._try(tier, "put", partial(tier.backend.publish, copy, [blob]))
+        return done
+
+    def _promote(self, entry: Entry, place: int, now: float) -> None:
+        """Copy a hit to the tiers nearer than where it was found."""
+        blob = self._recent.take(entry.blob)
+        if self._queue.waits(_PROMOTION, entry.key):
+            return
+        fresh = replace(entry, created_at=now, used_at=now, score=now, tier="")
+        work = partial(self._copy_nearer, place, entry, fresh, blob)
+        size = entry.blob_bytes if blob is None else len(blob)
+        self._queue.submit(Task(_PROMOTION, entry.key, size, work), wait=False)
+
+    def _copy_nearer(self, place: int, entry: Entry, fresh: Entry, blob: Buffer | None) -> bool:
+        source = self._tiers[place]
+        if blob is None:
+            blob = source.backend.read(entry)
+        if blob is None:
+            return False
+        sized = replace(fresh, blob_bytes=len(blob))
+        done = [
+            self._try(tier, "promote", partial(tier.backend.publish, _copy(sized), [blob]))
+            for tier in self._tiers[:place]
+        ]
+        return all(done)
+
+    def _read_anywhere(self, entry: Entry) -> memoryview | None:
+        failures: list[BackendError] = []
+        for tier in self._tiers:
+            try:
+                blob = tier.backend.read(entry)
+            except BackendError as error:
+                failures.append(self._failed(tier, "read", error))
+                continue
+            if blob is not None:
+                return blob
+        if failures:
+            raise failures[0]
+        return None
+
+    def _everywhere(
+        self, key: StateKey, operation: str, change: Callable[[Backend], bool], blob: str | None
+    ) -> bool:
+        """Apply a change to every tier, the home first; or to the one that has `blob`."""
+        self._require_open()
+        self._queue.cancel(_PROMOTION, key)
+        if blob is None:
+            self.flush(FLUSH_S)
+        changed = False
+        failures: list[BackendError] = []
+        for tier in self._tiers if blob is not None else reversed(self._tiers):
+            try:
+                changed |= change(tier.backend)
+            except BackendError as error:
+                failures.append(self._failed(tier, operation, error))
+            if changed and blob is not None:
+                return True
+        if failures and (blob is None or not changed):
+            raise failures[0]
+        return changed
+
+    def _settled(self) -> Tier:
+        """The home, once it has what waited."""
+        self._require_open()
+        self.flush(FLUSH_S)
+        return self._home
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"store {self.url} was closed")
+
+    def _try(self, tier: Tier, operation: str, work: Callable[[], object]) -> bool:
+        try:
+            work()
+        except BackendError as error:
+            self._failed(tier, operation, error)
+            return False
+        return True
+
+    def _failed(self, tier: Tier, operation: str, error: BackendError) -> BackendError:
+        self._metrics.errors.labels(operation=operation).inc()
+        log.warning("%s went on without tier %s: %s", operation, tier.name, error)
+        return error
+
+
+class _Recent:
+    """The newest blobs that were read from further tiers, until a hit wants them copied."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blobs: OrderedDict[str, memoryview] = OrderedDict()
+        self._held_bytes = 0
+
+    def keep(self, name: str, blob: memoryview) -> None:
+        """Keep one; the oldest go."""
+        with self._lock:
+            self._drop(name)
+            self._blobs[name] = blob
+            self._held_bytes += len(blob)
+            while self._held_bytes > RECENT_BYTES:
+                self._drop(next(iter(self._blobs)))
+
+    def take(self, name: str) -> memoryview | None:
+        """One that is still kept; it is not kept any longer."""
+        with self._lock:
+            return self._drop(name)
+
+    def _drop(self, name: str) -> memoryview | None:
+        blob = self._blobs.pop(name, None)
+        self._held_bytes -= 0 if blob is None else len(blob)
+        return blob
+
+
+def _copy(entry: Entry) -> Entry:
+    """The entry of a copy, under a write id of its own."""
+    return replace(entry, blob=f"{entry.key}.{secrets.token_hex(8)}", tier="")
