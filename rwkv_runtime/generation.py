@@ -1,7 +1,7 @@
 """New tokens, one after the other, from a state and the logits of its last token.
 
 The first token costs no computing: it is drawn from logits that are at hand. Text is passed on as
-soon as it can no longer become part of the stop text, and never in the middle of a character.
+soon as it can no longer become part of a stop text, and never in the middle of a character.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rwkv_runtime.engines import Engine, EngineState
-from rwkv_runtime.sampling import Sampling, sample
+from rwkv_runtime.sampling import Penalties, Sampling, sample
 from rwkv_runtime.tokenizer import TextStream, Tokenizer, require_tokenizer
 
 
@@ -21,8 +21,13 @@ from rwkv_runtime.tokenizer import TextStream, Tokenizer, require_tokenizer
 class Stop:
     """What ends a text, besides the tokenizer's end token."""
 
-    text: str = ""  # not part of the text; needs a tokenizer
+    texts: tuple[str, ...] = ()  # the first to come is no part of the text; needs a tokenizer
     tokens: frozenset[int] = frozenset()
+
+    @classmethod
+    def at(cls, *texts: str) -> Stop:
+        """At the first of `texts`; empty ones mean nothing."""
+        return cls(tuple(text for text in texts if text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,15 @@ def generate(
         NumericsError: the logits hold NaN or infinity.
         TokenizerError: a stop text, and no tokenizer.
     """
-    if stop.text:
+    if stop.texts:
         require_tokenizer(tokenizer, len(logits))
     generator = sampling.generator()
     endings = stop.tokens | _end_tokens(tokenizer)
-    text = _StoppedText(tokenizer, stop.text)
+    text = _StoppedText(tokenizer, stop.texts)
+    penalties = Penalties(sampling)
     for count in range(1, max_tokens + 1):
-        token = sample(logits, sampling, generator)
+        token = sample(penalties.apply(logits), sampling, generator)
+        penalties.count(token)
         if token in endings:
             held = text.rest()
             if held:
@@ -93,12 +100,12 @@ def _end_tokens(tokenizer: Tokenizer | None) -> frozenset[int]:
 
 
 class _StoppedText:
-    """Text from tokens up to a stop text; holds back what may yet become part of it."""
+    """Text from tokens up to the first stop text; holds back what may yet become part of one."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: str) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> None:
         self.stopped = False
         self._stream = TextStream(tokenizer) if tokenizer is not None else None
-        self._stop = stop
+        self._stops = stops
         self._held = ""
 
     def push(self, token: int) -> str:
@@ -106,13 +113,11 @@ class _StoppedText:
         if self._stream is None:
             return ""
         text = self._held + self._stream.push(token)
-        if not self._stop:
-            return text
-        before, found, _ = text.partition(self._stop)
-        if found:
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
             self.stopped, self._held = True, ""
-            return before
-        keep = _overlap(text, self._stop)
+            return text[: min(places)]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

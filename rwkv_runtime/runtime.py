@@ -246,7 +246,7 @@ class Runtime:
         prefill, later = self._session.read(
             [document, question_tokens], progress, named_segments=1, bookmark=bookmark
         )
-        answer = self.continue_from(prefill, max_tokens=max_tokens, stop=Stop(template.STOP))
+        answer = self.continue_from(prefill, max_tokens=max_tokens, stop=Stop.at(template.STOP))
         text, first = "", None
         for new in self._after_first(answer, later):
             first = first or time.perf_counter()

@@ -1,10 +1,11 @@
 """The next token from logits. Deterministic: the same logits, settings and generator state give the
 same token.
 
-In this order: temperature; the `top_k` most likely tokens; of those the smallest set that holds at
-least `top_p` of their probability; one of them by its probability. Between equal logits the lower
-id counts as the more likely. Everything is computed in float64 on the CPU. Temperature 0 is greedy
-and draws no random number.
+In this order: penalties for tokens that came before; temperature; the `top_k` most likely tokens;
+of those the smallest set that holds at least `top_p` of their probability; of those the ones with
+at least `min_p` of the likeliest one's; one of them by its probability. Between equal logits the
+lower id counts as the more likely. Everything is computed in float64 on the CPU. Temperature 0 is
+greedy and draws no random number.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class Sampling:
     temperature: float = 0.0
     top_k: int = 0  # 0: all
     top_p: float = 1.0
+    min_p: float = 0.0  # of the likeliest token's probability
+    presence_penalty: float = 0.0  # off the logit of a token that was generated before
+    frequency_penalty: float = 0.0  # times how often it was
+    penalty_decay: float = 1.0  # what is left of each count, token by token; RWKV's own use 0.996
     seed: int | None = None  # None: another text each time
 
     def __post_init__(self) -> None:
@@ -35,6 +40,13 @@ class Sampling:
             raise SamplingError(f"top_k is {self.top_k}, expected 0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise SamplingError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise SamplingError(f"min_p is {self.min_p}, expected 0 (off) to 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not isfinite(getattr(self, name)):
+                raise SamplingError(f"{name} is {getattr(self, name)}, expected a number")
+        if not 0 <= self.penalty_decay <= 1:
+            raise SamplingError(f"penalty_decay is {self.penalty_decay}, expected 0 to 1")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise SamplingError(f"seed is {self.seed}, expected 0 to 2**63 - 1")
 
@@ -46,6 +58,42 @@ class Sampling:
         else:
             generator.manual_seed(self.seed)
         return generator
+
+    @property
+    def penalises(self) -> bool:
+        """Whether earlier tokens matter."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+class Penalties:
+    """How often each token was generated, fading; what that takes off the logits.
+
+    As RWKV's demos have it: before a token is counted, every count shrinks by `penalty_decay`.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._counts: dict[int, float] = {}
+
+    def count(self, token: int) -> None:
+        """Note a token that was generated."""
+        if not self._sampling.penalises:
+            return
+        decay = self._sampling.penalty_decay
+        for known in self._counts:
+            self._counts[known] *= decay
+        self._counts[token] = self._counts.get(token, 0.0) + 1.0
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """The logits [vocabulary] with the penalties taken off; the given ones stay as they are."""
+        if not self._counts:
+            return logits
+        tokens = torch.tensor(list(self._counts), device=logits.device)
+        counts = torch.tensor(list(self._counts.values()), dtype=torch.float64)
+        off = self._sampling.presence_penalty + counts * self._sampling.frequency_penalty
+        penalised = logits.to(torch.float64)
+        penalised[tokens] -= off.to(logits.device)
+        return penalised
 
 
 GREEDY = Sampling()
@@ -85,7 +133,12 @@ def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     scaled = (logits - logits.max()) / sampling.temperature  # 0 and below: no overflow to infinity
     tokens = _candidates(scaled, sampling.top_k)
     chances = torch.softmax(scaled[tokens], 0)
-    return (tokens, chances) if sampling.top_p == 1 else _nucleus(tokens, chances, sampling.top_p)
+    if sampling.top_p < 1:
+        tokens, chances = _nucleus(tokens, chances, sampling.top_p)
+    if sampling.min_p > 0:
+        likely = chances >= sampling.min_p * chances.max()
+        tokens, chances = tokens[likely], chances[likely]
+    return tokens, chances
 
 
 def _nucleus(tokens: Tensor, chances: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

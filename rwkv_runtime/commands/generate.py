@@ -21,8 +21,22 @@ from statestore.cli.render import emit_json
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(min=0), default=0, help="0 admits every token.")
+@click.option(
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Leaves out tokens with less than this share of the likeliest one's probability.",
+)
+@click.option("--presence-penalty", type=float, default=0.0, help="Off a token that came before.")
+@click.option("--frequency-penalty", type=float, default=0.0, help="Times how often it came.")
+@click.option(
+    "--penalty-decay",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    help="What is left of each count, token by token; RWKV's demos use 0.996.",
+)
 @click.option("--seed", type=int, help="Makes a sampled text repeatable.")
-@click.option("--stop", default="", help="Text that ends the answer.")
+@click.option("--stop", multiple=True, help="Text that ends the answer; may be given again.")
 @json_option
 def generate(
     opening: Opening,
@@ -32,8 +46,12 @@ def generate(
     temperature: float,
     top_p: float,
     top_k: int,
+    min_p: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    penalty_decay: float,
     seed: int | None,
-    stop: str,
+    stop: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Go on with a text. A document before the prompt is read once and its state is stored.
@@ -44,14 +62,23 @@ def generate(
           --prompt "The next morning" --temperature 0.8 --seed 7
     """
     texts = [read_text(document)] if document is not None else []
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        penalty_decay=penalty_decay,
+        seed=seed,
+    )
     with opening.runtime() as runtime:
         segments = [runtime.tokenizer.encode(text) for text in [*texts, prompt]]
         with progress_bar("reading") as report:
             prefill = runtime.prefill(segments, progress=report)
         pieces = []
         new = runtime.continue_from(
-            prefill, max_tokens=max_tokens, sampling=sampling, stop=Stop(stop)
+            prefill, max_tokens=max_tokens, sampling=sampling, stop=Stop.at(*stop)
         )
         for piece in new:
             pieces.append(piece.text)

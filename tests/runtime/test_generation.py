@@ -12,7 +12,7 @@ from rwkv_runtime import Generated, Stop
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.errors import NumericsError, TokenizerError
 from rwkv_runtime.generation import generate
-from rwkv_runtime.sampling import GREEDY
+from rwkv_runtime.sampling import GREEDY, Sampling
 from rwkv_runtime.tokenizer import ByteTokenizer, Tokenizer
 
 END = 3
@@ -42,7 +42,7 @@ class Script:
 
 def written(
     tokens: Sequence[int],
-    stop: str = "",
+    stop: str | tuple[str, ...] = "",
     tokenizer: Tokenizer | None = None,
     max_tokens: int | None = None,
 ) -> list[Generated]:
@@ -55,7 +55,7 @@ def written(
             tokenizer=tokenizer or EndingBytes(),
             max_tokens=max_tokens or len(tokens),
             sampling=GREEDY,
-            stop=Stop(stop),
+            stop=Stop.at(*([stop] if isinstance(stop, str) else stop)),
         )
     )
 
@@ -104,7 +104,7 @@ def test_a_stop_text_needs_a_tokenizer() -> None:
         tokenizer=None,
         max_tokens=2,
         sampling=GREEDY,
-        stop=Stop("b"),
+        stop=Stop.at("b"),
     )
     with pytest.raises(TokenizerError, match="256"):
         next(new)
@@ -128,3 +128,40 @@ def test_logits_that_are_no_numbers_end_with_an_error() -> None:
     assert next(new).text == "a"
     with pytest.raises(NumericsError):
         next(new)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stops", "expected"),
+    [
+        (b"ab\n\nc", ("\n\n", "b"), "a"),  # the one that comes first, not the one named first
+        (b"ab\n\nc", ("zz", "\n\n"), "ab"),
+        (b"ab\ndx", ("b\nc", "b\nd"), "a"),
+        (b"ab\nex", ("b\nc", "b\nd"), "ab\nex"),  # held back, and given when it stops nothing
+        (b"abc", ("",), "abc"),
+    ],
+)
+def test_the_first_of_several_stop_texts_ends_the_text(
+    tokens: bytes, stops: tuple[str, ...], expected: str
+) -> None:
+    assert text(written(tokens, stop=stops)) == expected
+
+
+def test_penalties_keep_a_text_from_repeating_itself() -> None:
+    flat = torch.zeros(256)
+    flat[[97, 98, 99]] = torch.tensor([1.0, 0.9, 0.8])
+
+    class Flat(Script):
+        def at(self, place: int) -> torch.Tensor:
+            return flat
+
+    script = Flat(b"abc")
+    new = generate(
+        cast("Engine", script),
+        0,
+        flat,
+        tokenizer=ByteTokenizer(),
+        max_tokens=3,
+        sampling=Sampling(presence_penalty=0.5),
+        stop=Stop(),
+    )
+    assert text(list(new)) == "abc"

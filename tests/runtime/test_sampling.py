@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_runtime.errors import NumericsError, SamplingError
-from rwkv_runtime.sampling import GREEDY, Sampling, distribution, sample
+from rwkv_runtime.sampling import GREEDY, Penalties, Sampling, distribution, sample
 
 # Few distinct values, so that ties are common.
 logits_lists = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=12)
@@ -28,6 +28,8 @@ def oracle(values: list[float], sampling: Sampling) -> dict[int, float]:
             break
         kept[i] = raw[i] / total
         mass += kept[i]
+    kept = {i: p for i, p in kept.items() if p >= sampling.min_p * max(kept.values()) - 1e-15}
+    mass = sum(kept.values())
     return {i: chance / mass for i, chance in kept.items()}
 
 
@@ -36,11 +38,12 @@ def oracle(values: list[float], sampling: Sampling) -> dict[int, float]:
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     top_k=st.integers(0, 14),
     top_p=st.sampled_from([0.05, 0.31, 0.77, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.03, 0.4, 1.0]),
 )
 def test_the_distribution_is_the_oracles(
-    values: list[float], temperature: float, top_k: int, top_p: float
+    values: list[float], temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
     tokens, weights = distribution(torch.tensor(values), sampling)
     found = dict(zip(tokens.tolist(), (weights / weights.sum()).tolist(), strict=True))
     expected = oracle(values, sampling)
@@ -111,12 +114,36 @@ def test_temperature_needs_a_generator() -> None:
         ({"top_k": -1}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.01}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"presence_penalty": math.nan}, "presence_penalty"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty"),
+        ({"penalty_decay": -0.1}, "penalty_decay"),
         ({"seed": -1}, "seed"),
     ],
 )
 def test_settings_that_mean_nothing_are_named(settings: dict[str, float], name: str) -> None:
     with pytest.raises(SamplingError, match=name):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+def test_penalties_are_what_the_counts_say() -> None:
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25, penalty_decay=0.5)
+    penalties = Penalties(sampling)
+    logits = torch.tensor([1.0, 2.0, 3.0])
+    assert torch.equal(penalties.apply(logits), logits)
+    for token in (2, 1, 2):
+        penalties.count(token)
+    # token 2: 1 halved twice, and 1 more; token 1: 1 halved once
+    expected = [1.0, 2.0 - 0.5 - 0.25 * 0.5, 3.0 - 0.5 - 0.25 * 1.25]
+    assert penalties.apply(logits).tolist() == expected
+    assert logits.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_without_penalties_earlier_tokens_mean_nothing() -> None:
+    penalties = Penalties(Sampling(1.0))
+    penalties.count(0)
+    logits = torch.tensor([1.0, 2.0])
+    assert penalties.apply(logits) is logits
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])

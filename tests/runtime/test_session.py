@@ -269,7 +269,7 @@ def test_an_engine_without_a_tokenizer_answers_tokens_only(tmp_path: Path) -> No
 def test_stop_text_is_held_back_and_removed(runtime: Runtime) -> None:
     whole = "".join(g.text for g in runtime.generate([DOCUMENT], max_tokens=40))
     stop = whole[10:13]
-    cut = "".join(g.text for g in runtime.generate([DOCUMENT], max_tokens=40, stop=Stop(stop)))
+    cut = "".join(g.text for g in runtime.generate([DOCUMENT], max_tokens=40, stop=Stop.at(stop)))
     assert cut == whole[: whole.index(stop)]
 
 
