@@ -24,6 +24,7 @@ from rwkv_runtime.engines.package import load_model, package_version
 from rwkv_runtime.engines.threads import computing
 from rwkv_runtime.errors import DeviceError, WeightsError
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
+from rwkv_runtime.tuned import TunedState, read_tuned
 from rwkv_runtime.versions import Dimensions, dimensions_of
 from rwkv_runtime.weights import open_tensors
 from statestore.keys import ChunkRule, Fingerprint
@@ -44,7 +45,7 @@ class PackageEngine:
 
     Args:
         model: the package's. dimensions: of its weights. fingerprint: of everything here. rule:
-        how prompts are cut into chunks. threads: as for `Rwkv7Engine`.
+        how prompts are cut into chunks. threads, tuned: as for `Rwkv7Engine`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class PackageEngine:
         fingerprint: Fingerprint,
         rule: ChunkRule,
         threads: int | None = None,
+        tuned: TunedState | None = None,
     ) -> None:
         self.fingerprint = fingerprint
         self.rule = rule
@@ -61,6 +63,13 @@ class PackageEngine:
         self._model = model
         self._threads = threads
         self._start = _start_of(model, dimensions)
+        if tuned is not None:  # between the two vectors of each layer
+            matrices = zip(self._start[1::3], tuned.matrices, strict=True)
+            found = [matrix.to(zeros) for zeros, matrix in matrices]
+            self._start = tuple(
+                found[place // 3] if place % 3 == 1 else tensor
+                for place, tensor in enumerate(self._start)
+            )
         self._devices = [tensor.device for tensor in self._start]
         self.schema = _schema_of(dimensions, [DTYPES[tensor.dtype] for tensor in self._start])
         self._names = [spec.name for spec in self.schema.tensors]
@@ -104,6 +113,7 @@ def load_package_engine(
     rule: ChunkRule | None = None,
     strict: bool = False,
     threads: int | None = None,
+    initial: str | Path | None = None,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
 ) -> PackageEngine:
@@ -115,6 +125,7 @@ def load_package_engine(
         rule: How prompts are cut into chunks.
         strict: As for `load_engine`.
         threads: As for `load_engine`.
+        initial: A state-tuned file to begin from, instead of what the weights say.
         progress: As for `load_engine`.
         cache_dir: As for `load_engine`.
 
@@ -128,6 +139,18 @@ def load_package_engine(
     model = load_model(str(path.with_suffix("")), strategy, seven=dimensions.version == "7")
     _own(model)
     check_unchanged(path, identity)
+    tuned = (
+        None
+        if initial is None
+        else read_tuned(
+            Path(initial),
+            dimensions.version,
+            dimensions.layers,
+            dimensions.heads,
+            dimensions.head_size,
+            cache_dir=cache_dir,
+        )
+    )
     rule = rule or ChunkRule()
     if strict and threads is None:
         threads = torch.get_num_threads()
@@ -149,9 +172,10 @@ def load_package_engine(
         dtype=strategy.split()[1],
         chunk=rule.chunk,
         min_chunk=rule.min_chunk,
+        initial_state="" if tuned is None else tuned.digest,
         extra=tuple(extra),
     )
-    return PackageEngine(model, dimensions, fingerprint, rule, threads)
+    return PackageEngine(model, dimensions, fingerprint, rule, threads, tuned)
 
 
 def _checked(path: Path, strategy: str) -> Dimensions:

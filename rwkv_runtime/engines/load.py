@@ -18,6 +18,7 @@ import torch
 from rwkv_runtime.digests import FileIdentity, Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
 from rwkv_runtime.errors import DeviceError
+from rwkv_runtime.tuned import read_tuned
 from rwkv_runtime.weights import Architecture, read_weights, weights_files
 from statestore.keys import ChunkRule, Fingerprint
 
@@ -35,6 +36,7 @@ def load_engine(
     rule: ChunkRule | None = None,
     strict: bool = False,
     threads: int | None = None,
+    initial: str | Path | None = None,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
 ) -> Rwkv7Engine:
@@ -48,6 +50,7 @@ def load_engine(
         strict: Share states only between machines that agree to the last bit.
         threads: How many threads torch computes with on the CPU; ``None`` leaves torch's setting,
             except that a strict engine keeps to the number it found.
+        initial: A state-tuned file to begin from; ``None`` begins with zeros.
         progress: Told (bytes done, bytes in all) while the file is hashed; not called where its
             digest is known.
         cache_dir: Where digests of files are remembered; by default the user's cache directory.
@@ -65,6 +68,19 @@ def load_engine(
     weights = read_weights(path, torch_dtype, torch_device)
     for file, identity in identities.items():
         check_unchanged(file, identity)
+    dimensions = weights.architecture
+    tuned = (
+        None
+        if initial is None
+        else read_tuned(
+            Path(initial),
+            "7",
+            dimensions.layers,
+            dimensions.heads,
+            dimensions.head_size,
+            cache_dir=cache_dir,
+        )
+    )
     fingerprint = Fingerprint(
         weights_digest=digest.hex(),
         architecture="rwkv7",
@@ -75,9 +91,10 @@ def load_engine(
         dtype=dtype,
         chunk=rule.chunk,
         min_chunk=rule.min_chunk,
+        initial_state="" if tuned is None else tuned.digest,
         extra=_switches(device) + (_machine(device, threads) if strict else ()),
     )
-    return Rwkv7Engine(weights, fingerprint, rule, threads)
+    return Rwkv7Engine(weights, fingerprint, rule, threads, tuned)
 
 
 def _digest_of(

@@ -7,6 +7,8 @@ was stored. It knows nothing of stores, prompts or text.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from rwkv_runtime.engines.base import check_tokens
 from rwkv_runtime.engines.threads import computing
 from rwkv_runtime.model import LayerState, ModelState
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
+from rwkv_runtime.tuned import TunedState
 from rwkv_runtime.weights import Architecture, WeightsFile
 from statestore.keys import ChunkRule, Fingerprint
 from statestore.schema import Schema, State, rwkv7
@@ -31,7 +34,7 @@ class Rwkv7Engine:
     Args:
         weights: all parameters, in the dtype and on the device to compute with. fingerprint: of
         everything here. rule: how prompts are cut into chunks. threads: the number that torch
-        computes with, set in whichever thread calls; ``None`` leaves it be.
+        computes with, set in whichever thread calls; ``None`` leaves it be. tuned: where to begin.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Rwkv7Engine:
         fingerprint: Fingerprint,
         rule: ChunkRule,
         threads: int | None = None,
+        tuned: TunedState | None = None,
     ) -> None:
         self.fingerprint = fingerprint
         self.rule = rule
@@ -47,13 +51,20 @@ class Rwkv7Engine:
         self.vocabulary = weights.architecture.vocabulary
         self._weights = model.Weights.of(weights.tensors)
         self._threads = threads
+        self._tuned = tuned
         self._device = self._weights.emb.device
         self.schema = schema_of(weights.architecture, self._weights.emb.dtype)
 
     def initial_state(self) -> ModelState:
-        """Zeros."""
+        """Zeros, or the tuned state."""
         with torch.inference_mode():
-            return model.zero_state(self._weights)
+            zeros = model.zero_state(self._weights)
+            if self._tuned is None:
+                return zeros
+            return tuple(
+                replace(layer, att_kv=matrix[None].to(layer.att_kv))
+                for layer, matrix in zip(zeros, self._tuned.matrices, strict=True)
+            )
 
     def prefill(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """See `Engine`."""
