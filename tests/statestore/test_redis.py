@@ -49,12 +49,14 @@ def test_a_lookup_is_one_command(
     backend = place.open()
     if stored is not None:
         publish(backend, an_entry(stored))
+    backend.longest([a_key(0)], NOW)  # now the server knows the script
     client = server.client()
     client.config_resetstat()
     found = backend.longest([a_key(number) for number in range(4000)], NOW)
     assert (found is None) is (stored is None)
     sent = {name: row["calls"] for name, row in client.info("commandstats").items()}
-    assert sent["cmdstat_eval"] == 1
+    assert sent["cmdstat_evalsha"] == 1
+    assert "cmdstat_eval" not in sent
     backend.close()
 
 

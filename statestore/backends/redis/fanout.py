@@ -22,7 +22,11 @@ _ELSEWHERE: Final = (redis_errors.AskError, redis_errors.TryAgainError)  # MOVED
 
 
 def run(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
-    """The replies, in order; raises the first error."""
+    """The replies, in order; an error that is a reply is one of them.
+
+    Raises:
+        RedisError: a node cannot be reached, or is too slow.
+    """
     shares: dict[Any, list[int]] = defaultdict(list)
     for place, command in enumerate(commands):
         node = client.get_node_from_key(_key(command))  # type: ignore[no-untyped-call]
@@ -33,13 +37,16 @@ def run(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
         client.nodes_manager.initialize()  # a replica may stand in for the node by now
         raise
     for place, reply in replies.items():
-        if isinstance(
-            reply, (redis_errors.AskError, redis_errors.TryAgainError)
-        ):  # MOVED is an AskError too
-            replies[place] = client.execute_command(*commands[place])  # type: ignore[no-untyped-call]
-        elif isinstance(reply, Exception):
-            raise reply
+        if isinstance(reply, _ELSEWHERE):
+            replies[place] = _redirected(client, commands[place])
     return [replies[place] for place in range(len(commands))]
+
+
+def _redirected(client: RedisCluster, command: Command) -> Any:  # noqa: ANN401 - a reply
+    try:
+        return client.execute_command(*command)  # type: ignore[no-untyped-call]
+    except redis_errors.ResponseError as error:
+        return error
 
 
 def _exchange(
@@ -93,5 +100,5 @@ class _Borrowed:
 
 
 def _key(command: Command) -> str:
-    key: str = command[3] if command[0] == "EVAL" else command[1]
+    key: str = command[3] if command[0] in ("EVAL", "EVALSHA") else command[1]
     return key
