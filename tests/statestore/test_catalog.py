@@ -20,7 +20,7 @@ from statestore.backends.sqlite import classify, open_database
 from statestore.blobs.filesystem import FilesystemBlobs
 from statestore.entry import EntryFilter
 from statestore.errors import FullError, InputError, UnavailableError
-from statestore.tables import departed
+from statestore.tables import departed, totals
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, digest, publish
 
 
@@ -98,6 +98,59 @@ def test_totals_read_no_entry(database: Database, backend: SqlBackend) -> None:
     ((statement, _),) = statements_of(database, backend.usage)
     assert "FROM namespace_totals" in statement
     assert "FROM entries" not in statement
+
+
+@pytest.mark.parametrize(
+    ("namespace", "index"),
+    [(None, "ix_entries_eviction"), ("default", "ix_entries_namespace_eviction")],
+)
+def test_eviction_follows_its_index(
+    database: Database, backend: SqlBackend, namespace: str | None, index: str
+) -> None:
+    """It reads what goes: no scan, no sort."""
+    for number in range(20):
+        publish(backend, an_entry(number, blob_bytes=10, score=float(number)))
+    plans = statements_of(database, lambda: backend.evict(150, CREATED_AT, namespace=namespace))
+    (plan,) = [plan for statement, plan in plans if "FROM entries" in statement]
+    assert len(plan) == 1
+    assert plan[0].startswith(f"SEARCH entries USING INDEX {index} (")
+    assert backend.usage().entries == 15
+
+
+def test_eviction_reads_no_more_than_goes(database: Database, backend: SqlBackend) -> None:
+    for number in range(40):
+        publish(backend, an_entry(number, blob_bytes=10, score=float(number)))
+    limits: list[Any] = []
+
+    @event.listens_for(database._reader, "before_cursor_execute")
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, _ctx: Any, _many: Any) -> None:
+        if "ORDER BY entries.status" in statement:
+            limits.append(parameters[-2])
+
+    assert backend.evict(350, CREATED_AT).entries == 5
+    assert limits == [5]
+
+
+def test_a_damaged_row_is_evicted_like_any_other(
+    database: Database, backend: SqlBackend, tmp_path: Path
+) -> None:
+    entry = an_entry(0)
+    publish(backend, entry)
+    database.write(lambda tx: tx.exec_driver_sql("UPDATE entries SET role = 'x', labels = '['"))
+    with pytest.raises(UnavailableError, match="is damaged"):
+        backend.delete(entry.key, "deleted")
+    assert backend.evict(0, CREATED_AT).entries == 1
+    assert list(tmp_path.glob("blobs/*/*")) == []
+
+
+def test_empty_namespaces_are_forgotten_by_a_sweep(database: Database, backend: SqlBackend) -> None:
+    for number in range(50):
+        publish(backend, an_entry(number, blob_bytes=1, namespace=f"tenant {number}"))
+    backend.evict(7, CREATED_AT)
+    backend.sweep(CREATED_AT, grace_s=1e12)
+    rows = database.read(lambda tx: tx.execute(totals.select()).all())
+    assert sorted(row.entries for row in rows) == [1] * 7
+    assert backend.usage().entries == 7
 
 
 def test_only_the_newest_removals_are_remembered(

@@ -108,9 +108,10 @@ def plans_of(
     seen: list[tuple[str, Any]] = []
 
     def note(
-        _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+        _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
     ) -> None:
-        seen.append((statement, parameters))
+        if not many:
+            seen.append((statement, parameters))
 
     reader = backend._database._reader
     event.listen(reader, "before_cursor_execute", note)
@@ -155,6 +156,27 @@ def test_no_query_scans_the_entries(
     plans = plans_of(place, full, call)
     assert index in plans[0]
     assert not any("Seq Scan on entries" in plan for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "index"),
+    [(None, "ix_entries_eviction"), ("tenant", "ix_entries_namespace_eviction")],
+)
+def test_eviction_follows_its_index(
+    place: PostgresPlace, full: SqlBackend, namespace: str | None, index: str
+) -> None:
+    """It reads what goes: no scan, no sort."""
+    with place.server.connect(place.database) as connection:
+        connection.execute("UPDATE entries SET namespace = 'tenant' WHERE n_tokens % 20 = 0")
+        connection.execute("INSERT INTO namespace_totals VALUES ('tenant', 0, 1000, 1000, 0, 0, 0)")
+        connection.execute("ANALYZE")
+    left = full.usage(namespace).blob_bytes - 100
+    plans = plans_of(place, full, lambda it: it.evict(left, CREATED_AT, namespace=namespace))
+    (plan,) = [plan for plan in plans if "LockRows" in plan and "entries" in plan]
+    assert f"Index Scan using {index} on entries" in plan
+    assert "Sort" not in plan
+    assert not any("Seq Scan on entries" in plan for plan in plans)
+    assert full.usage(namespace).entries == 900
 
 
 def test_a_read_sends_its_query_and_nothing_else(place: PostgresPlace) -> None:

@@ -136,8 +136,10 @@ def test_sigkill_at_any_moment_leaves_at_most_orphans(place: PostgresPlace) -> N
 
 def test_writers_readers_and_evictors_killed_at_random(place: PostgresPlace) -> None:
     for seed in range(2):
-        run_worker("churn", place.url, seed, 20)
+        run_worker("churn", place.url, seed, 15)
         wait_for_the_dead(place)
+        log = (place.server.root / "log").read_text()
+        assert f"{place.database}|ERROR:  deadlock detected" not in log
         check_store(place)
         backend = place.open()
         overrun = backend.usage().blob_bytes - BUDGET
