@@ -216,14 +216,11 @@ class Tiered:
         return home.backend.evict(to_bytes, now, namespace=namespace, limit=limit)
 
     def sweep(self, now: float, grace_s: float) -> Swept:
-        """Remove what has expired, and orphans, from every tier."""
-        self._settled()
-        swept = [tier.backend.sweep(now, grace_s) for tier in self._tiers]
-        return Swept(
-            sum(each.blobs for each in swept),
-            sum(each.blob_bytes for each in swept),
-            sum(each.expired for each in swept),
-        )
+        """Remove what has expired, and orphans, from every tier; what went from the home."""
+        home = self._settled()
+        for tier in self._tiers[:-1]:
+            self._try(tier, "sweep", partial(tier.backend.sweep, now, grace_s))
+        return home.backend.sweep(now, grace_s)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Return once all handed over so far is in every tier; ``False``: `timeout_s` passed."""
@@ -288,6 +285,8 @@ class Tiered:
         return all(done)
 
     def _read_anywhere(self, entry: Entry) -> memoryview | None:
+        """For those who did not look it up here: wherever that very copy is, or soon will be."""
+        self._settled()
         failures: list[BackendError] = []
         for tier in self._tiers:
             try:

@@ -158,12 +158,51 @@ class MemoryPlace:
         ]
 
 
+class TieredPlace:
+    """Memory, shared in the process, ahead of a home; raw access goes to the home, once what
+    waits is written.
+    """
+
+    def __init__(self, name: str, home: Place, home_url: str) -> None:
+        self.url = f"memory://{name} {home_url}"
+        self.home = home
+        self.opened: list[Any] = []
+
+    def open(self) -> Backend:
+        self.opened.append(open_backend(self.url))
+        return self.opened[-1]
+
+    def settled(self) -> Place:
+        for backend in self.opened:
+            assert backend.flush(60.0)
+        return self.home
+
+    def blob_names(self) -> set[str]:
+        return self.settled().blob_names()
+
+    def read_blob(self, name: str) -> bytes:
+        return self.settled().read_blob(name)
+
+    def write_blob(self, name: str, content: bytes, age_s: float) -> None:
+        self.settled().write_blob(name, content, age_s)
+
+    def remove_blob(self, name: str) -> None:
+        self.settled().remove_blob(name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.settled().rows()
+
+
 class PlaceContract:
     """The fixtures of a contract: a subclass gives `place`."""
 
     @pytest.fixture
     def place(self, tmp_path: Path) -> Place:
         raise NotImplementedError
+
+    def same(self, found: Entry | None, entry: Entry) -> bool:
+        """Whether a lookup gave `entry`."""
+        return found == entry
 
     @pytest.fixture
     def backend(self, place: Place) -> Iterator[Backend]:
