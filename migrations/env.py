@@ -12,16 +12,18 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from statestore.tables import metadata
+from statestore.tables import ONLY_ON, metadata
 
 
 def migrate(connection: Connection) -> None:
     """Run the pending revisions over `connection`."""
+    dialect = connection.dialect.name
     context.configure(
         connection=connection,
         target_metadata=metadata,
         render_as_batch=True,  # SQLite alters a table by copying it
         compare_type=True,
+        include_object=lambda item, *_: item.info.get(ONLY_ON, dialect) == dialect,
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -35,6 +35,8 @@ def upgrade() -> None:
     op.create_index(
         "ix_entries_namespace_eviction", "entries", ["namespace", "pinned", "status", "score"]
     )
+    if op.get_bind().dialect.name == "postgresql":
+        op.create_index("ix_entries_lookup", "entries", ["digest"], postgresql_using="hash")
     create_namespace_totals()
     op.drop_table("totals")
     create_ageing()
@@ -102,6 +104,8 @@ def downgrade() -> None:
             "FROM namespace_totals AS n WHERE n.shard = totals.shard)"
         )
     op.drop_table("namespace_totals")
+    if op.get_bind().dialect.name == "postgresql":
+        op.drop_index("ix_entries_lookup", "entries")
     op.drop_index("ix_entries_namespace_eviction", "entries")
     op.drop_index("ix_entries_eviction", "entries")
     op.create_index("ix_entries_eviction", "entries", ["pinned", "score"])
