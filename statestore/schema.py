@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
 from typing import Any
@@ -37,11 +37,15 @@ class DType(StrEnum):
     F16 = "F16"
     BF16 = "BF16"
     I32 = "I32"
+    I8 = "I8"
 
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
-        return 2 if self is DType.F16 or self is DType.BF16 else 4
+        return _ITEM_BYTES[self.value]
+
+
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I8": 1}
 
 
 #: NumPy kinds and sizes that hold a dtype's elements as they are; NumPy has no bfloat16 of its own.
@@ -50,6 +54,7 @@ _HELD_AS = {
     DType.F16: ("f2",),
     DType.BF16: ("u2", "i2", "V2"),
     DType.I32: ("i4",),
+    DType.I8: ("i1",),
 }
 
 
@@ -60,11 +65,10 @@ class TensorSpec:
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    nbytes: int = field(init=False, repr=False, compare=False)  # of all elements
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensor's elements in bytes."""
-        return self.dtype.itemsize * prod(self.shape)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nbytes", self.dtype.itemsize * prod(self.shape))
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}{list(self.shape)}"
@@ -175,7 +179,7 @@ class Schema:
             yield f"output {output.name} is neither {OUTPUT_HIDDEN} nor {OUTPUT_LOGITS}"
             return
         wanted = lengths[output.name] or max(1, prod(output.shape))
-        if output.shape != (wanted,) or output.dtype is DType.I32:
+        if output.shape != (wanted,) or output.dtype in (DType.I32, DType.I8):
             yield f"output {output} where a float vector [{wanted}] is expected"
 
 

@@ -112,7 +112,7 @@ class Engine(Protocol):
         """
 
     def from_stored(self, stored: State) -> tuple[EngineState, Tensor | None]:
-        """The reverse, bit for bit; shares no memory with `stored`.
+        """The reverse, bit for bit. May share memory with `stored`, which is never written to.
 
         Raises:
             StateError: not a state of `schema`.

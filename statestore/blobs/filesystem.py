@@ -25,8 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
+from statestore import buffers
 from statestore.blobs.base import NAME, BlobInfo
 from statestore.errors import (
     BackendError,
@@ -37,7 +36,6 @@ from statestore.errors import (
 )
 
 PART: Final = ".part"  # suffix of a file that is being written
-ALIGNMENT: Final = 64  # bytes; a container's frames keep their alignment in memory
 
 _PART_NAME: Final = re.compile(NAME.pattern + re.escape(PART))
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -99,7 +97,7 @@ class FilesystemBlobs:
                 with open(path, "rb", buffering=0, opener=_open_to_read) as file:
                     size = _file_size(file.fileno())
                     size = size if limit_bytes is None else min(size, limit_bytes)
-                    buffer = _aligned(size)
+                    buffer = buffers.take(size)
                     filled = 0
                     while filled < size and (count := file.readinto(buffer[filled:])):
                         filled += count
@@ -204,13 +202,6 @@ def _sync_directory(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _aligned(size: int) -> memoryview:
-    """`size` bytes of fresh memory that begin at a multiple of `ALIGNMENT`, not zeroed first."""
-    memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
-    skip = -memory.ctypes.data % ALIGNMENT
-    return memory.data[skip : skip + size]
 
 
 def _list_directory(directory: str) -> list[BlobInfo]:

@@ -20,6 +20,7 @@ class Profile(NamedTuple):
     chunk: int = 16
     min_chunk: int = 4
     stride: int = 2
+    lossy: str = "none"
 
 
 class Worker:

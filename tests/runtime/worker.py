@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rwkv_runtime import Runtime, load_engine
 from rwkv_runtime.admission import Everything
+from rwkv_runtime.engines.lossy import LossyEngine
 from statestore import ChunkRule, open_store
 from statestore.schema import Tensor
 
@@ -22,9 +23,13 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.data).hexdigest()
 
 
-def main(model: str, dtype: str, threads: str, chunk: str, min_chunk: str, stride: str) -> None:
+def main(
+    model: str, dtype: str, threads: str, chunk: str, min_chunk: str, stride: str, lossy: str
+) -> None:
     rule = ChunkRule(int(chunk), int(min_chunk), int(stride))
     engine = load_engine(Path(model), dtype=dtype, threads=int(threads), rule=rule)
+    if lossy != "none":
+        engine = LossyEngine(engine, lossy)
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

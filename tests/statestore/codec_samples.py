@@ -17,7 +17,7 @@ from statestore.schema import DType, State, Tensor
 KEY = StateKey(bytes(range(32)), 1234)
 FINGERPRINT = bytes(range(32, 64))
 TOKENS = bytes(range(64, 96))
-NUMPY = {DType.F32: "<f4", DType.F16: "<f2", DType.BF16: "<u2", DType.I32: "<i4"}
+NUMPY = {DType.F32: "<f4", DType.F16: "<f2", DType.BF16: "<u2", DType.I32: "<i4", DType.I8: "i1"}
 
 Fields = dict[str, Any]
 

@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestore.blobs.base import BlobInfo
-from statestore.blobs.filesystem import ALIGNMENT, FilesystemBlobs
+from statestore.blobs.filesystem import FilesystemBlobs
+from statestore.buffers import ALIGNMENT
 from statestore.errors import CorruptError, InputError, UnavailableError
 
 NAME = "00ff" + "a" * 60 + "-12.0123456789abcdef"

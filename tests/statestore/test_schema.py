@@ -24,7 +24,7 @@ from statestore.schema import (
 )
 
 SHAPE = {"layers": 2, "width": 6, "heads": 2, "head_size": 3}
-NUMPY = {DType.F32: "<f4", DType.F16: "<f2", DType.BF16: "<u2", DType.I32: "<i4"}
+NUMPY = {DType.F32: "<f4", DType.F16: "<f2", DType.BF16: "<u2", DType.I32: "<i4", DType.I8: "i1"}
 
 
 def zeros(schema: Schema, output: Tensor | None = None) -> State:
@@ -165,7 +165,7 @@ arrays = st.sampled_from(["<f4", ">f4", "<f2", ">f2", "<i4", ">i4"]).flatmap(
         dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
     )
 )
-TAGS = {"f4": DType.F32, "f2": DType.F16, "i4": DType.I32}
+TAGS = {"f4": DType.F32, "f2": DType.F16, "i4": DType.I32, "i1": DType.I8}
 
 
 @given(arrays, st.booleans(), st.booleans())
