@@ -14,7 +14,8 @@
     │   ├── CorruptError                    a checksum does not match, or a disk gives no bytes back
     │   ├── LayoutError                     holes, overlaps, trailing bytes, sizes that disagree
     │   ├── LimitError                      larger than the reader allows
-    │   └── ForeignError                    sound, but of another key, fingerprint or namespace
+    │   ├── ForeignError                    sound, but of another key, fingerprint or namespace
+    │   └── LockedError                     encrypted with a key that is not here: not damaged
     └── BackendError                    4   the place that keeps states failed: the operator acts
         ├── UnavailableError                down, slow or refused; a retry may help
         ├── FullError                       no space left
@@ -99,6 +100,10 @@ class LimitError(ContainerError):
 
 class ForeignError(ContainerError):
     """A sound container, but of another key, fingerprint or namespace."""
+
+
+class LockedError(ContainerError):
+    """A container is encrypted, and its key is not at hand. Others may have it: it stays."""
 
 
 class BackendError(StateStoreError):

@@ -5,6 +5,7 @@
     ./states                                a bare path means the same
     memory:?budget=1GiB                     this process's memory; memory://name is shared in it
     postgresql+psycopg://user:secret@host/db?blobs=file:///shared/dir    a fleet's catalog and blobs
+    file:///shared/states?keys=/etc/states.keys    encrypted (`keyring`); or keys=env:NAME
     redis://user:secret@host:6379/0         entries and blobs in Redis; also rediss, unix, and
                                             redis+sentinel, redis+cluster (`redis.address`)
     memory: file:///var/lib/states          tiers, nearest first: several URLs with white space
@@ -32,6 +33,8 @@ from statestore.backends import ending
 from statestore.backends.base import Backend
 from statestore.backends.budgeted import OPTIONS as BUDGET_OPTIONS
 from statestore.backends.budgeted import budgeted
+from statestore.backends.encrypted import OPTIONS as ENCRYPTION_OPTIONS
+from statestore.backends.encrypted import Encrypted
 from statestore.backends.guarded import OPTIONS as GUARD_OPTIONS
 from statestore.backends.guarded import guarded
 from statestore.backends.recoded import Recoded
@@ -39,6 +42,7 @@ from statestore.backends.redis.address import OPTIONS, SCHEMES, Address
 from statestore.backends.tiered import Tier, Tiered
 from statestore.codec import CodecName
 from statestore.errors import SettingsError
+from statestore.keyring import load_keys
 from statestore.metrics import Metrics
 from statestore.store import StateStore
 from statestore.url import StoreURL, places, size_bytes
@@ -118,9 +122,18 @@ class Wrap:
     around: Callable[[Backend, StoreURL, Metrics], Backend]
 
 
+def _encrypted(backend: Backend, url: StoreURL, metrics: Metrics) -> Backend:  # noqa: ARG001
+    where = url.common.get("keys")
+    return backend if where is None else Encrypted(backend, load_keys(where, os.environ))
+
+
 #: What is put around a backend that a URL opens, innermost first: one line for each concern. An
 #: option that neither a line nor the backend lists is refused.
-_WRAPS: Final[tuple[Wrap, ...]] = (Wrap(GUARD_OPTIONS, guarded), Wrap(BUDGET_OPTIONS, budgeted))
+_WRAPS: Final[tuple[Wrap, ...]] = (
+    Wrap(ENCRYPTION_OPTIONS, _encrypted),
+    Wrap(GUARD_OPTIONS, guarded),
+    Wrap(BUDGET_OPTIONS, budgeted),
+)
 _COMMON: Final = ("codec", *(name for wrap in _WRAPS for name in wrap.options))
 
 

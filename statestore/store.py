@@ -29,7 +29,14 @@ from statestore import codec
 from statestore.backends.base import Backend, Deferring, Swept
 from statestore.backends.leases import Leases
 from statestore.entry import Departed, Entry, EntryFilter, Role, Status, Usage
-from statestore.errors import BackendError, ContainerError, InputError, LimitError, NotFoundError
+from statestore.errors import (
+    BackendError,
+    ContainerError,
+    InputError,
+    LimitError,
+    LockedError,
+    NotFoundError,
+)
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 from statestore.schema import State
@@ -322,6 +329,10 @@ class StateStore:
 
     def _bar(self, entry: Entry, problem: str) -> _Barred:
         cause = problem.partition(":")[0]
+        if cause == LockedError.__name__:  # sound for whoever has the key: stepped over, it stays
+            self.metrics.errors.labels(operation="decrypt").inc()
+            log.warning("%s is not readable here: %s", entry.key, problem)
+            return _Barred.FAILED
         try:
             if not self.quarantine(entry, problem):
                 return _Barred.REPLACED

@@ -12,6 +12,7 @@ All numbers little-endian, format version 1:
 
 The header's frame table has 48 bytes a frame: codec name (8, zero-padded), offset (8), length (8),
 raw length (8), xxh3_128 of the stored bytes (16). Which tensor bytes a frame holds: `layout`.
+Encrypted containers have format version 2 and differ by what `sealing` says.
 """
 
 from __future__ import annotations

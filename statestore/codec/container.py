@@ -40,6 +40,7 @@ from statestore.errors import (
     CorruptError,
     InputError,
     LayoutError,
+    LockedError,
     NotAContainerError,
     StateError,
     TruncatedError,
@@ -52,6 +53,7 @@ CODEC_NAMES: tuple[CodecName, ...] = get_args(CodecName)
 
 MAGIC = b"\x89RWKVST\n"
 FORMAT_VERSION = 1
+SEALED_VERSION = 2  # see `sealing`
 _PREFIX = struct.Struct("<8sII")  # magic, format version, header length
 _CHECKSUM_BYTES = 16
 HEADER_START = _PREFIX.size + _CHECKSUM_BYTES
@@ -74,7 +76,11 @@ def encode(
         raise StateError("the header lists other tensors than the state: make it by Header.of")
     check_limits(header, Limits())
     image = image_of(header.specs)
-    encoded = _encode_pieces(image, state, codec, threads)
+    return assemble(header, _encode_pieces(image, state, codec, threads))
+
+
+def assemble(header: Header, encoded: Sequence[EncodedFrame]) -> list[Buffer]:
+    """The container of these frames; the header's own `frames` are not looked at."""
     head, frames = _head(header, encoded)
     buffers: list[Buffer] = [head]
     reached = len(head)
@@ -93,14 +99,13 @@ def decode(
 
     Raises a `ContainerError`; its class says what is wrong.
     """
-    view = memoryview(blob).toreadonly().cast("B")
-    header, image, reached = _read(view, limits or Limits())
-    size = check_places(header, reached)
-    if len(view) < size:
-        raise TruncatedError(f"the container has {len(view)} bytes, its header says {size}")
-    if len(view) > size:
-        raise LayoutError(f"{len(view) - size} bytes trail behind the container's {size}")
-    _check_padding(view, header, reached)
+    view, header = read_whole(blob, limits or Limits())
+    if header.seal is not None:
+        raise LockedError(
+            f"the container is encrypted with key {header.seal.key_id.hex()}: "
+            "open the store with the option keys=, a key file's path"
+        )
+    image = image_of(header.specs)
     raw = all(frame.codec == "raw" for frame in header.frames)
     load = _views if raw else _unpacked
     data = load(view, header, image, threads)
@@ -109,13 +114,29 @@ def decode(
     return header, State(header.schema_id, tensors[: len(header.tensors)], output)
 
 
+def read_whole(blob: Buffer, limits: Limits) -> tuple[memoryview, Header]:
+    """A view of a whole container and its header; every byte has its place.
+
+    Frames are not looked into. Raises as `decode`.
+    """
+    view = memoryview(blob).toreadonly().cast("B")
+    header, reached = _read(view, limits)
+    size = check_places(header, reached)
+    if len(view) < size:
+        raise TruncatedError(f"the container has {len(view)} bytes, its header says {size}")
+    if len(view) > size:
+        raise LayoutError(f"{len(view) - size} bytes trail behind the container's {size}")
+    _check_padding(view, header, reached)
+    return view, header
+
+
 def read_header(start: Buffer, limits: Limits | None = None) -> Header:
     """The header of a container of which at least the first bytes are given; frames are not read.
 
     Raises `TruncatedError` where the header itself is not complete, else a `ContainerError` as
     `decode`.
     """
-    header, _, reached = _read(memoryview(start).toreadonly().cast("B"), limits or Limits())
+    header, reached = _read(memoryview(start).toreadonly().cast("B"), limits or Limits())
     check_places(header, reached)
     return header
 
@@ -162,21 +183,23 @@ def _head(header: Header, encoded: Sequence[EncodedFrame]) -> tuple[bytes, tuple
         reached = frames[-1].offset + frame.length
     packed = pack_header(replace(header, frames=tuple(frames)))
     Limits().check("the header's length", len(packed), Limits().header_bytes)
-    prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed))
+    version = FORMAT_VERSION if header.seal is None else SEALED_VERSION
+    prefix = _PREFIX.pack(MAGIC, version, len(packed))
     return prefix + _header_checksum(prefix, packed) + packed, tuple(frames)
 
 
-def _read(view: memoryview, limits: Limits) -> tuple[Header, Image, int]:
-    """Header, image, and where the header ends."""
+def _read(view: memoryview, limits: Limits) -> tuple[Header, int]:
+    """Header, and where it ends."""
     start = bytes(view[:HEADER_START])
     if start[: len(MAGIC)] != MAGIC[: len(start)]:
         raise NotAContainerError(f"no state container: it begins with {start[:8].hex()}")
     if len(start) < HEADER_START:
         raise TruncatedError(f"the container ends after {len(start)} bytes")
     _, version, length = _PREFIX.unpack_from(start)
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, SEALED_VERSION):
         raise UnsupportedVersionError(
-            f"the container has format version {version}, this release reads {FORMAT_VERSION}"
+            f"the container has format version {version}, "
+            f"this release reads {FORMAT_VERSION} and {SEALED_VERSION}"
         )
     limits.check("the header's length", length, limits.header_bytes)
     end = HEADER_START + length
@@ -185,8 +208,7 @@ def _read(view: memoryview, limits: Limits) -> tuple[Header, Image, int]:
     packed = bytes(view[HEADER_START:end])
     if _header_checksum(start[: _PREFIX.size], packed) != start[_PREFIX.size :]:
         raise CorruptError("the container's header is damaged: its checksum does not match")
-    header, image = parse_header(packed, limits)
-    return header, image, end
+    return parse_header(packed, limits, sealed=version == SEALED_VERSION), end
 
 
 def _header_checksum(prefix: bytes, packed: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
     raw        the piece as it is
     planes4    32-bit words: low lanes, odd words, zstandard frame of the tops (see `planes`)
-    planes2    16-bit words: the same
+    planes2    16-bit words: the same; bytes are always kept raw
 
 With n words and L lanes, q = n // L: the low lanes are q * (L - 1) words, the odd words n % L, and
 the tops q words once decompressed. A piece that does not shrink is kept raw. The checksum is
@@ -75,6 +75,8 @@ class PlanesEncoder:
         self, slices: Sequence[memoryview], itemsize: int, room: NDArray[np.uint8]
     ) -> EncodedFrame:
         """The frame of the piece that `slices` make up; if it shrinks, in `room` [its bytes]."""
+        if itemsize not in planes.WORD:
+            return encode_raw(slices)
         piece = slices[0] if len(slices) == 1 else b"".join(slices)
         word, lanes = planes.WORD[itemsize], planes.LANES[itemsize]
         words = np.frombuffer(piece, word)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeVar, cast
 
 import msgpack  # type: ignore[import-untyped]
@@ -27,6 +28,7 @@ from statestore.errors import (
     LimitError,
     UnsupportedVersionError,
 )
+from statestore.keyring import ID_BYTES
 from statestore.keys import StateKey, hashing
 from statestore.keys.state_key import TOKENS_LIMIT
 from statestore.schema import DType, State, TensorSpec
@@ -43,7 +45,10 @@ _FIELDS = (
     "frames",
     "provenance",
 )
+_SEALED_FIELDS = (*_FIELDS, "seal")  # of format version 2
 _FRAME = struct.Struct("<8sQQQ16s")  # codec, offset, length, raw length, checksum
+SALT_BYTES = 32
+TAG_BYTES = 16  # of a frame, and of the header
 _SPEC_FIELDS = 3
 _MAX_DIMENSION = 1 << 40
 _DTYPES = {dtype.value: dtype for dtype in DType}
@@ -64,6 +69,15 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """What an encrypted container says of its encryption; see `sealing`."""
+
+    key_id: bytes  # 8 bytes
+    salt: bytes  # 32 bytes
+    tag: bytes  # 16 bytes, over the header
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """What a container says of itself. `frames` is filled in by `encode`."""
 
@@ -76,6 +90,7 @@ class Header:
     token_digest: bytes = UNKNOWN_TOKENS  # of the plain tokens; 32 bytes
     provenance: Mapping[str, str] = field(default_factory=dict)
     frames: tuple[Frame, ...] = ()
+    seal: Seal | None = None  # None: not encrypted
 
     @classmethod
     def of(
@@ -147,36 +162,44 @@ def pack_header(header: Header) -> bytes:
         b"".join(_pack_frame(frame) for frame in header.frames),
         dict(sorted(header.provenance.items())),
     )
-    return cast("bytes", msgpack.packb(dict(zip(_FIELDS, fields, strict=True))))
+    named: dict[str, object] = dict(zip(_FIELDS, fields, strict=True))
+    if header.seal is not None:
+        named["seal"] = (header.seal.key_id, header.seal.salt, header.seal.tag)
+    return cast("bytes", msgpack.packb(named))
 
 
-def parse_header(data: bytes, limits: Limits) -> tuple[Header, Image]:
-    """The header spelt by `data`, and the image that its tensors make.
+def parse_header(data: bytes, limits: Limits, *, sealed: bool = False) -> Header:
+    """The header spelt by `data`; `sealed`: of an encrypted container.
 
     Raises `LayoutError`, `LimitError` or `UnsupportedVersionError`; offsets of frames are not
     looked at.
     """
     fields = _unpack(data, limits)
-    if not isinstance(fields, dict) or tuple(fields) != _FIELDS:
+    expected = _SEALED_FIELDS if sealed else _FIELDS
+    if not isinstance(fields, dict) or tuple(fields) != expected:
         found = list(fields)[:20] if isinstance(fields, dict) else type(fields).__name__
-        raise LayoutError(f"header: the fields are {found}, expected {list(_FIELDS)}")
+        raise LayoutError(f"header: the fields are {found}, expected {list(expected)}")
+    try:
+        tensors, output = _tensors(fields["tensors"], fields["output"])
+    except TypeError as error:  # a map has no hash
+        raise LayoutError("header: a tensor is described by a map, expected an array") from error
     header = Header(
         key=StateKey(_digest(fields, "key"), _count(fields["tokens"], "tokens", TOKENS_LIMIT - 1)),
         fingerprint=_digest(fields, "fingerprint"),
         namespace=_typed(fields["namespace"], str, "namespace"),
         schema_id=_typed(fields["schema"], str, "schema"),
-        tensors=tuple(_spec(item) for item in _typed(fields["tensors"], list, "tensors")),
-        output=None if fields["output"] is None else _spec(fields["output"]),
+        tensors=tensors,
+        output=output,
         token_digest=_digest(fields, "token_digest"),
         provenance=_provenance(fields["provenance"]),
         frames=_frames(_typed(fields["frames"], bytes, "frames")),
+        seal=_seal(fields["seal"]) if sealed else None,
     )
     check_limits(header, limits)
     if pack_header(header) != data:
         raise LayoutError("header: not in its one spelling")
-    image = image_of(header.specs)
-    _check_frames(header, image)
-    return header, image
+    _check_frames(header, image_of(header.specs))
+    return header
 
 
 def check_limits(header: Header, limits: Limits) -> None:
@@ -217,7 +240,7 @@ def _unpack(data: bytes, limits: Limits) -> object:
     try:
         unpacked: object = msgpack.unpackb(
             data,
-            use_list=True,
+            use_list=False,
             strict_map_key=True,
             max_str_len=max(limits.name_bytes, limits.provenance_bytes),
             max_bin_len=limits.header_bytes,
@@ -253,18 +276,36 @@ def _digest(fields: Mapping[str, object], name: str) -> bytes:
     return value
 
 
+@lru_cache(maxsize=16)
+def _tensors(tensors: object, output: object) -> tuple[tuple[TensorSpec, ...], TensorSpec | None]:
+    """The specs. A model's containers all say the same here, and it is long.
+
+    What is equal and yet of another type (a bool for an int) is not in the header's one spelling.
+    """
+    specs = tuple(_spec(item) for item in _typed(tensors, tuple, "tensors"))
+    return specs, None if output is None else _spec(output)
+
+
 def _spec(value: object) -> TensorSpec:
-    parts = _typed(value, list, "a tensor")
+    parts = _typed(value, tuple, "a tensor")
     if len(parts) != _SPEC_FIELDS:
         raise LayoutError(f"header: a tensor has {len(parts)} fields, expected {_SPEC_FIELDS}")
     name = _typed(parts[0], str, "a tensor's name")
     dtype = _typed(parts[1], str, "a dtype")
     if dtype not in _DTYPES:
         raise LayoutError(f"header: {name} has dtype {dtype!r}, known: {', '.join(DType)}")
-    shape = _typed(parts[2], list, "a shape")
+    shape = _typed(parts[2], tuple, "a shape")
     for size in shape:
         _count(size, "a dimension", _MAX_DIMENSION)
-    return TensorSpec(name, _DTYPES[dtype], tuple(shape))
+    return TensorSpec(name, _DTYPES[dtype], shape)
+
+
+def _seal(value: object) -> Seal:
+    parts = _typed(value, tuple, "the seal")
+    sizes = [len(_typed(part, bytes, "a part of the seal")) for part in parts]
+    if sizes != [ID_BYTES, SALT_BYTES, TAG_BYTES]:
+        raise LayoutError(f"header: the seal's parts have {sizes[:9]} bytes")
+    return Seal(*parts)
 
 
 def _provenance(value: object) -> dict[str, str]:
@@ -303,6 +344,7 @@ def _check_frames(header: Header, image: Image) -> None:
         raise LayoutError(
             f"header: {len(header.frames)} frames for an image of {len(image.pieces)} pieces"
         )
+    added = 0 if header.seal is None else TAG_BYTES
     for i, (frame, piece) in enumerate(zip(header.frames, image.pieces, strict=True)):
         if ITEM_SIZE.get(frame.codec, piece.itemsize) != piece.itemsize:
             raise LayoutError(f"frame {i} is {frame.codec} over {piece.itemsize}-byte elements")
@@ -311,7 +353,7 @@ def _check_frames(header: Header, image: Image) -> None:
                 f"frame {i} is of {frame.raw_length} bytes, its piece has {piece.end - piece.begin}"
             )
         longest = frame.raw_length - (frame.codec != "raw")
-        if not shortest(frame.codec, frame.raw_length) <= frame.length <= longest:
+        if not shortest(frame.codec, frame.raw_length) <= frame.length - added <= longest:
             raise LayoutError(
                 f"frame {i} ({frame.codec}) has {frame.length} bytes for {frame.raw_length}"
             )

@@ -1,22 +1,22 @@
 """Where every byte of a state goes: a pure function of its tensors' specs.
 
 The *image* of a state is its tensors without gaps: those of 4-byte elements first, then those of
-2-byte ones, each in order, the output last among its like. The image is cut into *pieces* of
-`PIECE_BYTES`, anew where the 2-byte elements start; each piece becomes one frame. A frame starts at
-a multiple of `ALIGNMENT` in the container, so uncompressed frames of one item size are one run of
-memory.
+2-byte ones and of bytes, each in order, the output last among its like. The image is cut into
+*pieces* of `PIECE_BYTES`, anew where the item size changes; each piece becomes one frame. A frame
+starts at a multiple of `ALIGNMENT` in the container, so uncompressed frames of one item size are
+one run of memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from statestore.schema import TensorSpec
 
 ALIGNMENT = 64
 PIECE_BYTES = 1 << 20  # 1 MiB
-ITEM_SIZES = (4, 2)
+ITEM_SIZES = (4, 2, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ def aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def image_of(specs: Sequence[TensorSpec]) -> Image:
+@lru_cache(maxsize=16)
+def image_of(specs: tuple[TensorSpec, ...]) -> Image:
     """The image of tensors with these specs, the output last."""
     order: list[int] = []
     offsets = [0] * len(specs)
