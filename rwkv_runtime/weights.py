@@ -170,10 +170,18 @@ def _refuse_variants(path: Path, names: Mapping[str, tuple[int, ...]]) -> None:
     for pattern, what in VARIANTS:
         if any(re.match(pattern, name) for name in names):
             if what:
-                raise WeightsError(f"{path}: found {what}; this engine runs RWKV-7 only")
+                raise WeightsError(
+                    f"{path}: found {what}; this engine runs RWKV-7 only{_remedy(what)}"
+                )
             return
     some = ", ".join(sorted(names)[:3]) or "none at all"
     raise WeightsError(f"{path}: expected RWKV-7's tensor names, found {some}")
+
+
+def _remedy(what: str) -> str:
+    if not what.startswith("RWKV-") or "DeepEmbed" in what:
+        return ""
+    return "; the rwkv package runs it (load_package_engine; for commands --strategy 'cpu fp32')"
 
 
 def _check_shapes(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import click
 
 from rwkv_runtime.commands.progress import progress_bar
-from rwkv_runtime.engines import Engine, load_engine
+from rwkv_runtime.engines import Engine, load_engine, load_package_engine
 from rwkv_runtime.runtime import Runtime
 from rwkv_runtime.tokenizer import tokenizer_for
 from statestore.keys import Namespace
@@ -24,21 +24,32 @@ Command = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """--model, --dtype, --device, --threads."""
+    """--model, --dtype, --device, --threads, --strategy, --initial-state."""
 
     path: Path
     dtype: Literal["fp32", "bf16", "fp16"]
     device: Literal["cpu", "cuda"]
     threads: int | None
+    strategy: str | None = None
+    initial: Path | None = None
 
     def engine(self) -> Engine:
         """Load the weights, with a bar while they are hashed."""
         with progress_bar("hashing the weights", unit="B") as hashed:
+            if self.strategy is not None:
+                return load_package_engine(
+                    self.path,
+                    self.strategy,
+                    threads=self.threads,
+                    initial=self.initial,
+                    progress=hashed,
+                )
             return load_engine(
                 self.path,
                 dtype=self.dtype,
                 device=self.device,
                 threads=self.threads,
+                initial=self.initial,
                 progress=hashed,
             )
 
@@ -79,7 +90,8 @@ _MODEL = (
         "--model",
         required=True,
         type=click.Path(path_type=Path),
-        help="RWKV-7 weights, .pth or .safetensors.",
+        help="RWKV-7 weights: .pth, .safetensors, or a directory as Hugging Face has it. With "
+        "--strategy a .pth of any version.",
     ),
     click.option(
         "--dtype",
@@ -93,6 +105,17 @@ _MODEL = (
         "--threads",
         type=click.IntRange(min=1),
         help="CPU threads of the engine; PyTorch's own number by default.",
+    ),
+    click.option(
+        "--strategy",
+        help="Compute with the rwkv package, which runs versions 4 to 7: 'cpu fp32', "
+        "'cuda fp16i8 *10 -> cpu fp32'. Replaces --dtype and --device.",
+    ),
+    click.option(
+        "--initial-state",
+        "initial",
+        type=click.Path(path_type=Path),
+        help="A state-tuned file (time_state) to begin from.",
     ),
 )
 _STORE = (
@@ -123,9 +146,11 @@ def model_options(command: Command) -> Command:
         dtype: Literal["fp32", "bf16", "fp16"],
         device: Literal["cpu", "cuda"],
         threads: int | None,
+        strategy: str | None,
+        initial: Path | None,
         **rest: object,
     ) -> object:
-        return command(Model(model, dtype, device, threads), **rest)
+        return command(Model(model, dtype, device, threads, strategy, initial), **rest)
 
     return _with(_MODEL, run)
 

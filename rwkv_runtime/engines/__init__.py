@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rwkv_runtime.engines.adapter import PackageEngine, load_package_engine
 from rwkv_runtime.engines.base import Engine, EngineState, check_tokens
 from rwkv_runtime.engines.load import DeviceName, DTypeName, load_engine
 from rwkv_runtime.engines.rwkv7 import NUMERICS_REVISION, Rwkv7Engine
@@ -12,7 +13,9 @@ __all__ = [
     "DeviceName",
     "Engine",
     "EngineState",
+    "PackageEngine",
     "Rwkv7Engine",
     "check_tokens",
     "load_engine",
+    "load_package_engine",
 ]

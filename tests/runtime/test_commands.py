@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from statestore import open_store
+from tests.runtime.old_versions import write_old_weights
 
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -172,3 +173,18 @@ def test_without_torch_the_way_to_get_it_is_said() -> None:
     code = "import sys; sys.modules['torch'] = None; import rwkv_runtime"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'rwkv-statestore[runtime]'" in done.stderr.splitlines()[-1]
+
+
+def test_a_version_6_model_is_warm_in_a_second_process(document: Path, tmp_path: Path) -> None:
+    path = tmp_path / "six.pth"
+    write_old_weights(path, "6")
+    common = ["--model", str(path), "--store", str(tmp_path / "states"), "--threads", "1"]
+    ask = ["ask", *common, "--document", str(document), "--question", "One?", "--max-tokens", "4"]
+    refused = run(*ask)
+    assert refused.returncode == 2
+    assert "RWKV-6" in refused.stderr
+    assert "--strategy" in refused.stderr
+    rows = [run_json(*ask, "--strategy", "cpu fp32")["questions"][0] for _ in range(2)]
+    assert [row["cached_tokens"] for row in rows] == [0, 920]
+    assert rows[0]["logits_sha256"] == rows[1]["logits_sha256"]
+    assert rows[0]["answer"] == rows[1]["answer"]
