@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,7 @@ from rwkv_runtime.engines import Engine
 from rwkv_runtime.errors import TokenizerError, VocabularyError
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore import ChunkRule, EntryFilter, Identity, Namespace, Role, StateStore, open_store
-from statestore.backends.base import Backend, Blob
-from statestore.entry import Entry
+from statestore.backends.faulty import Delay, Fail, Fault, Faulty, Operation
 from statestore.errors import (
     FullError,
     PromptError,
@@ -28,8 +26,8 @@ from statestore.errors import (
     UnavailableError,
 )
 from statestore.explain import Why
-from tests.faults import OPERATIONS, FaultyBackend
 
+OPERATIONS: tuple[Operation, ...] = ("longest", "read", "publish", "touch", "update")
 RULE = ChunkRule(chunk=16, min_chunk=4, stride=2)
 DOCUMENT = list(range(1, 101))
 QUESTION = [7, 7, 7, 200, 201]
@@ -146,20 +144,20 @@ def test_progress_ends_at_what_was_computed(runtime: Runtime) -> None:
 def test_no_failure_of_the_store_reaches_a_request(
     engine: Engine,
     store: StateStore,
-    operation: str,
+    operation: Operation,
     error: UnavailableError | FullError,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with keeping_all(engine, store) as sound:
         expected = sound.prefill([DOCUMENT, QUESTION])
-    faulty = FaultyBackend(store.backend, error, {operation})
-    broken = StateStore(faulty)  # type: ignore[arg-type]  # passes the rest on by __getattr__
+    faulty = Faulty(store.backend, Fault((operation,), Fail(error)))
+    broken = StateStore(faulty)
     with keeping_all(engine, broken) as runtime:
         assert same(runtime.prefill([DOCUMENT, QUESTION]), expected, engine)
         assert runtime.prefill([DOCUMENT, QUESTION, QUESTION]).logits.isfinite().all()
     if operation != "update":  # asked for only where a blob is damaged
-        assert faulty.raised > 0
+        assert faulty.struck[operation] > 0
         assert sum(broken.metrics.value("errors_total", operation=o) for o in OPERATIONS_KEPT) > 0
 
 
@@ -167,8 +165,8 @@ OPERATIONS_KEPT = ("find", "put", "touch")
 
 
 def test_every_failure_at_once(engine: Engine, store: StateStore) -> None:
-    faulty = FaultyBackend(store.backend, UnavailableError("down"), set(OPERATIONS))
-    with Runtime(engine, StateStore(faulty)) as runtime:  # type: ignore[arg-type]
+    faulty = Faulty(store.backend, Fault(OPERATIONS, Fail(UnavailableError("down"))))
+    with Runtime(engine, StateStore(faulty)) as runtime:
         result = runtime.prefill([DOCUMENT, QUESTION])
     assert same(result, Runtime(engine, None).prefill([DOCUMENT, QUESTION]), engine)
 
@@ -296,21 +294,10 @@ def test_a_state_that_the_engine_refuses_is_computed_again(
     assert store.metrics.value("quarantined_total", cause="StateError") > 0
 
 
-class SlowBackend(FaultyBackend):
-    """Publishes late."""
-
-    def __init__(self, inner: Backend) -> None:
-        super().__init__(inner, UnavailableError(""), set())
-
-    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
-        time.sleep(0.3)
-        return self.inner.publish(entry, blob, durable=durable)
-
-
 def test_several_questions_in_one_call_read_the_document_once(
     engine: Engine, store: StateStore
 ) -> None:
-    slow = StateStore(SlowBackend(store.backend))  # type: ignore[arg-type]
+    slow = StateStore(Faulty(store.backend, Fault(("publish",), Delay(0.3))))
     document = ("Some text that is read once. " * 5)[:144]  # whole chunks
     with Runtime(engine, slow) as runtime:
         answers = list(runtime.ask(document, ["one?", "two?"], max_tokens=1))
