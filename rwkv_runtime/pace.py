@@ -4,8 +4,8 @@ The median of the last few: one slow call, on a machine that was busy elsewhere,
 decision. All states of an engine are of one size, so a fetch is measured whole, not by the byte.
 
 Before anything is measured the engine counts as slow and the store as fast. So at first states are
-stored rather than not, and another's computing is waited for rather than repeated: that may cost
-a little room and a little time, the other mistake a document read for nothing.
+stored rather than not, and another's computing is waited for rather than repeated: one who has not
+computed yet has no ground to believe that he would be faster.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-#: Before the first chunk: a big model on a small machine.
-UNMEASURED_TOKEN_S: Final = 1 / 200
+#: Before the first chunk: a big model on a small, busy machine.
+UNMEASURED_TOKEN_S: Final = 1 / 20
 #: Before the first fetch: a few MiB from a disk or a network nearby.
 UNMEASURED_FETCH_S: Final = 0.005
 _KEPT: Final = 9
@@ -39,10 +39,16 @@ class Pace:
     """
 
     def __init__(self, chunk: int) -> None:
-        self._whole = chunk // 2
+        self._whole = (chunk + 1) // 2
         self._short: deque[float] = deque(maxlen=_KEPT)
         self._long: deque[float] = deque(maxlen=_KEPT)
         self._fetches: deque[float] = deque(maxlen=_KEPT)
+
+    @property
+    def chunk_s(self) -> float:
+        """Seconds that a whole chunk took; 0 before the first."""
+        tokens = self._long.copy()
+        return 2 * self._whole * median(tokens) if tokens else 0.0
 
     def computed(self, tokens: int, seconds: float) -> None:
         """A chunk was computed."""

@@ -115,6 +115,7 @@ class Reading:
         self._bookmark = bookmark or Bookmark()
         self._marked = next((b for b in plan.boundaries if b.role is Role.SEGMENT), None)
         self._stored = start.position  # how far others have stored it, as far as we know
+        self._asked_again: set[int] = set()
         self._turn: Turn[Point] | None = None
         self._move(start)
 
@@ -124,23 +125,35 @@ class Reading:
         """
         self._saved = {boundary.position: boundary for boundary in saved}
         try:
-            for boundary in self._saved.values() if shared else ():
-                if boundary.position > self.point.position:
-                    self._reach(boundary)
-            if self._stored > self.point.position:
-                self._look()
+            if shared:
+                self._share()
             self._compute(self._plan.n_tokens)
         except BaseException:
             self._give_up()
             raise
 
+    def _share(self) -> None:
+        """Get to the last state to save, together with all who want one of them."""
+        while True:
+            while (boundary := self._next()) is not None:
+                self._reach(boundary)
+            if self._stored <= self.point.position:
+                return
+            self._look()
+            if not self._goes_back():
+                return
+
+    def _next(self) -> KeyedBoundary | None:
+        """The first state to save that nobody has stored yet, as far as we know."""
+        known = max(self.point.position, self._stored)
+        return next((b for b in self._saved.values() if b.position > known), None)
+
     def _reach(self, boundary: KeyedBoundary) -> None:
         """Get to know the state at `boundary`: ours, another thread's, or in the store."""
-        token_s = self._places.pace.costs.token_s
-        chunk_s = token_s * self._places.engine.rule.chunk
-        self._turn = turn = self._places.once.join(boundary.key, _LEASED_CHUNKS * chunk_s)
+        pace = self._places.pace
+        self._turn = turn = self._places.once.join(boundary.key, _LEASED_CHUNKS * pace.chunk_s)
         self._hand_over()
-        ruling = turn.settle(Patience((boundary.position - self._stored) * token_s))
+        ruling = turn.settle(Patience((boundary.position - self._stored) * pace.costs.token_s))
         if ruling is Ruling.TAKE:
             assert turn.value is not None
             self._jump(turn.value)
@@ -148,11 +161,23 @@ class Reading:
             self._stored = boundary.position
         else:
             self._look()
-            if self.point.position < boundary.position:
-                self._compute(boundary.position)
-            else:
+            if self.point.position >= boundary.position:
                 turn.end(Outcome.PUBLISHED)
+            elif self._goes_back(boundary):
+                turn.abandon()
+            else:
+                self._compute(boundary.position)
         self._turn = None
+
+    def _goes_back(self, boundary: KeyedBoundary | None = None) -> bool:
+        """Whether a state (below `boundary`) that was said to be stored is missing: whoever was to
+        compute it died, and another may be at it. Each is asked for once more only.
+        """
+        missing = self._next()
+        if missing is None or missing == boundary or missing.position in self._asked_again:
+            return False
+        self._asked_again.add(missing.position)
+        return True
 
     def _look(self) -> None:
         """Go on from the deepest state that is stored by now."""
