@@ -22,7 +22,7 @@ from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
 from statestore.backends.rows import expiry, has_labels, labels_text, text
 from statestore.backends.sql_leases import SqlLeases
-from statestore.blobs.base import BlobInfo, BlobStore
+from statestore.blobs.base import BlobInfo, BlobStore, RemovesMany
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
 from statestore.keys import StateKey
@@ -177,8 +177,7 @@ class SqlBackend:
         One transaction, then their blobs. Evictors on other hosts wait for each other.
         """
         gone = self._database.write(lambda tx: evict(tx, to_bytes, now, namespace, limit))
-        for victim in gone:
-            self._unlink(victim.blob)
+        self._unlink_all([(victim.blob, victim.blob_bytes) for victim in gone])
         return Evicted(len(gone), sum(victim.blob_bytes for victim in gone))
 
     def sweep(self, now: float, grace_s: float) -> Swept:
@@ -190,7 +189,7 @@ class SqlBackend:
         self._database.write(totals.drop_empty)
         orphans = [(info.name, info.size_bytes) for info in self._orphans(now - grace_s)]
         dropped = [(entry.blob, entry.blob_bytes) for entry in expired]
-        removed = [size for name, size in dropped + orphans if self._unlink(name)]
+        removed = self._unlink_all(dropped + orphans)
         return Swept(blobs=len(removed), blob_bytes=sum(removed), expired=len(expired))
 
     def close(self) -> None:
@@ -241,3 +240,22 @@ class SqlBackend:
         except BackendError as error:
             log.warning("blob %s is left to a sweep: %s", blob, error)
             return False
+
+    def _unlink_all(self, blobs: Sequence[tuple[str, int]]) -> list[int]:
+        """Unlink blobs, given with their sizes; the sizes of those that were removed.
+
+        Where it is done many at a time, the first failure ends it: a silent server shall not be
+        waited for once for each.
+        """
+        if not isinstance(self._blobs, RemovesMany):
+            return [size for name, size in blobs if self._unlink(name)]
+        removed: list[int] = []
+        for first in range(0, len(blobs), _PAGE):
+            page = blobs[first : first + _PAGE]
+            try:
+                self._blobs.delete_many([name for name, _ in page])
+            except BackendError as error:
+                log.warning("%d blobs are left to a sweep: %s", len(blobs) - first, error)
+                break
+            removed += [size for _, size in page]
+        return removed

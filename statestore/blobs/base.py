@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 NAME: Final = re.compile(r"[0-9a-z]{2}[0-9a-z.-]{0,126}")
 
@@ -39,7 +39,15 @@ class BlobStore(Protocol):
         """Size in bytes, or ``None``."""
 
     def delete(self, name: str) -> bool:
-        """Remove the blob; ``False`` where it was gone already."""
+        """Remove the blob; ``False`` where it is known to have been gone already."""
 
     def list(self) -> Iterator[BlobInfo]:
         """Every blob, in no order, and what interrupted writes left behind."""
+
+
+@runtime_checkable
+class RemovesMany(Protocol):
+    """A blob store where removing many at once is faster than one after the other."""
+
+    def delete_many(self, names: Sequence[str]) -> None:
+        """Remove these blobs, whether they are there or not. After an error some may be left."""

@@ -133,6 +133,16 @@ class ObjectBlobs:
                 return False
             return True
 
+    def delete_many(self, names: Sequence[str]) -> None:
+        """Remove these blobs, several at a time; the first failure is raised and ends it."""
+        for name in names:
+            _require_lawful(name)
+        with self._translating("removing from"):
+            try:
+                self._store.delete(names)
+            except FileNotFoundError as error:
+                self._require_bucket(error)
+
     def list(self) -> Iterator[BlobInfo]:
         """Every blob, in no order, a page at a time. Objects of other names are left out."""
         with self._translating("listing"):
@@ -193,8 +203,8 @@ class ObjectBlobs:
         """The storage layer's errors for obstore's, whose texts may quote a session token."""
         from obstore.exceptions import BaseError
 
-        if name is not None and not NAME.fullmatch(name):
-            raise InputError(f"blob name {name!r} is unlawful: it must match {NAME.pattern}")
+        if name is not None:
+            _require_lawful(name)
         if _FIRST_USER.setdefault("pid", os.getpid()) != os.getpid():
             raise UnavailableError(
                 f"{self._shown}: this process was forked from one that used an object store; "
@@ -206,6 +216,11 @@ class ObjectBlobs:
             raise
         except (BaseError, OSError, ValueError) as error:
             raise _translated(error, f"{doing} {self._shown} {name or ''}".rstrip()) from None
+
+
+def _require_lawful(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(f"blob name {name!r} is unlawful: it must match {NAME.pattern}")
 
 
 def _fill(buffer: memoryview, result: GetResult) -> int:

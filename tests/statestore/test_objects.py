@@ -106,6 +106,29 @@ def test_delete(blobs: ObjectBlobs) -> None:
     assert blobs.get(NAME) is None
 
 
+def test_many_are_removed_several_at_a_time(server: S3Server, bucket: str) -> None:
+    names = [f"{number:04d}" for number in range(300)]
+    direct = server.open(bucket)
+    for name in [*names, NAME]:
+        server.path(bucket, name).parent.mkdir(parents=True, exist_ok=True)
+        server.path(bucket, name).write_bytes(b"1")
+    with Proxy(server.port) as proxy:
+        server.open(bucket, endpoint=proxy.endpoint).delete_many([*names, "gone"])
+        assert proxy.connections > 1
+    assert [info.name for info in direct.list()] == [NAME]
+    direct.delete_many([])
+    with pytest.raises(InputError, match="unlawful"):
+        direct.delete_many([NAME, "../x"])
+    assert server.objects(bucket) == {NAME}
+
+
+def test_many_are_removed_elsewhere(blobs: ObjectBlobs) -> None:
+    blobs.put(NAME, [b"1"])
+    blobs.put("00", [b"1"])
+    blobs.delete_many([NAME, "00"])
+    assert list(blobs.list()) == []
+
+
 @pytest.mark.parametrize("name", ["", "a", "../x", "A" * 10, "ab/cd", "x" * 129])
 def test_unlawful_names(blobs: ObjectBlobs, name: str) -> None:
     calls: list[Callable[[], object]] = [

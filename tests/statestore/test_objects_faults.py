@@ -45,6 +45,7 @@ CALLS: dict[str, Callable[[ObjectBlobs], object]] = {
     "put, large": lambda blobs: blobs.put(OTHER, [LARGE]),
     "size": lambda blobs: blobs.size(NAME),
     "delete": lambda blobs: blobs.delete(NAME),
+    "delete many": lambda blobs: blobs.delete_many([NAME] * 100),
     "list": lambda blobs: list(blobs.list()),
 }
 
@@ -254,6 +255,25 @@ def test_a_fleets_store_goes_on_without_its_bucket(place: ObjectPlace, server: S
         server.start()
         assert backend.read(entry) is not None
         assert publish(backend, an_entry(1))
+
+
+def test_an_eviction_waits_once_for_a_silent_server(place: ObjectPlace, server: S3Server) -> None:
+    with closing(place.open()) as patient:
+        for number in range(40):
+            assert publish(patient, an_entry(number, blob_bytes=1))
+        place.url += "&blobs_timeout_s=1"
+        with closing(place.open()) as backend:
+            server.pause()
+            try:
+                began = time.monotonic()
+                assert backend.evict(0, 0.0).entries == 40
+                took = time.monotonic() - began
+            finally:
+                server.resume()
+        assert took < 20  # and not 40 times a second
+        assert patient.usage().entries == 0
+        patient.sweep(time.time() + 1000, 0.0)
+        assert place.blob_names() == set()
 
 
 def test_the_url_has_no_secret_and_opens_the_place_again(
