@@ -41,6 +41,7 @@ from statestore.backends.recoded import Recoded
 from statestore.backends.redis.address import OPTIONS, SCHEMES, Address
 from statestore.backends.tiered import Tier, Tiered
 from statestore.codec import CodecName
+from statestore.codec.auto import AutoCodec
 from statestore.errors import SettingsError
 from statestore.keyring import load_keys
 from statestore.metrics import Metrics
@@ -182,6 +183,8 @@ def open_store(url: str, *, create: bool = True, flush_on_sigterm: bool = True) 
     codecs = [_codec_of(place) for place in urls]
     if len(urls) == 1:
         backend = _open_backend(urls[0], metrics, create=create)
+        if isinstance(codecs[0], AutoCodec):
+            return StateStore(Recoded(backend, codecs[0]), codec_name="raw", metrics=metrics)
         return StateStore(backend, codec_name=codecs[0], metrics=metrics)
     tiers = _open_tiers(urls, codecs, metrics, create=create)
     if flush_on_sigterm:
@@ -191,7 +194,11 @@ def open_store(url: str, *, create: bool = True, flush_on_sigterm: bool = True) 
 
 
 def _open_tiers(
-    urls: Sequence[StoreURL], codecs: Sequence[CodecName], metrics: Metrics, *, create: bool
+    urls: Sequence[StoreURL],
+    codecs: Sequence[CodecName | AutoCodec],
+    metrics: Metrics,
+    *,
+    create: bool,
 ) -> list[Tier]:
     with ExitStack() as opened:  # what is open already is closed if a further tier fails
         tiers: list[Tier] = []
@@ -217,10 +224,12 @@ def _parsed(text: str) -> StoreURL:
     return url.divided(_COMMON)
 
 
-def _codec_of(url: StoreURL) -> CodecName:
+def _codec_of(url: StoreURL) -> CodecName | AutoCodec:
     name = url.common.get("codec", "raw" if url.scheme == "memory" else "lossless")
+    if name == "auto":
+        return AutoCodec()
     if name not in get_args(CodecName):
-        raise url.error(f"codec is one of {', '.join(get_args(CodecName))}")
+        raise url.error(f"codec is one of {', '.join(get_args(CodecName))}, auto")
     return cast("CodecName", name)
 
 

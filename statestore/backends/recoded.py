@@ -7,29 +7,63 @@ is the store's business.
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import replace
 
 from statestore import codec
 from statestore.backends.base import Backend, Blob
 from statestore.backends.wrapper import Wrapper
+from statestore.codec.auto import AutoCodec
 from statestore.entry import Entry
 from statestore.errors import ContainerError
 
 
 class Recoded(Wrapper):
-    """`inner`, whose new blobs are encoded by `codec_name`."""
+    """`inner`, whose new blobs are encoded by `codec_name`, or by what suits the place best."""
 
-    def __init__(self, inner: Backend, codec_name: codec.CodecName) -> None:
+    def __init__(self, inner: Backend, codec_name: codec.CodecName | AutoCodec) -> None:
         super().__init__(inner)
         self._codec_name = codec_name
 
+    def read(self, entry: Entry) -> memoryview | None:
+        """As the port says; how long it takes is noted for `auto`."""
+        began = time.perf_counter()
+        blob = self.inner.read(entry)
+        if blob is not None and isinstance(self._codec_name, AutoCodec):
+            self._codec_name.note_read(len(blob), time.perf_counter() - began)
+        return blob
+
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
         """As the port says, after encoding the container anew where it has another codec."""
-        other = recoded(blob, self._codec_name)
+        auto = self._codec_name if isinstance(self._codec_name, AutoCodec) else None
+        if auto is not None and not auto.knows_codec:
+            measure_codec(auto, blob)
+        other = recoded(blob, self._name())
         if other is not None:
             entry = replace(entry, blob_bytes=sum(memoryview(part).nbytes for part in other))
             blob = other
-        return self.inner.publish(entry, blob, durable=durable)
+        began = time.perf_counter()
+        published = self.inner.publish(entry, blob, durable=durable)
+        if auto is not None and published:
+            auto.note_write(entry.blob_bytes, time.perf_counter() - began)
+        return published
+
+    def _name(self) -> codec.CodecName:
+        name = self._codec_name
+        return name.choose() if isinstance(name, AutoCodec) else name
+
+
+def measure_codec(auto: AutoCodec, blob: Blob) -> None:
+    """Encode the state in `blob` losslessly and decode it again, for the time that this takes."""
+    with suppress(ContainerError):
+        header, state = codec.decode(b"".join(blob))
+        began = time.perf_counter()
+        packed = b"".join(codec.encode(header, state, "lossless"))
+        encoded = time.perf_counter()
+        codec.decode(packed)
+        decoded = time.perf_counter()
+        auto.note_codec(state.nbytes, len(packed), encoded - began, decoded - encoded)
 
 
 def recoded(blob: Blob, codec_name: codec.CodecName) -> Blob | None:
