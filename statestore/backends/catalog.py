@@ -15,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    ScalarSelect,
     Select,
     bindparam,
     delete,
@@ -34,6 +35,8 @@ from statestore.errors import UnavailableError
 from statestore.keys import StateKey
 from statestore.tables import entries
 
+_NEAR: Final = 64  # keys of a prompt that grew by as many chunks
+
 
 def _usable(now: ColumnElement[float]) -> ColumnElement[bool]:
     """Ready, and not expired at `now`."""
@@ -41,11 +44,19 @@ def _usable(now: ColumnElement[float]) -> ColumnElement[bool]:
     return (entries.c.status == Status.READY.value) & unexpired
 
 
+def _first(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    """The least position that is stored and usable."""
+    stored = WANTED.join(entries, entries.c.digest == digest_at(WANTED.c.position))
+    least = select(func.min(WANTED.c.position)).select_from(stored)
+    return least.where(_usable(bindparam("now")), *conditions).scalar_subquery()
+
+
+# COALESCE asks for the rest only where the near ones have nothing. Not materialised, the search
+# would be written out, and run, for each mention of its result.
+_near: Final = _first(WANTED.c.position < _NEAR)
+_far: Final = _first(WANTED.c.position >= _NEAR)
 _deepest: Final = (
-    select(func.min(WANTED.c.position).label("position"))
-    .select_from(WANTED.join(entries, entries.c.digest == digest_at(WANTED.c.position)))
-    .where(_usable(bindparam("now")))
-    .subquery("deepest")
+    select(func.coalesce(_near, _far).label("position")).cte("deepest").prefix_with("MATERIALIZED")
 )
 _LONGEST: Final = select(_deepest.c.position, entries).select_from(
     _deepest.join(entries, entries.c.digest == digest_at(_deepest.c.position))
