@@ -1,9 +1,17 @@
-"""The file backend against a dict, over random sequences of calls."""
+"""Backends against a dict, over random sequences of calls; disasters among them: blobs damaged from
+outside, and processes killed in the middle of a put.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
+import signal
 import tempfile
+import time
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +20,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from statestore.backends.base import Backend
 from statestore.entry import Entry, EntryFilter, Status, Usage
 from statestore.keys import StateKey
-from tests.statestore.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
+from tests.statestore.backend_places import (
+    CREATED_AT,
+    FilePlace,
+    MemoryPlace,
+    TieredPlace,
+    a_blob,
+    a_key,
+    an_entry,
+    publish,
+)
 
 KEYS = [a_key(number) for number in range(6)]
+names = itertools.count()
 numbers = st.integers(0, len(KEYS) - 1)
 times = st.floats(CREATED_AT, CREATED_AT + 100)
 
@@ -137,5 +156,179 @@ class BackendModel(RuleBasedStateMachine):
         assert {key: gone.reason for key, gone in known.items()} == self.gone
 
 
-TestBackendModel = BackendModel.TestCase
-TestBackendModel.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+class DisasterModel(BackendModel):
+    """As `BackendModel`, while blobs are damaged and processes killed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.damaged: set[str] = set()  # blobs
+
+    @rule(key=st.sampled_from(KEYS), cut=st.booleans())
+    def damage(self, key: StateKey, cut: bool) -> None:
+        """Behind the backend's back, as a disk does."""
+        if (entry := self.model.get(key)) is not None and entry.blob_bytes:
+            sound = a_blob(key, entry.blob_bytes)
+            bad = sound[: entry.blob_bytes // 2] if cut else bytes([sound[0] ^ 1]) + sound[1:]
+            self.place.write_blob(entry.blob, bad, age_s=0)
+            self.damaged.add(entry.blob)
+
+    @rule(number=numbers, delay_s=st.floats(0, 0.004))
+    def another_process_is_killed(self, number: int, delay_s: float) -> None:
+        """In the middle of a put: there is all of it, or nothing but what a sweep takes."""
+        entry = an_entry(number, created_at=self.now, used_at=self.now)
+        replaceable = not self.usable(self.model.get(entry.key))
+        killed(self.place.open, lambda backend: publish(backend, entry), delay_s)
+        stored = {each.key: each for each in self.backend.entries(EntryFilter())}.get(entry.key)
+        if stored is not None and stored.blob == entry.blob:
+            assert replaceable
+            self.model[entry.key] = entry
+            self.gone.pop(entry.key, None)
+        self.clean()
+
+    def clean(self) -> None:
+        """Take away orphans, however young, and with them what has expired."""
+        over = [key for key, entry in self.model.items() if (entry.expires_at or 1e99) <= self.now]
+        assert self.backend.sweep(self.now, grace_s=-1e12).expired == len(over)
+        for key in over:
+            del self.model[key]
+            self.gone[key] = "expired"
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=12))
+    def look_up(self, keys: list[StateKey]) -> None:
+        """As the store does it: what is damaged is barred, and the same keys are asked again."""
+        while (found := self.backend.longest(keys, self.now)) is not None:
+            wanted = next(key for key in keys if self.usable(self.model.get(key)))
+            self.check_found(found, wanted, keys)
+            blob = self.backend.read(found)
+            if blob == a_blob(found.key, found.blob_bytes):
+                return
+            assert found.blob in self.damaged
+            assert self.backend.update(found.key, status=Status.QUARANTINED, blob=found.blob)
+            self.model[found.key] = replace(found, status=Status.QUARANTINED)
+        assert not any(self.usable(self.model.get(key)) for key in keys)
+
+    def check_found(self, found: Entry, wanted: StateKey, keys: list[StateKey]) -> None:
+        assert found == self.model[wanted]
+
+
+def killed(opens: Callable[[], Backend], work: Callable[[Backend], Any], delay_s: float) -> None:
+    """Run `work` in a child process, which is killed `delay_s` after it began."""
+    ready, begins = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks among threads
+        child = os.fork()
+    if child == 0:
+        try:
+            backend = opens()
+            os.write(begins, b"x")
+            work(backend)
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(begins)
+    assert os.read(ready, 1) == b"x", "the child could not open the store"
+    os.close(ready)
+    time.sleep(delay_s)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+class MemoryModel(DisasterModel):
+    """What lies in memory goes with its process."""
+
+    another_process_is_killed = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.place.held.close()
+
+    def begin(self) -> None:
+        self.backend.close()
+        self.place = MemoryPlace(f"model-{next(names)}")
+        self.backend = self.place.open()
+
+    @rule()
+    def the_process_ends(self) -> None:
+        self.place.held.close()
+        self.begin()
+        self.model.clear()
+        self.gone.clear()
+        self.damaged.clear()
+
+
+class TieredModel(DisasterModel):
+    """Memory ahead of a directory. The model is what the home holds; near copies are met as well,
+    so that a lookup finds this much or more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = FilePlace(self.root / "home")
+        self.reopen()
+
+    @rule()
+    def reopen(self) -> None:
+        """With nothing in memory."""
+        self.backend.close()
+        url = (self.root / "home").as_uri()
+        self.place = TieredPlace(f"model-{next(names)}", self.home, url)
+        self.backend = self.place.open()
+
+    @rule(number=numbers, size=st.integers(0, 5000), durable=st.booleans())
+    def put(self, number: int, size: int, durable: bool) -> None:
+        entry = an_entry(number, blob_bytes=size, created_at=self.now, used_at=self.now)
+        wins = not self.usable(self.model.get(entry.key))
+        blob = [a_blob(entry.key, size)]
+        published = self.backend.publish(entry, blob, durable=durable)
+        assert published is wins or not durable
+        if wins:
+            self.model[entry.key] = entry
+            self.gone.pop(entry.key, None)
+
+    @rule(
+        key=st.sampled_from(KEYS), pinned=st.booleans(), status=st.none() | st.sampled_from(Status)
+    )
+    def update(self, key: StateKey, pinned: bool, status: Status | None) -> None:
+        old = self.model.get(key)
+        near = self.backend.update(key, pinned=pinned, status=status)
+        assert near or old is None
+        if old is not None:
+            self.model[key] = replace(old, pinned=pinned, status=status or old.status)
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=12))
+    def use(self, keys: list[StateKey]) -> None:
+        """A hit, which is copied nearer; the home's notes follow."""
+        found = self.backend.longest(keys, self.now)
+        if found is not None:
+            self.backend.read(found)
+            self.backend.touch(found, self.now, 5.0)
+            if (old := self.model.get(found.key)) is not None:
+                self.model[found.key] = replace(old, hits=old.hits + 1, used_at=self.now, score=5.0)
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=12))
+    def look_up(self, keys: list[StateKey]) -> None:
+        best = next((i for i, key in enumerate(keys) if self.usable(self.model.get(key))), None)
+        while (found := self.backend.longest(keys, self.now)) is not None:
+            assert best is None or keys.index(found.key) <= best
+            if self.backend.read(found) == a_blob(found.key, found.blob_bytes):
+                return
+            assert self.backend.update(found.key, status=Status.QUARANTINED, blob=found.blob)
+            if found.tier == "file":
+                assert found.blob in self.damaged
+                old = self.model[found.key]
+                self.model[found.key] = replace(old, status=Status.QUARANTINED)
+            best = next((i for i, key in enumerate(keys) if self.usable(self.model.get(key))), None)
+        assert best is None
+
+
+STEPS = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestFileModel = DisasterModel.TestCase
+TestFileModel.settings = settings(STEPS, max_examples=15)
+TestMemoryModel = MemoryModel.TestCase
+TestMemoryModel.settings = STEPS
+TestTieredModel = TieredModel.TestCase
+TestTieredModel.settings = settings(STEPS, max_examples=15)

@@ -16,9 +16,11 @@ import pytest
 
 from statestore import Identity, PutOutcome, Role, StateStore, open_store
 from statestore.backends.file import open_file_backend
+from statestore.codec import Limits
 from statestore.entry import Entry, Status
 from statestore.errors import InputError, SettingsError, StateStoreError, UnavailableError
-from statestore.keys import StateKey
+from statestore.explain import Why, explain
+from statestore.keys import KeyedBoundary, StateKey
 from statestore.schema import DType, State, Tensor
 from tests.statestore.backend_places import a_key, digest
 
@@ -176,3 +178,48 @@ def test_a_put_without_sense_is_the_callers_error(
 def test_a_directory_that_no_file_system_names_is_refused() -> None:
     with pytest.raises(SettingsError, match="can be no directory"):
         open_file_backend(Path("/tmp/a\0b"))
+
+
+def test_a_put_says_what_lay_below_it(store: StateStore) -> None:
+    assert put(store, 2, ancestor_tokens=1, durable=True) is PutOutcome.PUBLISHED
+    assert entry_of(store, 2).ancestor_tokens == 1
+    assert store.flush(0.0)
+    assert store.usage("default").entries == 3
+    assert store.usage("nobody").entries == 0
+
+
+def test_a_state_that_no_load_would_take_is_not_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = open_file_backend(tmp_path)
+    with StateStore(backend, limits=Limits(decoded_bytes=255)) as store:
+        assert put(store, 0) is PutOutcome.DROPPED
+        assert store.usage().entries == 0
+        assert "decoded size in bytes is 256, the limit here is 255" in caplog.text
+        assert store.metrics.value("puts_total", outcome="dropped") == 1
+
+
+def test_a_store_that_only_reads_is_stepped_down(
+    store: StateStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged state that cannot be barred must not be met again and again."""
+    file_of(store, tmp_path, 0).unlink()
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite3")) as catalog:
+        catalog.execute(
+            "CREATE TRIGGER no BEFORE UPDATE ON entries BEGIN SELECT RAISE(FAIL, 'no'); END"
+        )
+    found = store.find(OURS, [a_key(0), a_key(1)], touch=False)
+    assert found is not None
+    assert found.entry.key == a_key(1)
+    assert store.metrics.value("errors_total", operation="quarantine") == 1
+
+
+def test_explain_names_a_whole_prompt_without_its_output(store: StateStore) -> None:
+    """A lookup of that very prompt steps over it; one that goes on from there does not."""
+    boundaries = [
+        KeyedBoundary(number + 1, a_key(number), Role.SEGMENT, True, 0, digest("tokens"))
+        for number in (0, 1)
+    ]
+    verdicts = explain(store, OURS, boundaries)
+    assert [verdict.why for verdict in verdicts] == [Why.FOUND, Why.NO_OUTPUT]
+    assert not verdicts[-1].found
