@@ -13,7 +13,14 @@ from typing import Any, Literal
 import click
 
 from rwkv_runtime.commands.progress import progress_bar
-from rwkv_runtime.engines import Engine, load_engine, load_package_engine
+from rwkv_runtime.engines import (
+    LOSSY,
+    Engine,
+    Lossy,
+    LossyEngine,
+    load_engine,
+    load_package_engine,
+)
 from rwkv_runtime.runtime import Runtime
 from rwkv_runtime.tokenizer import tokenizer_for
 from statestore.keys import Namespace
@@ -24,7 +31,7 @@ Command = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """--model, --dtype, --device, --threads, --strategy, --initial-state."""
+    """--model, --dtype, --device, --threads, --strategy, --initial-state, --lossy."""
 
     path: Path
     dtype: Literal["fp32", "bf16", "fp16"]
@@ -32,9 +39,14 @@ class Model:
     threads: int | None
     strategy: str | None = None
     initial: Path | None = None
+    lossy: Lossy | None = None
 
     def engine(self) -> Engine:
         """Load the weights, with a bar while they are hashed."""
+        engine = self._exact()
+        return engine if self.lossy is None else LossyEngine(engine, self.lossy)
+
+    def _exact(self) -> Engine:
         with progress_bar("hashing the weights", unit="B") as hashed:
             if self.strategy is not None:
                 return load_package_engine(
@@ -117,6 +129,11 @@ _MODEL = (
         type=click.Path(path_type=Path),
         help="A state-tuned file (time_state) to begin from.",
     ),
+    click.option(
+        "--lossy",
+        type=click.Choice(LOSSY),
+        help="Round states at each chunk end and keep only that: smaller, and less exact.",
+    ),
 )
 _STORE = (
     click.option(
@@ -148,9 +165,11 @@ def model_options(command: Command) -> Command:
         threads: int | None,
         strategy: str | None,
         initial: Path | None,
+        lossy: Lossy | None,
         **rest: object,
     ) -> object:
-        return command(Model(model, dtype, device, threads, strategy, initial), **rest)
+        chosen = Model(model, dtype, device, threads, strategy, initial, lossy)
+        return command(chosen, **rest)
 
     return _with(_MODEL, run)
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from rwkv_runtime.engines.adapter import PackageEngine, load_package_engine
 from rwkv_runtime.engines.base import Engine, EngineState, check_tokens
 from rwkv_runtime.engines.load import DeviceName, DTypeName, load_engine
+from rwkv_runtime.engines.lossy import LossyEngine
+from rwkv_runtime.engines.rounding import LOSSY, Lossy
 from rwkv_runtime.engines.rwkv7 import NUMERICS_REVISION, Rwkv7Engine
 
 __all__ = [
+    "LOSSY",
     "NUMERICS_REVISION",
     "DTypeName",
     "DeviceName",
     "Engine",
     "EngineState",
+    "Lossy",
+    "LossyEngine",
     "PackageEngine",
     "Rwkv7Engine",
     "check_tokens",

@@ -16,6 +16,9 @@ from typing import Literal, TypeAlias, get_args
 import torch
 
 from rwkv_runtime.digests import FileIdentity, Progress, check_unchanged, weights_digest
+from rwkv_runtime.engines.base import Engine
+from rwkv_runtime.engines.lossy import LossyEngine
+from rwkv_runtime.engines.rounding import Lossy
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
 from rwkv_runtime.errors import DeviceError
 from rwkv_runtime.tuned import read_tuned
@@ -37,9 +40,10 @@ def load_engine(
     strict: bool = False,
     threads: int | None = None,
     initial: str | Path | None = None,
+    lossy: Lossy | None = None,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
-) -> Rwkv7Engine:
+) -> Engine:
     """Load RWKV-7 weights: `.pth`, `.safetensors`, or a directory as Hugging Face has it.
 
     Args:
@@ -51,6 +55,7 @@ def load_engine(
         threads: How many threads torch computes with on the CPU; ``None`` leaves torch's setting,
             except that a strict engine keeps to the number it found.
         initial: A state-tuned file to begin from; ``None`` begins with zeros.
+        lossy: Round the state at each chunk end to "fp16", "bf16" or "int8", and keep only that.
         progress: Told (bytes done, bytes in all) while the file is hashed; not called where its
             digest is known.
         cache_dir: Where digests of files are remembered; by default the user's cache directory.
@@ -94,7 +99,8 @@ def load_engine(
         initial_state="" if tuned is None else tuned.digest,
         extra=_switches(device) + (_machine(device, threads) if strict else ()),
     )
-    return Rwkv7Engine(weights, fingerprint, rule, threads, tuned)
+    engine = Rwkv7Engine(weights, fingerprint, rule, threads, tuned)
+    return engine if lossy is None else LossyEngine(engine, lossy)
 
 
 def _digest_of(

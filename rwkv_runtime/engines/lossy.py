@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from rwkv_runtime.engines.base import Engine, EngineState
-from rwkv_runtime.engines.rounding import Lossy, expanded, rounded, rounded_schema
+from rwkv_runtime.engines.rounding import LOSSY, Lossy, expanded, rounded, rounded_schema
 from rwkv_runtime.state import from_stored, to_stored
+from statestore.errors import SettingsError
 from statestore.keys import ChunkRule, Fingerprint
 from statestore.schema import Schema, State
 
@@ -38,9 +39,13 @@ class LossyEngine:
     Args:
         inner: any engine; its own fingerprint says that it is not lossy.
         lossy: how states are rounded.
+
+    Raises `SettingsError` for a name that is not one of `LOSSY`.
     """
 
     def __init__(self, inner: Engine, lossy: Lossy) -> None:
+        if lossy not in LOSSY:
+            raise SettingsError(f"lossy {lossy!r} is not known; there are: {', '.join(LOSSY)}")
         self.inner = inner
         self.lossy: Lossy = lossy
         self.fingerprint: Fingerprint = replace(inner.fingerprint, lossy=lossy)

@@ -16,6 +16,7 @@ from rwkv_runtime.engines import Rwkv7Engine, load_engine
 from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.rounding import LOSSY, Lossy, expanded, rounded, rounded_schema
 from rwkv_runtime.errors import NumericsError
+from statestore.errors import SettingsError
 from statestore.keys import ChunkRule
 from statestore.schema import DType, Schema, TensorSpec, rwkv7
 from tests.runtime.processes import Profile, Workers
@@ -175,3 +176,11 @@ def test_where_others_save_means_nothing(workers: Workers, lossy: Lossy) -> None
     cold = workers(nowhere).prefill([tokens], None)
     assert warm["cached"] == 64
     assert_same_bits(warm, cold)
+
+
+def test_the_setting_is_given_where_an_engine_is_loaded(model_path: Path) -> None:
+    for lossy in LOSSY:
+        assert load_engine(model_path, lossy=lossy).fingerprint.lossy == lossy
+    assert load_engine(model_path).fingerprint.lossy == "none"
+    with pytest.raises(SettingsError, match="'int4' is not known; there are: fp16, bf16, int8"):
+        load_engine(model_path, lossy="int4")
