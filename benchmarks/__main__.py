@@ -17,6 +17,7 @@ BENCHMARKS = {
     "File backend": ["benchmarks.bench_file_backend"],
     "Codecs": ["benchmarks.bench_codec"],
     "Redis": ["benchmarks.redis_fetch"],
+    "Redis, up to a million entries": ["benchmarks.redis_scale"],
 }
 FULL = {"benchmarks.storage_scale": ["--full"]}
 

@@ -152,6 +152,21 @@ def test_putting_again_what_was_published_says_so(place: RedisPlace) -> None:
     backend.close()
 
 
+def test_a_server_that_forgets_its_scripts(server: RedisServer, place: RedisPlace) -> None:
+    """As one does that was restarted, or has just become the primary."""
+    backend = place.open()
+    entries = [an_entry(number, expires_at=NOW) for number in range(3)]
+    for entry in entries:
+        server.client().script_flush()
+        assert publish(backend, entry)
+    server.client().script_flush()
+    assert backend.longest([a_key(0)], NOW - 1) == entries[0]
+    server.client().script_flush()
+    assert backend.sweep(NOW, grace_s=0).expired == 3  # in one round trip, and one more
+    assert backend.usage().entries == 0
+    backend.close()
+
+
 # Sentinel
 
 

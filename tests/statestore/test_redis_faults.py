@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from statestore.backends.base import Backend
+from statestore.backends.leases import Outcome
 from statestore.backends.redis import parts
 from statestore.entry import EntryFilter, Status, Usage
 from statestore.errors import BackendError, FullError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
 from tests.statestore.redis_places import RedisPlace, open_url
 from tests.statestore.redis_servers import RedisServer, free_port, running, wait_until
+from tests.statestore.test_lease_contract import leases_of
 
 NOW = CREATED_AT + 10_000
 FAST = "?timeout_s=0.3&connect_timeout_s=0.3"
@@ -31,6 +33,11 @@ CALLS: dict[str, Callable[[Backend], Any]] = {
     "entries": lambda backend: list(backend.entries(EntryFilter())),
     "departed": lambda backend: backend.departed([a_key(0)]),
     "usage": lambda backend: backend.usage(),
+    "evict": lambda backend: backend.evict(0, NOW),
+    "acquire": lambda backend: leases_of(backend).acquire(a_key(0), "a", 60.0),
+    "renew": lambda backend: leases_of(backend).renew(a_key(0), "a", 60.0),
+    "release": lambda backend: leases_of(backend).release(a_key(0), "a", Outcome.PUBLISHED),
+    "wait": lambda backend: leases_of(backend).wait(a_key(0), 60.0),
     "sweep": lambda backend: backend.sweep(NOW, 0.0),
 }
 
@@ -173,12 +180,15 @@ def test_a_server_that_evicts_by_itself_never_shows_half_a_state(policy: str) ->
         backend.close()
 
 
-@pytest.mark.parametrize("lost", ["entry:*", "used", "order", "expiry", "tokens", "totals"])
+@pytest.mark.parametrize(
+    "lost", ["entry:*", "used", "order", "barred", "ranks", "expiry", "tokens", "totals"]
+)
 def test_a_sweep_mends_what_eviction_put_out_of_step(
     server: RedisServer, backend: Backend, lost: str
 ) -> None:
     for number in range(6):
         publish(backend, an_entry(number, expires_at=NOW + 1, pinned=number == 5))
+    backend.update(a_key(4), status=Status.QUARANTINED)
     place = RedisPlace(server.url, [server], "statestore")
     server.client().delete(min(place.keys("{*}:" + lost)))
     swept = backend.sweep(NOW, grace_s=1e9)
@@ -199,9 +209,11 @@ def check_mended(backend: Backend, place: RedisPlace) -> None:
     assert (usage.entries, usage.blob_bytes) == (len(rows), sum(r["blob_bytes"] for r in rows))
     assert usage.pinned == sum(row["pinned"] for row in rows)
     sizes = {order: place.at("", lambda node: node.zcard(f"statestore:1:{{00}}:{order}"))  # noqa: B023
-             for order in ("used", "order", "expiry", "tokens")}  # fmt: skip
+             for order in ("used", "order", "barred", "ranks", "tokens")}  # fmt: skip
     assert sizes["used"] == sizes["tokens"] == len(rows)
-    assert sizes["order"] == len(rows) - usage.pinned
+    assert sizes["order"] + sizes["barred"] == sizes["ranks"] == len(rows) - usage.pinned
+    namespaces = {row["namespace"].decode() for row in rows}
+    assert sum(backend.usage(name).blob_bytes for name in namespaces) == usage.blob_bytes
 
 
 def test_a_replica_says_that_it_only_reads(server: RedisServer, backend: Backend) -> None:
