@@ -238,8 +238,12 @@ def _open_backend(url: StoreURL, metrics: Metrics, *, create: bool) -> Backend:
     if not create and url.scheme == "file":
         _module("file", url).require_store(_directory(url))
     backend = _OPENERS[url.scheme](url)
-    for wrap in _WRAPS:
-        backend = wrap.around(backend, url, metrics)
+    try:
+        for wrap in _WRAPS:
+            backend = wrap.around(backend, url, metrics)
+    except BaseException:
+        backend.close()
+        raise
     return backend
 
 
