@@ -43,7 +43,8 @@ from statestore.backends.postgres import open_for_migration
 from statestore.backends.redis.address import Address
 from statestore.backends.rows import to_row
 from statestore.backends.sqlite import open_database
-from statestore.entry import Entry
+from statestore.entry import Entry, Evicted
+from statestore.keys import StateKey
 from statestore.tables import entries as table
 
 PROMPTS = {"1 k tokens": 4, "32 k tokens": 128, "1 M tokens": 3906}  # keys
@@ -60,6 +61,7 @@ class Filled:
     entries: int
     backend: Backend
     add: Callable[[Sequence[Entry]], None]
+    key: Callable[[int], StateKey] = a_key  # of the stored entries 0, 1, ...
 
 
 @click.command()
@@ -122,7 +124,7 @@ def redises(_: Path, sizes: Sequence[int], stack: ExitStack) -> Iterator[Filled]
             for entry in added:
                 backend.publish(entry, [b"!"])
 
-        yield Filled(size, store.backend, publish_all)
+        yield Filled(size, store.backend, publish_all, redis_scale.filled_key)
 
 
 def fill(database: Database, size: int) -> None:
@@ -159,11 +161,14 @@ def calls(store: Filled) -> Iterator[tuple[str, Callable[[], float]]]:
 
     def find(keys: int, *, stored: bool) -> float:
         asked = [a_key(next(numbers)) for _ in range(keys - stored)]
-        asked += [a_key(next(spread))] if stored else []
-        return timed(lambda: store.backend.longest(asked, CREATED_AT))
+        asked += [store.key(next(spread))] if stored else []
+        found: list[Entry | None] = []
+        took = timed(lambda: found.append(store.backend.longest(asked, CREATED_AT)))
+        assert (found[0] is not None) is stored
+        return took
 
     def touch() -> float:
-        entry = an_entry(next(spread), 1)
+        entry = replace(an_entry(0, 1), key=store.key(next(spread)))
         return timed(lambda: store.backend.touch(entry, CREATED_AT, 0.0))
 
     def put() -> float:
@@ -186,7 +191,10 @@ def evictions(store: Filled) -> Iterator[tuple[str, Callable[[], float]]]:
         going = [an_entry(next(numbers), 1) for _ in range(EVICTED)]
         store.add([replace(entry, score=-1e9 - entry.key.n_tokens) for entry in going])
         over = store.backend.usage().blob_bytes - EVICTED
-        return timed(lambda: store.backend.evict(over, CREATED_AT, limit=EVICTED))
+        gone: list[Evicted] = []
+        took = timed(lambda: gone.append(store.backend.evict(over, CREATED_AT, limit=EVICTED)))
+        assert gone[0].entries == EVICTED
+        return took
 
     yield f"evict {EVICTED}|{store.entries}", evict
 
