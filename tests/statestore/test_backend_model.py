@@ -18,7 +18,13 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from statestore.backends.base import Backend
 from statestore.entry import Entry, EntryFilter, Status, Usage
@@ -60,6 +66,13 @@ class BackendModel(RuleBasedStateMachine):
         if entry is None or entry.status is Status.QUARANTINED:
             return False
         return entry.expires_at is None or entry.expires_at > self.now
+
+    @initialize(count=st.integers(0, len(KEYS)))
+    def begin_with(self, count: int) -> None:
+        for number in range(count):
+            entry = an_entry(number, created_at=self.now, used_at=self.now)
+            assert publish(self.backend, entry)
+            self.model[entry.key] = entry
 
     @rule(at=times)
     def set_clock(self, at: float) -> None:
@@ -163,16 +176,20 @@ class DisasterModel(BackendModel):
         super().__init__()
         self.damaged: set[str] = set()  # blobs
 
-    @rule(key=st.sampled_from(KEYS), cut=st.booleans())
-    def damage(self, key: StateKey, cut: bool) -> None:
-        """Behind the backend's back, as a disk does."""
-        if (entry := self.model.get(key)) is not None and entry.blob_bytes:
+    @precondition(lambda self: self.model)
+    @rule(which=numbers, cut=st.booleans(), met=st.booleans())
+    def damage(self, which: int, cut: bool, met: bool) -> None:
+        """Behind the backend's back, as a disk does; `met` by the next lookup, or later."""
+        key, entry = list(self.model.items())[which % len(self.model)]
+        if entry.blob_bytes:
             sound = a_blob(key, entry.blob_bytes)
             bad = sound[: entry.blob_bytes // 2] if cut else bytes([sound[0] ^ 1]) + sound[1:]
             self.place.write_blob(entry.blob, bad, age_s=0)
             self.damaged.add(entry.blob)
+            if met:
+                self.find([key, *KEYS])
 
-    @rule(number=numbers, delay_s=st.floats(0, 0.004))
+    @rule(number=numbers, delay_s=st.sampled_from([0.0, 0.001, 0.003, 0.01, 0.1]))
     def another_process_is_killed(self, number: int, delay_s: float) -> None:
         """In the middle of a put: there is all of it, or nothing but what a sweep takes."""
         entry = an_entry(number, created_at=self.now, used_at=self.now)
@@ -193,8 +210,11 @@ class DisasterModel(BackendModel):
             del self.model[key]
             self.gone[key] = "expired"
 
-    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=12))
+    @rule(keys=st.permutations(KEYS))
     def look_up(self, keys: list[StateKey]) -> None:
+        self.find(keys)
+
+    def find(self, keys: list[StateKey]) -> None:
         """As the store does it: what is damaged is barred, and the same keys are asked again."""
         while (found := self.backend.longest(keys, self.now)) is not None:
             wanted = next(key for key in keys if self.usable(self.model.get(key)))
@@ -299,7 +319,7 @@ class TieredModel(DisasterModel):
         if old is not None:
             self.model[key] = replace(old, pinned=pinned, status=status or old.status)
 
-    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=12))
+    @rule(keys=st.permutations(KEYS))
     def use(self, keys: list[StateKey]) -> None:
         """A hit, which is copied nearer; the home's notes follow."""
         found = self.backend.longest(keys, self.now)
@@ -309,8 +329,7 @@ class TieredModel(DisasterModel):
             if (old := self.model.get(found.key)) is not None:
                 self.model[found.key] = replace(old, hits=old.hits + 1, used_at=self.now, score=5.0)
 
-    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=12))
-    def look_up(self, keys: list[StateKey]) -> None:
+    def find(self, keys: list[StateKey]) -> None:
         best = next((i for i, key in enumerate(keys) if self.usable(self.model.get(key))), None)
         while (found := self.backend.longest(keys, self.now)) is not None:
             assert best is None or keys.index(found.key) <= best
