@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -331,3 +333,16 @@ def test_a_bad_url_is_named_without_its_secret(blobs: str, words: str) -> None:
     told = "".join(traceback.format_exception(caught.value))
     assert "s3cret" not in told
     assert "KEEPER" not in told
+
+
+def test_a_missing_driver_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "obstore"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(SettingsError, match=r"pip install 'rwkv-statestore\[s3\]'"):
+        S3Place.parse("s3://bucket", {}).open()
+
+
+def test_the_driver_is_loaded_by_those_who_use_it() -> None:
+    code = "import sys, statestore.backends.fleet; sys.exit('obstore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
