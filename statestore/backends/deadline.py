@@ -2,7 +2,7 @@
 
 A driver cannot be interrupted. So a call runs on another thread, and whoever asked waits until the
 deadline and no longer; a thread that hangs is kept until its call returns, and its result is thrown
-away. The hop costs about 15 microseconds: threads are kept for the next call, and nothing but two
+away. The hop costs about 20 microseconds: threads are kept for the next call, and nothing but two
 locks of the system lies between asking and answering.
 
 The threads are daemons that nothing joins: an interpreter that ends does not wait for a server that
