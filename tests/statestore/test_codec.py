@@ -275,6 +275,30 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
             decode(blob, threads=4)
 
 
+FORKED = """
+import os
+from statestore.codec import decode, encode
+from statestore.schema import DType, State, Tensor
+from tests.statestore.codec_samples import header_of
+state = State("s", (Tensor.of("t", DType.F32, [1 << 21], bytes(1 << 23)),))
+blob = b"".join(encode(header_of(state), state, threads=4))
+child = os.fork()
+same = decode(blob, threads=4)[1]["t"].data == state["t"].data
+if child == 0:
+    os._exit(not same)
+print(same, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_has_helpers_of_its_own() -> None:
+    environment = os.environ | {"PYTHONPATH": str(GOLDEN.parents[1])}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED]
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, check=True, text=True, timeout=120
+    )
+    assert (ended.stdout, ended.stderr) == ("True 0\n", "")
+
+
 def test_an_empty_state_is_a_header_alone() -> None:
     state = State("nothing", ())
     for codec in CODEC_NAMES:
