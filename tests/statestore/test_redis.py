@@ -142,7 +142,7 @@ def test_a_store_without_its_server_costs_a_miss_each_time() -> None:
 
 def test_putting_again_what_was_published_says_so(place: RedisPlace) -> None:
     """A Cluster may send a command a second time; the writer must not take back its own parts."""
-    backend = place.open()
+    backend = open_url(place.url)
     entry = an_entry(0)
     publish(backend, entry)
     command = scripts.publication(f"{place.prefix}:1:{{00}}:", entry)
