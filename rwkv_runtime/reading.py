@@ -216,6 +216,8 @@ class Reading:
         began = time.perf_counter()
         with torch.inference_mode():
             output, state = self._places.engine.prefill(tokens, point.state)
+        if output.is_cuda:  # it returns before it has computed, and the time is of use
+            torch.cuda.synchronize(output.device)
         seconds = time.perf_counter() - began
         self._places.pace.computed(len(tokens), seconds)
         self.computed += len(tokens)

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Seconds for which no lease is asked for where one could not be had.
-_RESPITE_S: Final = 5.0
+#: After a failure nobody asks again for so many times as long as it took.
+_RESPITE: Final = 5.0
 #: Seconds after which a waiter sees whether the one it waits for still lives.
 _PULSE_S: Final = 0.5
 _A_MOMENT_S: Final = 0.01
@@ -160,13 +160,15 @@ class Once(Generic[T]):
 
     def ask(self, call: Callable[[Leases], R], otherwise: R) -> R:
         """Something of the leases; `otherwise` where there are none or their place fails."""
-        if time.monotonic() < self._asks_at:
+        began = time.monotonic()
+        if began < self._asks_at:
             return otherwise
         try:
             leases = self._leases()
             return otherwise if leases is None else call(leases)
         except BackendError as error:
-            self._asks_at = time.monotonic() + _RESPITE_S
+            now = time.monotonic()
+            self._asks_at = now + _RESPITE * (now - began)
             log.warning("went on without leases: %s", error)
             return otherwise
 

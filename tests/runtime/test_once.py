@@ -24,6 +24,8 @@ from tests.statestore.postgres_servers import PostgresPlace
 from tests.statestore.redis_servers import running
 
 SIZE = 16
+#: What is late on a busy machine is not dead: deadlines have tests of their own.
+PATIENT = "find_ms=30000&fetch_ms=30000"
 QUESTION = len(question(0))
 
 
@@ -34,10 +36,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield (tmp_path / "store").as_uri()
     elif request.param == "redis":
         with running() as server:
-            yield server.url
+            yield f"{server.url}?{PATIENT}"
     else:
-        place = PostgresPlace(tmp_path / "place")
-        yield place.url
+        place = PostgresPlace(tmp_path / "place", timeout_s="30")
+        yield f"{place.url}&{PATIENT}"
         place.drop()
 
 
