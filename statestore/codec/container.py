@@ -7,6 +7,7 @@ is under a checksum or must be zero, and the container must be exactly as long a
 from __future__ import annotations
 
 import struct
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -99,13 +100,12 @@ def decode(
 
     Raises a `ContainerError`; its class says what is wrong.
     """
-    view, header = read_whole(blob, limits or Limits())
+    view, header, image = read_whole(blob, limits or Limits())
     if header.seal is not None:
         raise LockedError(
             f"the container is encrypted with key {header.seal.key_id.hex()}: "
             "open the store with the option keys=, a key file's path"
         )
-    image = image_of(header.specs)
     raw = all(frame.codec == "raw" for frame in header.frames)
     load = _views if raw else _unpacked
     data = load(view, header, image, threads)
@@ -114,20 +114,20 @@ def decode(
     return header, State(header.schema_id, tensors[: len(header.tensors)], output)
 
 
-def read_whole(blob: Buffer, limits: Limits) -> tuple[memoryview, Header]:
-    """A view of a whole container and its header; every byte has its place.
+def read_whole(blob: Buffer, limits: Limits) -> tuple[memoryview, Header, Image]:
+    """A view of a whole container, its header and image; every byte has its place.
 
     Frames are not looked into. Raises as `decode`.
     """
     view = memoryview(blob).toreadonly().cast("B")
-    header, reached = _read(view, limits)
+    header, image, reached = _read(view, limits)
     size = check_places(header, reached)
     if len(view) < size:
         raise TruncatedError(f"the container has {len(view)} bytes, its header says {size}")
     if len(view) > size:
         raise LayoutError(f"{len(view) - size} bytes trail behind the container's {size}")
     _check_padding(view, header, reached)
-    return view, header
+    return view, header, image
 
 
 def read_header(start: Buffer, limits: Limits | None = None) -> Header:
@@ -136,7 +136,7 @@ def read_header(start: Buffer, limits: Limits | None = None) -> Header:
     Raises `TruncatedError` where the header itself is not complete, else a `ContainerError` as
     `decode`.
     """
-    header, reached = _read(memoryview(start).toreadonly().cast("B"), limits or Limits())
+    header, _, reached = _read(memoryview(start).toreadonly().cast("B"), limits or Limits())
     check_places(header, reached)
     return header
 
@@ -151,7 +151,7 @@ def _encode_pieces(
     def make_worker() -> Callable[[int], EncodedFrame]:
         if codec == "raw":
             return lambda i: encode_raw(_slices(image, pieces[i], data))
-        encoder = PlanesEncoder()
+        encoder = _encoder()
         return lambda i: encoder.encode(
             _slices(image, pieces[i], data),
             pieces[i].itemsize,
@@ -188,8 +188,8 @@ def _head(header: Header, encoded: Sequence[EncodedFrame]) -> tuple[bytes, tuple
     return prefix + _header_checksum(prefix, packed) + packed, tuple(frames)
 
 
-def _read(view: memoryview, limits: Limits) -> tuple[Header, int]:
-    """Header, and where it ends."""
+def _read(view: memoryview, limits: Limits) -> tuple[Header, Image, int]:
+    """Header, image, and where the header ends."""
     start = bytes(view[:HEADER_START])
     if start[: len(MAGIC)] != MAGIC[: len(start)]:
         raise NotAContainerError(f"no state container: it begins with {start[:8].hex()}")
@@ -208,7 +208,8 @@ def _read(view: memoryview, limits: Limits) -> tuple[Header, int]:
     packed = bytes(view[HEADER_START:end])
     if _header_checksum(start[: _PREFIX.size], packed) != start[_PREFIX.size :]:
         raise CorruptError("the container's header is damaged: its checksum does not match")
-    return parse_header(packed, limits, sealed=version == SEALED_VERSION), end
+    header, image = parse_header(packed, limits, sealed=version == SEALED_VERSION)
+    return header, image, end
 
 
 def _header_checksum(prefix: bytes, packed: bytes) -> bytes:
@@ -244,7 +245,7 @@ def _unpacked(
     decoded = _room(image.nbytes)
 
     def make_worker() -> Callable[[int], None]:
-        decoder = FrameDecoder()
+        decoder = _decoder()
 
         def work(i: int) -> None:
             piece = image.pieces[i]
@@ -256,6 +257,28 @@ def _unpacked(
     for_each(len(header.frames), threads, make_worker)
     whole = decoded.data.toreadonly()
     return [_run(whole, spec, at) for spec, at in zip(header.specs, image.offsets, strict=True)]
+
+
+class _Own(threading.local):
+    """Each thread's coders, whose working memory is dear to make."""
+
+    encoder: PlanesEncoder | None = None
+    decoder: FrameDecoder | None = None
+
+
+_OWN = _Own()
+
+
+def _encoder() -> PlanesEncoder:
+    if _OWN.encoder is None:
+        _OWN.encoder = PlanesEncoder()
+    return _OWN.encoder
+
+
+def _decoder() -> FrameDecoder:
+    if _OWN.decoder is None:
+        _OWN.decoder = FrameDecoder()
+    return _OWN.decoder
 
 
 def _room(size: int) -> NDArray[np.uint8]:

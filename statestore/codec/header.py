@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TypeVar, cast
 
 import msgpack  # type: ignore[import-untyped]
@@ -168,8 +168,9 @@ def pack_header(header: Header) -> bytes:
     return cast("bytes", msgpack.packb(named))
 
 
-def parse_header(data: bytes, limits: Limits, *, sealed: bool = False) -> Header:
-    """The header spelt by `data`; `sealed`: of an encrypted container.
+def parse_header(data: bytes, limits: Limits, *, sealed: bool = False) -> tuple[Header, Image]:
+    """The header spelt by `data`, and the image that its tensors make; `sealed`: of an encrypted
+    container.
 
     Raises `LayoutError`, `LimitError` or `UnsupportedVersionError`; offsets of frames are not
     looked at.
@@ -180,7 +181,7 @@ def parse_header(data: bytes, limits: Limits, *, sealed: bool = False) -> Header
         found = list(fields)[:20] if isinstance(fields, dict) else type(fields).__name__
         raise LayoutError(f"header: the fields are {found}, expected {list(expected)}")
     try:
-        tensors, output = _tensors(fields["tensors"], fields["output"])
+        described = _described(fields["tensors"], fields["output"])
     except TypeError as error:  # a map has no hash
         raise LayoutError("header: a tensor is described by a map, expected an array") from error
     header = Header(
@@ -188,8 +189,8 @@ def parse_header(data: bytes, limits: Limits, *, sealed: bool = False) -> Header
         fingerprint=_digest(fields, "fingerprint"),
         namespace=_typed(fields["namespace"], str, "namespace"),
         schema_id=_typed(fields["schema"], str, "schema"),
-        tensors=tensors,
-        output=output,
+        tensors=described.tensors,
+        output=described.output,
         token_digest=_digest(fields, "token_digest"),
         provenance=_provenance(fields["provenance"]),
         frames=_frames(_typed(fields["frames"], bytes, "frames")),
@@ -198,8 +199,8 @@ def parse_header(data: bytes, limits: Limits, *, sealed: bool = False) -> Header
     check_limits(header, limits)
     if pack_header(header) != data:
         raise LayoutError("header: not in its one spelling")
-    _check_frames(header, image_of(header.specs))
-    return header
+    _check_frames(header, described.image)
+    return header, described.image
 
 
 def check_limits(header: Header, limits: Limits) -> None:
@@ -276,14 +277,24 @@ def _digest(fields: Mapping[str, object], name: str) -> bytes:
     return value
 
 
+@dataclass(frozen=True)
+class _Described:
+    tensors: tuple[TensorSpec, ...]
+    output: TensorSpec | None
+
+    @cached_property
+    def image(self) -> Image:  # its size is unchecked until it is asked for
+        return image_of(self.tensors if self.output is None else (*self.tensors, self.output))
+
+
 @lru_cache(maxsize=16)
-def _tensors(tensors: object, output: object) -> tuple[tuple[TensorSpec, ...], TensorSpec | None]:
+def _described(tensors: object, output: object) -> _Described:
     """The specs. A model's containers all say the same here, and it is long.
 
     What is equal and yet of another type (a bool for an int) is not in the header's one spelling.
     """
     specs = tuple(_spec(item) for item in _typed(tensors, tuple, "tensors"))
-    return specs, None if output is None else _spec(output)
+    return _Described(specs, None if output is None else _spec(output))
 
 
 def _spec(value: object) -> TensorSpec:

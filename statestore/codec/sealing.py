@@ -62,7 +62,7 @@ def seal(blob: Sequence[Buffer], key: Key, *, salt: bytes | None = None) -> list
 
     Raises `ContainerError` where `blob` is no such container.
     """
-    view, header = read_whole(blob[0] if len(blob) == 1 else b"".join(blob), Limits())
+    view, header, _ = read_whole(blob[0] if len(blob) == 1 else b"".join(blob), Limits())
     if header.seal is not None:
         raise ForeignError("the container is encrypted already")
     mark = Seal(key.id, salt or secrets.token_bytes(SALT_BYTES), bytes(TAG_BYTES))
@@ -90,7 +90,7 @@ def unseal(blob: Buffer, keys: Keyring, limits: Limits | None = None) -> memoryv
         ForeignError: it is not encrypted: anybody may have written it.
         ContainerError: it is damaged, or somebody has changed it.
     """
-    view, header = read_whole(blob, limits or Limits())
+    view, header, _ = read_whole(blob, limits or Limits())
     mark = header.seal
     if mark is None:
         raise ForeignError("the container is not encrypted, and here all are")
