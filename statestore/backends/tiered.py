@@ -30,7 +30,7 @@ from statestore.backends.fields import check_entry
 from statestore.backends.leases import Leases
 from statestore.backends.write_behind import Bounds, Task, WriteBehind
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
-from statestore.errors import BackendError, ClosedError, FullError, InputError
+from statestore.errors import BackendError, ClosedError, ContainerError, FullError, InputError
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 
@@ -274,7 +274,8 @@ class Tiered:
     def _copy_nearer(self, place: int, entry: Entry, fresh: Entry, blob: Buffer | None) -> bool:
         source = self._tiers[place]
         if blob is None:
-            blob = source.backend.read(entry)
+            with suppress(ContainerError):  # damaged meanwhile: the next lookup sees to it
+                blob = source.backend.read(entry)
         if blob is None:
             return False
         sized = replace(fresh, blob_bytes=len(blob))
