@@ -64,7 +64,7 @@ end
 
 
 @click.command()
-@click.option("--runs", type=click.IntRange(min=1), default=300, show_default=True)
+@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--entries", multiple=True, type=click.IntRange(min=1), help="Sizes of stores.")
 def main(runs: int, entries: tuple[int, ...]) -> None:
     """Fill private servers, and time lookups, eviction, puts, leases."""
