@@ -36,7 +36,7 @@ R = TypeVar("R")
 #: After a failure nobody asks again for so many times as long as it took.
 _RESPITE: Final = 5.0
 #: Seconds after which a waiter sees whether the one it waits for still lives.
-_PULSE_S: Final = 0.5
+_PULSE_S: Final = 1.0
 _A_MOMENT_S: Final = 0.01
 
 

@@ -95,7 +95,7 @@ def test_a_leader_that_hangs_is_relieved_when_its_lease_lapses(
     url: str, model_path: Path, expected: dict[int, str]
 ) -> None:
     """It goes on later, and neither harms the others nor is harmed."""
-    with crowd(model_path, url, 4, lease_s=1.0, skewed=True) as members:
+    with crowd(model_path, url, 4, lease_s=4.0, skewed=True) as members:
         go(members)
         leader = half_way(members)
         assert leader.process.pid is not None
