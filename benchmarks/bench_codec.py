@@ -1,9 +1,10 @@
-"""Speed and size of the container codecs, beside blosc2 and a plain copy of the same bytes.
+"""Speed and size of the container codecs, beside blosc2, zipnn and a plain copy of the same bytes.
 
 States have the shapes of the 0.1B and 7.2B models: normal values whose scale differs from row to
 row, fp32 matrices and vectors in the given dtype. `--state-file` adds a real one: any blob of a
 store. Every thing writes to memory that it has just obtained, as a request does. Peer: blosc2,
-shuffle and zstandard at level 1, as many threads; it keeps no checksum.
+shuffle and zstandard at level 1, as many threads; it keeps no checksum. zipnn joins in where it is
+installed (``pip install zipnn``).
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ def measure(state: State, runs: int, threads: int | None) -> dict[str, dict[str,
     image = np.frombuffer(b"".join(tensor.data for tensor in state.parts), np.uint8)
     things: dict[str, Callable[[], object]] = {"copy": image.copy}
     sizes = {"copy": image.nbytes}
+    peers = threads or default_threads()
     for add in (ours_of("raw", state, threads), ours_of("lossless", state, threads),
-                peer_of(image, threads or default_threads())):  # fmt: skip
+                peer_of(image, peers), zipnn_of(image, peers)):  # fmt: skip
         stored, more = add
         things |= more
         sizes |= dict.fromkeys(more, stored)
@@ -109,6 +111,21 @@ def peer_of(image: NDArray[np.uint8], threads: int) -> tuple[int, dict[str, Call
     return len(packed), {
         "blosc2 encode": lambda: blosc2.compress2(image, cparams=written),
         "blosc2 decode": lambda: blosc2.decompress2(packed, dparams=read),
+    }
+
+
+def zipnn_of(image: NDArray[np.uint8], threads: int) -> tuple[int, dict[str, Callable[[], object]]]:
+    """The same for zipnn, if it is there."""
+    try:
+        from zipnn import ZipNN
+    except ModuleNotFoundError:
+        return 0, {}
+    coder = ZipNN(input_format="byte", bytearray_dtype="float32", threads=threads)
+    data = bytearray(image)  # it takes nothing else, and writes to it
+    packed = coder.compress(bytearray(image))
+    return len(packed), {
+        "zipnn encode": lambda: coder.compress(data),
+        "zipnn decode": lambda: coder.decompress(packed),
     }
 
 
