@@ -12,6 +12,7 @@ from statestore.cli.database import database
 from statestore.cli.group import ErrorGroup
 from statestore.cli.render import age, emit_fields, emit_json, emit_table, record, size
 from statestore.entry import Entry, EntryFilter, Role, Status
+from statestore.errors import LockedError
 from statestore.settings import URL_VARIABLE, default_url, open_store
 from statestore.store import StateStore
 
@@ -154,7 +155,8 @@ def verify(ctx: click.Context, url: str, fix: bool, as_json: bool) -> None:
         problems = _check_all(store, entries, quiet=as_json)
         if fix:
             for entry, problem in problems:
-                store.quarantine(entry, problem)
+                if not problem.startswith(LockedError.__name__):  # sound for whoever has the key
+                    store.quarantine(entry, problem)
     _report_check(len(entries), problems, as_json=as_json)
     if problems:
         ctx.exit(3)

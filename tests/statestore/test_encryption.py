@@ -13,11 +13,13 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from xxhash import xxh3_128
 
 from statestore import open_store
 from statestore.backends.encrypted import Encrypted
 from statestore.backends.memory import MemoryBackend
+from statestore.cli import main
 from statestore.codec import CODEC_NAMES, CodecName, decode, read_header
 from statestore.codec.sealing import seal, unseal
 from statestore.entry import EntryFilter, Role, Status
@@ -205,6 +207,18 @@ def test_a_key_that_is_not_here_is_a_miss_that_bars_nothing(tmp_path: Path) -> N
             assert store.get(IDENTITY, KEY) is None
             assert [entry.status for entry in store.list()] == [Status.READY]
     with open_store(f"{place}?keys={tmp_path / 'one'}") as store:
+        assert store.get(IDENTITY, KEY) is not None
+
+
+def test_verify_leaves_what_it_cannot_open(tmp_path: Path) -> None:
+    write_key_file(tmp_path / "keys")
+    place = (tmp_path / "store").as_uri()
+    with open_store(f"{place}?keys={tmp_path / 'keys'}") as store:
+        put(store)
+    checked = CliRunner().invoke(main, ["--store", place, "verify", "--fix"])
+    assert checked.exit_code == 3
+    assert "LockedError" in checked.output
+    with open_store(f"{place}?keys={tmp_path / 'keys'}") as store:
         assert store.get(IDENTITY, KEY) is not None
 
 
