@@ -1,9 +1,10 @@
 """A place that costs its deadline once, when it is down or slow, and then nothing until it is back.
 
-**Deadlines.** `longest`, `touch` and leases have `find_s`; `read` has `fetch_s` for up to 32 MiB
-and in proportion beyond; `update` has `fetch_s`. They run on threads of their own (`deadline`):
-drivers have time-outs, but longer ones. `publish` reads the caller's buffers and stays on the
-caller's thread, as does a lease's `wait`; both are bounded by the driver.
+**Deadlines.** `longest` and `touch` have `find_s`; `read` has `fetch_s` for up to 32 MiB and in
+proportion beyond; `update` and leases, which are asked for before seconds of computing, have
+`fetch_s`. They run on threads of their own (`deadline`): drivers have time-outs, but longer ones.
+`publish` reads the caller's buffers and stays on the caller's thread, as does a lease's `wait`;
+both are bounded by the driver.
 
 **Two breakers.** One for all calls: a lookup or fetch that fails opens it, and each call is refused
 at once until a probe behind the requests' back succeeds (`prober`). One for writes (`publish`,
@@ -187,6 +188,11 @@ class Guarded(Wrapper):
         """The deadline of what is small."""
         return self._deadlines.find_s
 
+    @property
+    def fetch_s(self) -> float:
+        """The deadline of what is worth waiting for."""
+        return self._deadlines.fetch_s
+
     def write(
         self, operation: str, work: Callable[[], T], limit_s: float | None, *, decides: bool = True
     ) -> T:
@@ -284,17 +290,17 @@ class _GuardedLeases:
     def acquire(self, key: StateKey, owner: str, ttl_s: float) -> Lease:
         """As the port says. An overdue one that is granted after all lapses by itself."""
         work = partial(self._inner.acquire, key, owner, ttl_s)
-        return self._guard.write("acquire", work, self._guard.find_s, decides=False)
+        return self._guard.write("acquire", work, self._guard.fetch_s, decides=False)
 
     def renew(self, key: StateKey, owner: str, ttl_s: float) -> bool:
         """As the port says."""
         work = partial(self._inner.renew, key, owner, ttl_s)
-        return self._guard.write("renew", work, self._guard.find_s)
+        return self._guard.write("renew", work, self._guard.fetch_s)
 
     def release(self, key: StateKey, owner: str, outcome: Outcome) -> None:
         """As the port says."""
         work = partial(self._inner.release, key, owner, outcome)
-        self._guard.write("release", work, self._guard.find_s)
+        self._guard.write("release", work, self._guard.fetch_s)
 
     def wait(self, key: StateKey, timeout_s: float) -> Lease | None:
         """As the port says, on this thread."""

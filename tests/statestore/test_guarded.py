@@ -134,6 +134,17 @@ def test_a_large_fetch_may_take_longer(guard: Callable[..., Guarded], faulty: Fa
     hang.released.set()
 
 
+@pytest.mark.parametrize("operation", ["acquire", "renew", "release"])
+def test_a_lease_may_take_as_long_as_a_fetch(
+    guard: Callable[..., Guarded], faulty: Faulty, operation: Operation
+) -> None:
+    """It comes before seconds of computing: a server that is merely busy is waited for."""
+    faulty.faults = (Fault((operation,), Delay(0.05)),)
+    guarded = guard(find_s=0.01)
+    CALLS[operation](guarded)
+    assert guarded.circuits == (CLOSED, CLOSED)
+
+
 def test_a_probe_behind_the_requests_closes_it(
     guard: Callable[..., Guarded], faulty: Faulty
 ) -> None:
