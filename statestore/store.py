@@ -28,6 +28,7 @@ from typing import Self
 from statestore import codec
 from statestore.backends.base import Backend, Deferring, Swept
 from statestore.backends.leases import Leases
+from statestore.complaints import Complaints
 from statestore.entry import Departed, Entry, EntryFilter, Role, Status, Usage
 from statestore.errors import (
     BackendError,
@@ -97,6 +98,7 @@ class StateStore:
         self._codec_name = codec_name
         self._limits = limits or codec.Limits()
         self._clock = clock
+        self._complaints = Complaints(log)
 
     # Requests: never raise because of the backend.
 
@@ -315,7 +317,14 @@ class StateStore:
                     log.warning("%s is asked for as another's state: a miss", entry.key)
                     keys = keys[1:]
                     continue
-                state, problem = self._load_or_problem(entry)
+                try:
+                    state, problem = self._load_or_problem(entry)
+                except BackendError as error:
+                    if not entry.tier:
+                        raise
+                    self._kept("find", error)
+                    keys = keys[1:]  # another tier may hold a shorter one
+                    continue
                 if state is not None:
                     return Found(entry, state), "hit"
                 if self._bar(entry, problem) is _Barred.FAILED:
@@ -352,6 +361,8 @@ class StateStore:
         return state, "" if state is not None else "Missing: the blob has gone"
 
     def _load(self, entry: Entry) -> State | None:
+        limits = self._limits
+        limits.check("the blob's size in bytes", entry.blob_bytes, limits.container_bytes)
         blob = self.backend.read(entry)
         if blob is None:
             return None
@@ -384,7 +395,7 @@ class StateStore:
 
     def _kept(self, operation: str, error: BackendError) -> None:
         self.metrics.errors.labels(operation=operation).inc()
-        log.warning("%s went on without the store: %s", operation, error)
+        self._complaints.add(operation, "%s went on without the store: %s", operation, error)
 
 
 class _Barred(Enum):

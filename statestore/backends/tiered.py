@@ -29,6 +29,7 @@ from statestore.backends.base import Backend, Blob, Buffer, Swept
 from statestore.backends.fields import check_entry
 from statestore.backends.leases import Leases
 from statestore.backends.write_behind import Bounds, Task, WriteBehind
+from statestore.complaints import Complaints
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, ClosedError, ContainerError, FullError, InputError
 from statestore.keys import StateKey
@@ -72,6 +73,7 @@ class Tiered:
         self._metrics = metrics or Metrics()
         self._queue = WriteBehind(bounds, self._metrics)
         self._recent = _Recent()
+        self._complaints = Complaints(log)
         self._closed = False
 
     @property
@@ -342,7 +344,9 @@ class Tiered:
 
     def _failed(self, tier: Tier, operation: str, error: BackendError) -> BackendError:
         self._metrics.errors.labels(operation=operation).inc()
-        log.warning("%s went on without tier %s: %s", operation, tier.name, error)
+        self._complaints.add(
+            (operation, tier.name), "%s went on without tier %s: %s", operation, tier.name, error
+        )
         return error
 
 

@@ -21,6 +21,11 @@ class Limits:
     provenance_bytes: int = 4096  # of one value
     decoded_bytes: int = 4 << 30
 
+    @property
+    def container_bytes(self) -> int:
+        """What no sound container of a state within these limits comes near."""
+        return 2 * self.decoded_bytes + self.header_bytes + (1 << 20)
+
     def check(self, what: str, size: int, limit: int) -> None:
         """Raises `LimitError` if `size` is beyond `limit`."""
         if size > limit:
