@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final
@@ -27,6 +27,7 @@ from statestore.backends.wrapper import Wrapper
 from statestore.entry import Entry, Usage
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, Policy, make_policy
+from statestore.keys import StateKey
 from statestore.metrics import Metrics
 from statestore.url import StoreURL, duration_s, size_bytes
 
@@ -62,6 +63,12 @@ class Budgeted(Wrapper):
         self._ttl_s = ttl_s
         self._monotonic = monotonic
         self._begin()
+
+    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
+        """As the port says; the policy is told of it."""
+        found = self.inner.longest(keys, now)
+        self.policy.seen(keys, found, now)
+        return found
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
         """As the port says, with the policy's score and the default expiry.

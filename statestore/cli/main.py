@@ -8,9 +8,15 @@ from itertools import islice
 
 import click
 
+from statestore.backends.base import Backend
+from statestore.backends.budgeted import Budgeted
+from statestore.backends.wrapper import Wrapper
 from statestore.cli.database import database
 from statestore.cli.group import ErrorGroup
-from statestore.cli.render import age, emit_fields, emit_json, emit_table, record, size
+from statestore.cli.keygen import keygen
+from statestore.cli.render import age, digits, emit_fields, emit_json, emit_table, record, size
+from statestore.cli.room import evict, pin, unpin
+from statestore.cli.simulate import simulate
 from statestore.entry import Entry, EntryFilter, Role, Status
 from statestore.errors import LockedError
 from statestore.settings import URL_VARIABLE, default_url, open_store
@@ -41,7 +47,9 @@ def main(ctx: click.Context, url: str | None) -> None:
     ctx.obj = url or default_url()
 
 
-main.add_command(database)
+for command in (database, keygen, pin, unpin, evict):
+    main.add_command(command)
+main.add_command(simulate)
 
 
 @main.command("ls")
@@ -61,7 +69,7 @@ def list_entries(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """List what is stored, newest use first.
+    """List what is stored, newest use first; of several tiers, in the last one.
 
     \b
     Example:
@@ -93,7 +101,7 @@ def show(url: str, key: str, as_json: bool) -> None:
       statestore --store ./states show 3fa9
     """
     with open_store(url, create=False) as store:
-        fields = record(store.entry(_digits(key)))
+        fields = record(store.entry(digits(key)))
     if as_json:
         emit_json(fields)
     else:
@@ -101,22 +109,26 @@ def show(url: str, key: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--namespace", help="Only this namespace.")
 @AS_JSON
 @click.pass_obj
-def stats(url: str, as_json: bool) -> None:
-    """Totals of what is stored.
+def stats(url: str, namespace: str | None, as_json: bool) -> None:
+    """Totals of what is stored; of several tiers, in the last one.
 
     \b
     Example:
       statestore --store ./states stats --json
     """
     with open_store(url, create=False) as store:
-        usage = store.usage()
+        usage = store.usage(namespace)
         place = store.backend.url
+        limit = _budget(store.backend, namespace)
     if as_json:
         emit_json(
             {
                 "url": place,
+                "namespace": namespace,
+                "budget_bytes": limit,
                 "entries": usage.entries,
                 "blob_bytes": usage.blob_bytes,
                 "state_bytes": usage.state_bytes,
@@ -126,12 +138,14 @@ def stats(url: str, as_json: bool) -> None:
         )
         return
     ratio = usage.blob_bytes / usage.state_bytes if usage.state_bytes else 0.0
+    within = "" if limit is None else f" of {size(limit)}, {usage.blob_bytes / limit:.0%}"
     emit_fields(
         {
             "store": place,
+            **({} if namespace is None else {"namespace": namespace}),
             "entries": usage.entries,
-            "on disk": size(usage.blob_bytes),
-            "decoded": f"{size(usage.state_bytes)} (stored at {ratio:.2f} of it)",
+            "stored": size(usage.blob_bytes) + within,
+            "decoded": f"{size(usage.state_bytes)}, stored at {ratio:.2f} of it",
             "quarantined": usage.quarantined,
             "pinned": usage.pinned,
         }
@@ -174,7 +188,7 @@ def rm(url: str, key: str, yes: bool) -> None:
       statestore --store ./states rm 3fa9
     """
     with open_store(url, create=False) as store:
-        entry = store.entry(_digits(key))
+        entry = store.entry(digits(key))
         if not yes:
             click.confirm(f"Remove {entry.key} ({size(entry.blob_bytes)})?", abort=True)
         removed = store.delete(entry.key)
@@ -210,9 +224,14 @@ def gc(url: str, grace: float, as_json: bool) -> None:
         )
 
 
-def _digits(key: str) -> str:
-    """The digest's part of a key, which other commands print with its number of tokens."""
-    return key.partition("-")[0]
+def _budget(backend: Backend, namespace: str | None) -> int | None:
+    """The bytes that the URL allows, in all or for a namespace."""
+    while isinstance(backend, Wrapper):
+        if isinstance(backend, Budgeted):
+            budget = backend.budget
+            return budget.total_bytes if namespace is None else budget.namespaces.get(namespace)
+        backend = backend.inner
+    return None
 
 
 def _table(entries: Sequence[Entry]) -> None:
@@ -245,8 +264,9 @@ def _check_all(
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True, quiet=quiet)
-    shown = track(entries, "checking", console=console, transient=True)
+    console = Console(stderr=True)
+    bare = quiet or not console.is_terminal
+    shown = track(entries, "checking", console=console, transient=True, disable=bare)
     found = [(entry, problem) for entry in shown if (problem := store.check(entry))]
     return [(entry, problem) for entry, problem in found if store.holds(entry)]
 

@@ -7,16 +7,17 @@ from typing import Final
 
 from statestore.errors import SettingsError
 from statestore.eviction.classic import Gdsf, Lfu, Lru
+from statestore.eviction.learned import Learned
 from statestore.eviction.policy import Policy
 
 __all__ = ["DEFAULT", "POLICIES", "Policy", "make_policy"]
 
 POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
-    policy.name: policy for policy in (Lru, Lfu, Gdsf)
+    policy.name: policy for policy in (Learned, Gdsf, Lfu, Lru)
 }
 
 #: The policy that wins where the others are compared; see ``docs/policies.md``.
-DEFAULT: Final = "gdsf"
+DEFAULT: Final = "learned"
 
 
 def make_policy(name: str = DEFAULT) -> Policy:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from statestore.entry import Entry
 from statestore.eviction.policy import TRANSIENT, Mean, gain_tokens, score, transient
+from statestore.keys import StateKey
 
 
-class Lru:
+class _Blind:
+    """What goes by puts and uses alone."""
+
+    def seen(self, keys: Sequence[StateKey], found: Entry | None, now: float) -> None:
+        """Lookups tell nothing more."""
+
+
+class Lru(_Blind):
     """What was used least recently goes first."""
 
     name = "lru"
@@ -22,7 +31,7 @@ class Lru:
         return now
 
 
-class _ByWorth:
+class _ByWorth(_Blind):
     """What `worth` says of an entry, against the mean of what was put, with ageing."""
 
     def __init__(self) -> None:

@@ -18,12 +18,14 @@ in the process and is learnt anew by the next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from statestore.entry import Entry, Role
+from statestore.keys import StateKey
 
 #: Seconds taken for ``now - age`` where nothing was evicted yet.
-HOLD_S: Final = 3600.0
+HOLD_S: Final = 60.0
 #: Added to the score of what is only passing by; lower than any moment.
 TRANSIENT: Final = -1e11
 #: How many times the common hold one entry may be given.
@@ -36,6 +38,9 @@ class Policy(Protocol):
     @property
     def name(self) -> str:
         """What it is chosen by."""
+
+    def seen(self, keys: Sequence[StateKey], found: Entry | None, now: float) -> None:
+        """A lookup of `keys`, deepest first, returned `found`."""
 
     def put(self, entry: Entry, age: float, now: float) -> float:
         """The score of an entry that is about to be stored."""

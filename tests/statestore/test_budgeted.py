@@ -356,7 +356,7 @@ def test_without_options_nothing_is_around_a_store(tmp_path: Path) -> None:
         ("budget=plenty", "budget: 'plenty' is not a size such as 50GiB"),
         ("budget=0", "budget in all: at least one byte, not 0"),
         ("budget.a=1kg", "budget.a: '1kg' is not a size"),
-        ("policy=fifo", "eviction policy 'fifo' is not known; one of lru"),
+        ("policy=fifo", "eviction policy 'fifo' is not known; one of learned"),
         ("ttl=soon", "ttl: 'soon' is not a time such as 7d"),
     ],
 )

@@ -39,7 +39,7 @@ def test_the_default_is_one_of_them() -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(SettingsError, match="'fifo' is not known; one of lru, lfu, gdsf"):
+    with pytest.raises(SettingsError, match="'fifo' is not known; one of learned, gdsf, lfu, lru"):
         make_policy("fifo")
 
 

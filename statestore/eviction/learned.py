@@ -1,0 +1,252 @@
+"""The policy that watches: an entry's worth is what a use spares times how often its kind is used.
+
+What GreedyDual-Size-Frequency guesses from the number of hits is learnt here from the traffic. A
+*trial* begins with each put and each use and ends with the next use, or is given up after a while;
+its kind says why the state was saved, how it was last used, and how much was read for it:
+
+* an end of a prompt that was **continued**: in a chat the next turn begins with it, and after that
+  nobody comes back. It is worth what such ends turned out to be worth, and what is lost with it is
+  what its continuation takes over: that one's gain counts back beyond it.
+* an end that was asked for **again** as it is: it will be once more.
+* the **turn** of a conversation and the tokens it added: many short turns promise another.
+
+Trials outlive their entries (in this process, the newest `TRIALS`), so that what was dropped too
+early is noticed. Lookups tell of uses: see `Learned.seen`. Nothing is kept across processes: it is
+learnt within some hundred requests.
+
+Where entries leave sooner than they are used again, age says little and worth decides: the hold
+grows with the square of the worth, up to the longest gap that is common (`Gaps`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from statestore.entry import Entry, Role
+from statestore.eviction.densities import Densities, Kind
+from statestore.eviction.gaps import Gaps
+from statestore.eviction.policy import HOLD_S, TRANSIENT, Mean, gain_tokens, transient
+from statestore.keys import StateKey
+
+#: Trials that a process remembers; about 20 MB.
+TRIALS: Final = 1 << 16
+#: Seconds for which a lookup belongs to the prompt that began with it.
+PROMPT_S: Final = 30.0
+#: A trial is given up after so many common holds.
+_HOLDS: Final = 4.0
+_SHORTEST_TRIAL_S: Final = 60.0
+_SHARPNESS: Final = 2.0
+_WORTH_LIMIT: Final = 1e6
+#: An end that was used more often is no turn of a conversation, but what many begin with.
+_SHARED: Final = 2
+_FINEST: Final = 64  # tokens added; fewer are not told apart
+
+
+@dataclass(slots=True)
+class _Trial:
+    """An entry since its put or its last use."""
+
+    began: float
+    role: Role
+    tokens: int
+    gain: float  # tokens that a use spares, those of what it continued included
+    hits: int
+    turn: int
+    added: int  # tokens beyond the nearest prefix known
+    use: str  # how the last use was: "new", "again", "continued" or "fallen back on"
+    kind: Kind = ()
+    running: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """What a lookup found, for the puts that follow it."""
+
+    began: float
+    known: _Trial | None  # the deepest prefix known, stored or not
+    found: _Trial | None  # what the lookup returned
+
+
+class Learned:
+    """See the module. Safe to use from several threads, and from a forked child."""
+
+    name = "learned"
+
+    def __init__(self) -> None:
+        self._trials: OrderedDict[bytes, _Trial] = OrderedDict()
+        self._prompts: OrderedDict[bytes, _Prompt] = OrderedDict()
+        self._queue: deque[_Trial] = deque()
+        self._densities = Densities()
+        self._gaps = Gaps()
+        self._mean = Mean()
+        self._hold_s = HOLD_S
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def seen(self, keys: Sequence[StateKey], found: Entry | None, now: float) -> None:
+        """A lookup of `keys`, deepest first, returned `found`."""
+        if not keys:
+            return
+        with self._mine():
+            end = keys[0].digest
+            before = self._prompts.get(end)
+            if before is not None and 0.0 <= now - before.began < PROMPT_S:
+                return  # the same prompt looks again
+            known = self._used_deepest(keys, now)
+            fell_back = found is not None and (known is None or found.key != known[0])
+            stored: _Trial | None = None
+            if found is not None and fell_back:
+                stored = self._use(found.key, self._of(found, now), "fallen back on", now)
+            elif found is not None and known is not None:
+                stored = known[1]
+            if found is not None and found.key == keys[0]:
+                return  # nothing will be put
+            self._prompts[end] = _Prompt(now, known[1] if known else None, stored)
+            if len(self._prompts) > TRIALS // 8:
+                self._prompts.popitem(last=False)
+
+    def put(self, entry: Entry, age: float, now: float) -> float:
+        """The score of an entry that is about to be stored."""
+        if transient(entry):
+            return now + TRANSIENT
+        with self._mine():
+            self._give_up(age, now)
+            prompt = self._prompts.pop(entry.key.digest, None)
+            trial = self._placed(entry, prompt, now)
+            worth = self._worth(entry, trial)
+            self._mean.add(worth)
+            return self._score(worth, age, now)
+
+    def hit(self, entry: Entry, age: float, now: float) -> float:
+        """The score of an entry that was just used."""
+        with self._mine():
+            trial = self._trials.get(entry.key.digest)
+            if trial is None or trial.began < now - PROMPT_S:  # no lookup told of it
+                trial = self._use(entry.key, self._of(entry, now), "again", now)
+            return self._score(self._worth(entry, trial), age, now)
+
+    def _mine(self) -> threading.Lock:
+        """The lock; a forked child has its own, which nobody holds."""
+        if self._process != os.getpid():
+            self._process, self._lock = os.getpid(), threading.Lock()
+        return self._lock
+
+    # Trials
+
+    def _used_deepest(self, keys: Sequence[StateKey], now: float) -> tuple[StateKey, _Trial] | None:
+        """Note the use of the deepest key that is known, stored or not."""
+        for key in keys:
+            trial = self._trials.get(key.digest)
+            if trial is not None:
+                use = "again" if key == keys[0] else "continued"
+                return key, self._use(key, trial, use, now)
+        return None
+
+    def _use(self, key: StateKey, trial: _Trial, use: str, now: float) -> _Trial:
+        """End a trial with a use, and begin the next one."""
+        gap_s = max(now - trial.began, 0.0)
+        self._gaps.add(gap_s, trial.tokens)
+        if trial.running:
+            trial.running = False
+            held_s = min(gap_s, self._patience_s)
+            self._densities.add(trial.kind, held_s, trial.tokens, used=True)
+        following = _Trial(
+            now, trial.role, trial.tokens, trial.gain, trial.hits + 1, trial.turn, trial.added, use
+        )
+        return self._begin(key, following)
+
+    def _begin(self, key: StateKey, trial: _Trial) -> _Trial:
+        trial.kind = _kind(trial)
+        self._queue.append(trial)
+        self._trials[key.digest] = trial
+        self._trials.move_to_end(key.digest)
+        if len(self._trials) > TRIALS:
+            self._trials.popitem(last=False)
+        return trial
+
+    def _placed(self, entry: Entry, prompt: _Prompt | None, now: float) -> _Trial:
+        """The trial that a put begins; one that its own lookup began goes on."""
+        known = self._trials.get(entry.key.digest)
+        if known is None:
+            trial = self._of(entry, now)
+            if prompt is not None:
+                self._continue(trial, prompt)
+            trial = self._begin(entry.key, trial)
+        elif known.running and now - known.began < PROMPT_S:
+            trial = known
+        else:
+            known.running = False
+            again = _Trial(
+                now, known.role, known.tokens, 0.0, known.hits, known.turn, known.added, "put again"
+            )
+            trial = self._begin(entry.key, again)
+        trial.gain = self._gain(entry, prompt)
+        return trial
+
+    def _continue(self, trial: _Trial, prompt: _Prompt) -> None:
+        """What is known of a new end by the prefix that it continues."""
+        known = prompt.known
+        if known is None or known.tokens >= trial.tokens:
+            return
+        trial.added = min(trial.added, trial.tokens - known.tokens)
+        if trial.role is known.role is Role.PROMPT and known.hits <= _SHARED:
+            trial.turn = known.turn + 1
+
+    def _gain(self, entry: Entry, prompt: _Prompt | None) -> float:
+        """Tokens that a use spares, beyond the ancestor in so far as that one will not stay."""
+        gain = float(gain_tokens(entry))
+        found = None if prompt is None else prompt.found
+        if found is None or found.tokens != entry.ancestor_tokens:
+            return gain
+        return gain + (1.0 - min(self._densities.relative(found.kind), 1.0)) * found.gain
+
+    def _of(self, entry: Entry, now: float) -> _Trial:
+        """The trial of an entry that this process has not met before, or the one it has."""
+        known = self._trials.get(entry.key.digest)
+        if known is not None:
+            return known
+        gain = gain_tokens(entry)
+        tokens = max(entry.key.n_tokens, 1)
+        began = min(entry.used_at, now)
+        trial = _Trial(began, entry.role, tokens, float(gain), entry.hits, 0, gain, "new")
+        trial.kind = _kind(trial)
+        return trial
+
+    def _give_up(self, age: float, now: float) -> None:
+        """End the trials that have waited for too long."""
+        if age > 0.0:
+            self._hold_s = max(now - age, 1.0)
+        patience_s = self._patience_s
+        while self._queue and now - self._queue[0].began > patience_s:
+            trial = self._queue.popleft()
+            if trial.running:
+                trial.running = False
+                self._densities.add(trial.kind, patience_s, trial.tokens, used=False)
+
+    @property
+    def _patience_s(self) -> float:
+        return max(_HOLDS * self._hold_s, _SHORTEST_TRIAL_S)
+
+    # Scores
+
+    def _worth(self, entry: Entry, trial: _Trial) -> float:
+        return trial.gain * self._densities.relative(trial.kind) / max(entry.blob_bytes, 1)
+
+    def _score(self, worth: float, age: float, now: float) -> float:
+        relative = min(worth / (self._mean.value or worth or 1.0), _WORTH_LIMIT)
+        hold_s = HOLD_S if age <= 0.0 else max(now - age, 1.0)
+        longest_s = max(self._gaps.longest_s, 2.0 * hold_s)
+        return now - hold_s + min(hold_s * math.pow(relative, _SHARPNESS), longest_s)
+
+
+def _kind(trial: _Trial) -> Kind:
+    """From the coarse to the fine."""
+    use = (trial.role, trial.use, min(trial.hits, 3))
+    added = min((trial.added // _FINEST).bit_length(), 9)
+    return (use, (*use, trial.turn > 0, added), (*use, min(trial.turn, 6), added))

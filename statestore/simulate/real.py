@@ -1,0 +1,74 @@
+"""A replay through a real store: backend, budget and policy as a URL opens them, blobs of a few
+bytes, and the trace's own clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Final
+from urllib.parse import quote
+
+from statestore.backends.base import Backend
+from statestore.entry import Entry
+from statestore.eviction import make_policy
+from statestore.keys import StateKey
+from statestore.settings import open_store
+from statestore.simulate.admission import Admission
+from statestore.simulate.replay import Result, replay
+from statestore.simulate.trace import Request
+
+#: Blob bytes of a state in such a replay.
+BLOB: Final = bytes(64)
+
+
+class BackendShelf:
+    """A `Shelf` that is a backend with its budget. What is there already is not counted."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._put = 0
+        self._before = backend.usage().entries
+
+    @property
+    def kept(self) -> int:
+        """Entries kept."""
+        return self._backend.usage().entries
+
+    @property
+    def evictions(self) -> int:
+        """Entries that went so far."""
+        return self._before + self._put - self.kept
+
+    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
+        """The first of `keys` that is stored, with its blob."""
+        found = self._backend.longest(keys, now)
+        return None if found is None or self._backend.read(found) is None else found
+
+    def put(self, entry: Entry, now: float) -> None:
+        """Publish it."""
+        sized = replace(entry, blob=f"{entry.key}.{now:.0f}", blob_bytes=len(BLOB))
+        self._put += self._backend.publish(sized, [BLOB])
+
+    def hit(self, entry: Entry, now: float) -> None:
+        """Touch it."""
+        self._backend.touch(entry, now, now)
+
+
+def replay_through(
+    url: str,
+    requests: Sequence[Request],
+    policy: str,
+    admission: Admission,
+    budget_states: int | None,
+) -> Result:
+    """What a replay makes of `requests` in the store at `url`, within a budget of so many states.
+
+    The store is best empty; what is put stays there. Raises what opening it raises.
+    """
+    limit = "" if budget_states is None else f"&budget={budget_states * len(BLOB)}"
+    mark = "&" if "?" in url else "?"
+    with closing(open_store(f"{url}{mark}policy={quote(policy)}{limit}")) as store:
+        shelf = BackendShelf(store.backend)
+        return replay(requests, make_policy(policy), admission, budget_states, shelf)
