@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from statestore import open_store
 from statestore.backends.base import Backend
 from statestore.backends.leases import Outcome
 from statestore.backends.redis import parts
@@ -19,6 +21,7 @@ from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry,
 from tests.statestore.redis_places import RedisPlace, open_url
 from tests.statestore.redis_servers import RedisServer, free_port, running, wait_until
 from tests.statestore.test_lease_contract import leases_of
+from tests.statestore.test_store import OURS, put
 
 NOW = CREATED_AT + 10_000
 FAST = "?timeout_s=0.3&connect_timeout_s=0.3"
@@ -44,6 +47,13 @@ CALLS: dict[str, Callable[[Backend], Any]] = {
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def a_server() -> Iterator[RedisServer]:
+    """For tests that do it no harm."""
     with running() as server:
         yield server
 
@@ -199,6 +209,56 @@ def test_a_sweep_mends_what_eviction_put_out_of_step(
     assert backend.sweep(NOW + 1, grace_s=1e9).expired == left
     assert backend.usage() == Usage(0, 0, 0, 0, 0)
     assert place.blob_names() == set()
+
+
+DAMAGE: dict[str, bytes | None] = {
+    "role": None,
+    "status": b"unheard of",
+    "labels": b"\xc1",
+    "n_tokens": b"many",
+    "namespace": b"\xff",
+    "blob_bytes": b"-5",
+    "expires_at": b"never",
+    "digest": b"short",
+    "score": b"low",
+}
+
+
+@pytest.mark.parametrize("field", DAMAGE)
+def test_a_damaged_entry_is_stepped_over_and_named(a_server: RedisServer, field: str) -> None:
+    name = f"damaged-{field}".replace("_", "-")
+    backend = open_url(f"{a_server.url}?prefix={name}")
+    for number in range(2):
+        publish(backend, an_entry(number))
+    (key,) = RedisPlace(a_server.url, [a_server], name).keys(f"{{*}}:entry:{a_key(0).hex}")
+    value = DAMAGE[field]
+    with a_server.client() as client:
+        client.hset(key, field, value) if value else client.hdel(key, field)
+    found = backend.longest([a_key(0), a_key(1)], NOW)
+    assert found is not None
+    assert found.key == a_key(1)
+    with pytest.raises(UnavailableError, match=r"the entry of digest .* is damaged, delete it"):
+        list(backend.entries(EntryFilter()))
+    with suppress(UnavailableError):  # of what is damaged, and no other error
+        backend.evict(0, NOW)
+    backend.close()
+
+
+@pytest.mark.parametrize("size", [10**9, 10**12, 10**18])
+def test_a_size_beyond_all_limits_is_not_believed(a_server: RedisServer, size: int) -> None:
+    """Neither memory of that size nor a deadline for it is asked for."""
+    with open_store(f"{a_server.url}?prefix=huge-{size}&find_ms=20000") as store:
+        put(store, 0)
+        put(store, 1)
+        (key,) = RedisPlace(a_server.url, [a_server], f"huge-{size}").keys(
+            f"{{*}}:entry:{a_key(0).hex}"
+        )
+        with a_server.client() as client:
+            client.hset(key, "blob_bytes", size)
+        found = store.find(OURS, [a_key(0), a_key(1)])
+        assert found is not None
+        assert found.entry.key == a_key(1)
+        assert store.usage().quarantined == 1
 
 
 def check_mended(backend: Backend, place: RedisPlace) -> None:

@@ -93,13 +93,15 @@ class RedisBackend:
             found = self._first(keys[start:], now)
             if found is None:
                 return None
-            place, entry = found
-            if entry.key == keys[start + place]:
-                return entry
-            start += place + 1  # the same digest after another number of tokens: not asked for
+            place, row = found
+            with suppress(UnavailableError):  # a damaged entry is named to whoever lists it
+                entry = to_entry(row)
+                if entry.key == keys[start + place]:
+                    return entry
+            start += place + 1  # damaged, or the same digest after another number of tokens
 
-    def _first(self, keys: Sequence[StateKey], now: float) -> tuple[int, Entry] | None:
-        """The first usable entry with the digest of one of `keys`, and that key's place."""
+    def _first(self, keys: Sequence[StateKey], now: float) -> tuple[int, list[Any]] | None:
+        """The first usable entry with the digest of one of `keys`: its key's place, its fields."""
         shards: dict[int, list[int]] = defaultdict(list)
         for place, key in enumerate(keys):
             shards[key.digest[0] % self._keyspace.shards].append(place)
@@ -111,10 +113,7 @@ class RedisBackend:
         ]
         replies = zip(shards.values(), self._server.run(commands), strict=True)
         found = [(places[reply[0]], reply[1]) for places, reply in replies if reply]
-        if not found:
-            return None
-        place, row = min(found)
-        return place, to_entry(row)
+        return min(found, default=None)
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where a part has gone."""

@@ -26,6 +26,7 @@ from statestore.backends.redis.keyspace import Keyspace
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import SHARD, Command, call, departed_kept
 from statestore.entry import Evicted
+from statestore.errors import UnavailableError
 
 LINGER_MS: Final = 1000
 LINGER_PART_MS: Final = 50
@@ -227,7 +228,10 @@ class Eviction:
         wanted = min(_BATCH, limit, max(8, 4 * limit // len(self._bases)))
         about = () if self._namespace is None else (self._namespace,)
         replies = self._server.run([call(LOWEST, base, "", wanted, *about) for base in self._bases])
-        return [Shard.of(*reply) for reply in replies]
+        try:
+            return [Shard.of(*reply) for reply in replies]
+        except (AttributeError, ValueError) as error:
+            raise UnavailableError(f"{self._server.place}: a damaged entry: {error}") from error
 
     def _removal(self, place: int, share: Share) -> Command:
         base = self._bases[place]

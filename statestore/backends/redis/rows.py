@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import msgpack  # type: ignore[import-untyped]
 
 from statestore.entry import Departed, Entry, EntryFilter, Role, Status
-from statestore.errors import InputError
+from statestore.errors import InputError, UnavailableError
 from statestore.keys import StateKey
 
 FIELDS: Final = (
@@ -75,8 +75,24 @@ def to_fields(entry: Entry) -> dict[str, Value]:
 
 
 def to_entry(values: Sequence[Any]) -> Entry:
-    """The entry whose fields, in the order of `FIELDS`, are `values`."""
+    """The entry whose fields, in the order of `FIELDS`, are `values`.
+
+    Raises `UnavailableError` where none can have written such fields.
+    """
     row = dict(zip(FIELDS, values, strict=True))
+    try:
+        return _entry(row)
+    except (AttributeError, TypeError, ValueError, msgpack.UnpackException) as error:
+        where = (row["digest"] or b"").hex()
+        raise UnavailableError(
+            f"the entry of digest {where} is damaged, delete it: {error}"
+        ) from error
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    size = int(row["blob_bytes"])
+    if size < 0:
+        raise ValueError(f"blob_bytes is {size}")
     return Entry(
         key=StateKey(row["digest"], int(row["n_tokens"])),
         namespace=row["namespace"].decode(),
@@ -85,7 +101,7 @@ def to_entry(values: Sequence[Any]) -> Entry:
         schema_id=row["schema_id"].decode(),
         role=Role(row["role"].decode()),
         blob=row["blob"].decode(),
-        blob_bytes=int(row["blob_bytes"]),
+        blob_bytes=size,
         state_bytes=int(row["state_bytes"]),
         has_output=row["has_output"] == b"1",
         cost_s=float(row["cost_s"]),
@@ -98,9 +114,16 @@ def to_entry(values: Sequence[Any]) -> Entry:
         status=Status(row["status"].decode()),
         reason=row["reason"].decode(),
         model=row["model"].decode(),
-        labels=msgpack.unpackb(row["labels"]),
+        labels=_labels(row["labels"]),
         ancestor_tokens=int(row["ancestor_tokens"] or 0),  # absent in entries of 0.1
     )
+
+
+def _labels(packed: bytes) -> dict[str, str]:
+    labels = msgpack.unpackb(packed)
+    if not isinstance(labels, dict):
+        raise TypeError(f"{labels!r} are no labels")
+    return labels
 
 
 def to_departed(key: StateKey, kept: bytes | None) -> Departed | None:

@@ -25,7 +25,7 @@ for first = 0, count - 1, RUN do
   if redis.call('EXISTS', unpack(names)) > 0 then
     for i, name in ipairs(names) do
       local f = redis.call('HMGET', name, 'status', 'expires_at')
-      if f[1] == 'ready' and (f[2] == '' or tonumber(f[2]) > now) then
+      if f[1] == 'ready' and (f[2] == '' or (tonumber(f[2]) or 0) > now) then
         return {{first + i - 1, redis.call('HMGET', name, {LUA_FIELDS})}}
       end
     end

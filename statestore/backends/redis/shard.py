@@ -61,7 +61,7 @@ local function row(key)
 end
 
 local function expired(at, now)
-  return at ~= '' and tonumber(at) <= tonumber(now)
+  return at ~= '' and (tonumber(at) or 0) <= tonumber(now)
 end
 
 local SUMS = {{'entries', 'blob_bytes', 'state_bytes', 'quarantined', 'pinned'}}
