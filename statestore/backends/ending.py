@@ -14,9 +14,9 @@ import threading
 import time
 import weakref
 from types import FrameType
-from typing import Final, Protocol
+from typing import Protocol
 
-END_S: Final = 10.0  # for all flushes together
+END_S = 10.0  # for all flushes together
 
 
 class Flushable(Protocol):
@@ -37,9 +37,9 @@ def at_end(flushable: Flushable) -> None:
     _known.append(weakref.ref(flushable))
 
 
-def flush_all(timeout_s: float = END_S) -> bool:
-    """Flush everything, newest first; ``False``: `timeout_s` passed."""
-    ends = time.monotonic() + timeout_s
+def flush_all() -> bool:
+    """Flush everything, newest first; ``False``: `END_S` passed."""
+    ends = time.monotonic() + END_S
     found = [known() for known in reversed(_known)]
     waited = [each.flush(max(0.0, ends - time.monotonic())) for each in found if each is not None]
     return all(waited)

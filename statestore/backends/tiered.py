@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
@@ -28,6 +26,7 @@ from typing import Final, TypeVar
 from statestore.backends.base import Backend, Blob, Buffer, Swept
 from statestore.backends.fields import check_entry
 from statestore.backends.leases import Leases
+from statestore.backends.recent import Recent
 from statestore.backends.write_behind import Bounds, Task, WriteBehind
 from statestore.complaints import Complaints
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FLUSH_S: Final = 10.0  # as long as an operator's command waits for what is not written yet
-RECENT_BYTES: Final = 64 << 20  # of blobs just read from further tiers, which a hit copies nearer
 
 _PUT: Final = "put"
 _PROMOTION: Final = "promotion"
@@ -72,7 +70,7 @@ class Tiered:
         self._places = {tier.name: place for place, tier in enumerate(self._tiers)}
         self._metrics = metrics or Metrics()
         self._queue = WriteBehind(bounds, self._metrics)
-        self._recent = _Recent()
+        self._recent = Recent()
         self._complaints = Complaints(log)
         self._closed = False
 
@@ -231,9 +229,10 @@ class Tiered:
     def close(self) -> None:
         """Flush, and close every tier; a second call does nothing."""
         self._closed = True
-        self._queue.close()
-        for tier in self._tiers:
-            tier.backend.close()
+        with ExitStack() as all_the_same:  # one that fails keeps no other open
+            for tier in reversed(self._tiers):
+                all_the_same.callback(tier.backend.close)
+            all_the_same.callback(self._queue.close)
 
     # Near and far
 
@@ -348,34 +347,6 @@ class Tiered:
             (operation, tier.name), "%s went on without tier %s: %s", operation, tier.name, error
         )
         return error
-
-
-class _Recent:
-    """The newest blobs that were read from further tiers, until a hit wants them copied."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._blobs: OrderedDict[str, memoryview] = OrderedDict()
-        self._held_bytes = 0
-
-    def keep(self, name: str, blob: memoryview) -> None:
-        """Keep one; the oldest go."""
-        with self._lock:
-            self._drop(name)
-            self._blobs[name] = blob
-            self._held_bytes += len(blob)
-            while self._held_bytes > RECENT_BYTES:
-                self._drop(next(iter(self._blobs)))
-
-    def take(self, name: str) -> memoryview | None:
-        """One that is still kept; it is not kept any longer."""
-        with self._lock:
-            return self._drop(name)
-
-    def _drop(self, name: str) -> memoryview | None:
-        blob = self._blobs.pop(name, None)
-        self._held_bytes -= 0 if blob is None else len(blob)
-        return blob
 
 
 def _copy(entry: Entry) -> Entry:

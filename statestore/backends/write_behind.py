@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from statestore.backends.ending import at_end
@@ -29,6 +29,8 @@ NOTES: Final = 10_000  # that may wait
 CLOSE_S: Final = 30.0  # as long as `close` waits for what is left
 
 Work = Callable[[], object]
+
+_CANCELLED: Final = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,12 @@ class WriteBehind:
             return any(task.kind == kind and task.key == key for task in self._tasks)
 
     def cancel(self, kind: str, key: StateKey) -> None:
-        """Take back such tasks that have not begun."""
+        """Take back such tasks that have not begun. Their places stay: `flush` counts by them."""
         with self._changed:
-            kept = [task for task in self._tasks if (task.kind, task.key) != (kind, key)]
-            self._finished += len(self._tasks) - len(kept)
-            self._hold(sum(task.size_bytes for task in kept) - self._waiting_bytes())
-            self._tasks.clear()
-            self._tasks.extend(kept)
+            for place, task in enumerate(self._tasks):
+                if (task.kind, task.key) == (kind, key):
+                    self._hold(-task.size_bytes)
+                    self._tasks[place] = replace(task, kind=_CANCELLED, size_bytes=0, work=_nothing)
             self._changed.notify_all()
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -146,9 +147,6 @@ class WriteBehind:
         self._noted = self._notes_done = 0
         self._stalled = False
         self._thread: threading.Thread | None = None
-
-    def _waiting_bytes(self) -> int:
-        return sum(task.size_bytes for task in self._tasks)
 
     def _hold(self, size_bytes: int) -> None:
         self._held_bytes += size_bytes
@@ -218,7 +216,8 @@ class WriteBehind:
             with self._changed:
                 self._finished += 1
                 self._hold(-task.size_bytes)
-                self._count(task.kind, outcome)
+                if task.kind != _CANCELLED:
+                    self._count(task.kind, outcome)
                 self._changed.notify_all()
         if note is not None:
             self._attempt("note", note)
@@ -233,6 +232,10 @@ class WriteBehind:
         except BaseException:
             log.exception("a %s failed behind the requests", kind)
             return False
+
+
+def _nothing() -> None:
+    """The work of a task that was taken back."""
 
 
 _all: weakref.WeakSet[WriteBehind] = weakref.WeakSet()

@@ -304,6 +304,7 @@ class BackendContract(PlaceContract):
         other = place.open()
         entry = an_entry(0)
         publish(backend, entry)
+        assert place.blob_names() == {entry.blob}  # written, where that goes on behind the call
         found = other.longest([entry.key], NOW)
         assert found is not None
         assert self.same(found, entry)

@@ -4,6 +4,8 @@ behind the requests."""
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +18,7 @@ import pytest
 from statestore import StateStore, codec, open_store
 from statestore.backends.base import Backend, Blob
 from statestore.backends.memory import MemoryBackend
+from statestore.backends.recent import Recent
 from statestore.backends.tiered import Tier, Tiered
 from statestore.backends.wrapper import Wrapper
 from statestore.backends.write_behind import Bounds
@@ -270,6 +273,32 @@ def test_a_home_that_is_down_fails_no_put_and_no_find(stack: Stack) -> None:
     assert stack.found(0).tier == "near"
 
 
+def test_a_tier_that_cannot_be_closed_keeps_no_other_open(stack: Stack) -> None:
+    closed: list[str] = []
+    stack.near.close = lambda: raising(UnavailableError("down"))  # type: ignore[method-assign]
+    stack.home.close = lambda: closed.append("home")  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError, match="down"):
+        stack.tiers.close()
+    assert closed == ["home"]
+    del stack.near.close, stack.home.close
+
+
+def raising(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_while_a_blob_is_kept_leaves_the_child_no_lock() -> None:
+    recent = Recent()
+    with recent._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)  # ends a child that hangs
+            recent.keep("a", memoryview(b"blob"))
+            os._exit(0 if recent.take("a") == b"blob" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 # Hits
 
 
@@ -354,6 +383,23 @@ def test_a_sweep_goes_everywhere(stack: Stack) -> None:
 
 
 # Through the store
+
+
+def test_a_tier_that_fails_in_a_fetch_leaves_the_shorter_state_nearer() -> None:
+    def down(_entry: Entry) -> memoryview:
+        raise UnavailableError("down")
+
+    stack = Stack()
+    with StateStore(stack.tiers) as store:
+        put(store, 0)
+        assert store.flush(WAIT_S)
+        with StateStore(stack.home.inner) as home:
+            put(home, 1)
+            stack.home.read = down  # type: ignore[method-assign]
+            found = store.find(OURS, [a_key(1), a_key(0)])
+            assert found is not None
+            assert (found.entry.key, found.entry.tier) == (a_key(0), "near")
+            assert store.metrics.value("errors_total", operation="find") == 1
 
 
 @pytest.fixture

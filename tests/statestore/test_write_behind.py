@@ -24,7 +24,10 @@ WAIT_S = 60.0
 
 
 def started(tmp_path: Path, mode: str) -> subprocess.Popen[str]:
-    url = f"memory: {tmp_path.as_uri()}"
+    return worker(f"memory: {tmp_path.as_uri()}", mode)
+
+
+def worker(url: str, mode: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.statestore.tiered_worker", url, mode]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
@@ -49,6 +52,17 @@ def test_sigterm_flushes_and_then_ends_the_process(tmp_path: Path) -> None:
     assert process.wait(WAIT_S) == -signal.SIGTERM
     process.stdout.close()
     assert stored(tmp_path) == STATES
+
+
+@pytest.mark.parametrize("operation", ["publish", "read"])  # of a put and of a promotion
+def test_a_home_that_hangs_keeps_no_process_from_ending(operation: str) -> None:
+    ended = worker(operation, "exit"), worker(operation, "sigterm")
+    assert ended[1].stdout is not None
+    assert ended[1].stdout.readline() == "put\n"
+    ended[1].terminate()
+    for process in ended:
+        process.communicate(timeout=WAIT_S)
+    assert [process.returncode for process in ended] == [0, -signal.SIGTERM]
 
 
 def test_a_handler_of_the_programs_own_stays(tmp_path: Path) -> None:
@@ -107,6 +121,27 @@ def test_what_was_taken_back_is_not_done_and_not_waited_for() -> None:
     go_on.set()
     assert queue.flush(WAIT_S)
     assert done == [2]
+    queue.close()
+
+
+def test_taking_back_a_later_task_ends_no_wait_for_an_earlier_one() -> None:
+    """Else a deletion would go ahead of the put that it has waited for."""
+    queue = WriteBehind()
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[int] = []
+    seen: list[list[int]] = []
+    queue.submit(task(0, lambda: (begun.set(), go_on.wait(WAIT_S), done.append(0))))
+    assert begun.wait(WAIT_S)
+    waiting = threading.Thread(target=lambda: (queue.flush(WAIT_S), seen.append(list(done))))
+    waiting.start()
+    while not queue._changed._waiters:  # type: ignore[attr-defined]
+        waiting.join(0.001)
+    queue.submit(task(1))
+    queue.cancel("put", a_key(1))
+    waiting.join(0.1)  # it would be over by now
+    go_on.set()
+    waiting.join(WAIT_S)
+    assert seen == [[0]]
     queue.close()
 
 
