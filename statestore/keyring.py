@@ -89,6 +89,10 @@ def load_keys(where: str, environ: Mapping[str, str]) -> Keyring:
     Raises:
         SettingsError: there are none to be had there.
     """
+    if _KEY_LINE.fullmatch(where):
+        raise SettingsError(
+            "keys= holds a key itself: put it into a file, and the file's path here"
+        )
     if where.startswith(_VARIABLE):
         name = where.removeprefix(_VARIABLE)
         if name not in environ:
@@ -119,5 +123,34 @@ def write_key_file(path: Path) -> Key:
     except OSError as error:
         raise SettingsError(f"key file {str(path)!r} cannot be made: {error.strerror}") from error
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(f"# rwkv-statestore key {key.id.hex()}\n{key.secret.hex()}\n")
+        file.write(_lines(key))
     return key
+
+
+def rotate_key_file(path: Path) -> Key:
+    """Put a new key on top of a key file, whole or not at all; the older ones still decrypt.
+
+    Raises:
+        SettingsError: there is no sound key file, or it cannot be replaced.
+    """
+    load_keys(str(path), {})
+    key = new_key()
+    path = path.resolve()
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(_lines(key) + path.read_text("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise SettingsError(
+            f"key file {str(path)!r} cannot be replaced: {error.strerror}"
+        ) from error
+    return key
+
+
+def _lines(key: Key) -> str:
+    return f"# rwkv-statestore key {key.id.hex()}\n{key.secret.hex()}\n"

@@ -1,7 +1,7 @@
 """A store's URL taken apart, and the numbers that its options hold. Pure; opens nothing.
 
     scheme://[user:secret@]host/path?option=value     one place
-    ./states                                          a bare directory means file://
+    ./states?codec=raw                                a bare directory means file://
     memory:?budget=1GiB file:///var/lib/states        several: white space ahead of a scheme parts
                                                       them, nearest first
 
@@ -21,8 +21,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from statestore.errors import SettingsError
 
 _PASSWORD: Final = re.compile(
-    r"(://[^:/?#@]*):.*@|([?&](?:[a-z_]*password|secret_access_key|session_token))=[^&]*"
+    r"(://[^:/?#@]*):.*@"
+    r"|([?&](?:[a-z_]*password|secret_access_key|session_token|keys(?==[0-9a-fA-F]{64})))=[^&]*"
 )
+_BARE_OPTIONS: Final = re.compile(r"\?(?=[a-z_]+(?:\.[^=]*)?=)")
 _NEXT_PLACE: Final = re.compile(r"\s+(?=memory:|[a-z][a-z0-9+]*://)")
 
 _BYTES: Final = {
@@ -83,6 +85,7 @@ class StoreURL:
     options: Mapping[str, str] = field(repr=False)  # the backend's own; as netloc
     text: str = field(repr=False)  # as it was given; as netloc
     common: Mapping[str, str] = field(default_factory=dict)  # options that every backend has
+    common_names: tuple[str, ...] = ()  # those that there are
 
     def __str__(self) -> str:
         return redacted(self.text)
@@ -99,14 +102,15 @@ class StoreURL:
                 "the store's URL is empty; write for example file:///var/lib/states"
             )
         if "://" not in text and not text.startswith("memory:"):
-            return cls("file", "", _absolute(text), {}, text)
+            path, *query = _BARE_OPTIONS.split(text, maxsplit=1)
+            return cls("file", "", _absolute(path), _options("".join(query)), text)
         try:
             parts = urlsplit(text)
         except ValueError as error:
             raise SettingsError(f"store URL {redacted(text)!r}: {error}") from None
         if parts.fragment:
             raise SettingsError(f"store URL {redacted(text)!r}: in a path, write %23 for #")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        options = _options(parts.query)
         return cls(parts.scheme, parts.netloc, unquote(parts.path), options, text)
 
     def divided(self, common: Collection[str]) -> StoreURL:
@@ -121,13 +125,14 @@ class StoreURL:
             if name in common or (beginnings and name.startswith(beginnings))
         }
         own = {name: value for name, value in self.options.items() if name not in shared}
-        return replace(self, options=own, common=shared)
+        return replace(self, options=own, common=shared, common_names=tuple(common))
 
     def refuse_options(self, *known: str) -> None:
         """Raise `SettingsError` for an option that is not `known`."""
         unknown = sorted(self.options.keys() - set(known))
         if unknown:
-            names = ", ".join(("codec", *known))
+            common = [f"{name}NAMESPACE" if name[-1] == "." else name for name in self.common_names]
+            names = ", ".join((*common, *known))
             raise SettingsError(
                 f"store URL {str(self)!r}: unknown option {unknown[0]!r}; known: {names}"
             )
@@ -135,6 +140,10 @@ class StoreURL:
     def error(self, problem: str) -> SettingsError:
         """A `SettingsError` that names this URL."""
         return SettingsError(f"store URL {str(self)!r}: {problem}")
+
+
+def _options(query: str) -> dict[str, str]:
+    return dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _absolute(path: str) -> str:

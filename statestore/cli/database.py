@@ -21,11 +21,16 @@ def database() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @click.pass_obj
 def current(url: str, as_json: bool) -> None:
-    """Show which revision the catalog is at, and which one this release needs."""
+    """Show which revision the catalog is at, and which one this release needs.
+
+    \b
+    Example:
+      statestore --store ./states db current --json
+    """
     with open_revisions(url) as revisions:
         status = revisions.status()
         fields = {
-            "catalog": revisions.place,
+            "catalog": revisions.place.removeprefix("catalog "),
             "revision": status.found,
             "head": status.head,
             "standing": status.standing.value,
@@ -39,7 +44,7 @@ def current(url: str, as_json: bool) -> None:
 @database.command()
 @click.pass_obj
 def upgrade(url: str) -> None:
-    r"""Create or upgrade the catalog's tables; nothing where they are up to date.
+    """Create or upgrade the catalog's tables; nothing where they are up to date.
 
     Safe to start on many hosts at once: one does the work, the others wait for it.
 
@@ -65,6 +70,10 @@ def downgrade(url: str, revision: str, yes: bool) -> None:
     """Take the tables back to REVISION, for an older release; "base" removes them.
 
     What newer tables and columns held is lost. The blobs stay, until a gc.
+
+    \b
+    Example:
+      statestore --store ./states db downgrade 0001
     """
     with open_revisions(url) as revisions:
         before = revisions.status().found

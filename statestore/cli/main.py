@@ -69,7 +69,9 @@ def list_entries(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """List what is stored, newest use first; of several tiers, in the last one.
+    """List what is stored, newest use first.
+
+    Of several tiers, the last one is listed, which holds everything.
 
     \b
     Example:
@@ -113,7 +115,9 @@ def show(url: str, key: str, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def stats(url: str, namespace: str | None, as_json: bool) -> None:
-    """Totals of what is stored; of several tiers, in the last one.
+    """Totals of what is stored.
+
+    Of several tiers, those of the last one, which holds everything.
 
     \b
     Example:

@@ -29,6 +29,11 @@ def age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
+def digits(key: str) -> str:
+    """The digest's part of a key, which other commands print with its number of tokens."""
+    return key.partition("-")[0]
+
+
 def record(entry: Entry) -> dict[str, object]:
     """An entry for JSON: digests in hex, times in seconds since the epoch, sizes in bytes."""
     return {
@@ -45,6 +50,7 @@ def record(entry: Entry) -> dict[str, object]:
         "state_bytes": entry.state_bytes,
         "has_output": entry.has_output,
         "cost_s": entry.cost_s,
+        "ancestor_tokens": entry.ancestor_tokens,
         "created_at": entry.created_at,
         "used_at": entry.used_at,
         "hits": entry.hits,
@@ -54,6 +60,7 @@ def record(entry: Entry) -> dict[str, object]:
         "status": entry.status.value,
         "reason": entry.reason,
         "labels": dict(entry.labels),
+        "tier": entry.tier,
     }
 
 

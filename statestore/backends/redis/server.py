@@ -30,6 +30,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from statestore.backends.redis import fanout
 from statestore.backends.redis.address import Address
@@ -169,7 +170,10 @@ class Server:
             return FullError(f"{self.place}: no memory left: raise maxmemory, or delete states")
         if isinstance(error, ReadOnlyError):
             self._forget_idle_connections()  # the name may lead to another server by now
-        return UnavailableError(f"{self.place}: {error}{_remedy(error)}")
+        said = (
+            str(error).partition(" : <")[0].rstrip(".")
+        )  # Sentinel's client goes on with its innards
+        return UnavailableError(f"{self.place}: {said}{_remedy(error)}")
 
 
 def _merged(replies: list[Any], places: list[int], others: list[Any]) -> list[Any]:
@@ -204,6 +208,8 @@ def _remedy(error: Exception) -> str:
         return "; this is a replica: name the primary, or use redis+sentinel://"
     if isinstance(error, BusyLoadingError):
         return "; it is starting"
+    if isinstance(error, RedisConnectionError | RedisClusterException):
+        return "; is the server running there, and is the URL right?"
     return ""
 
 
