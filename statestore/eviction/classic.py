@@ -22,13 +22,13 @@ class Lru(_Blind):
 
     name = "lru"
 
-    def put(self, entry: Entry, age: float, now: float) -> float:  # noqa: ARG002
-        """The moment itself."""
-        return now + TRANSIENT if transient(entry) else now
+    def put(self, entry: Entry, age: float, now: float) -> float:
+        """The moment itself, unless the age is ahead of it."""
+        return now + TRANSIENT if transient(entry) else score(1.0, age, now)
 
-    def hit(self, entry: Entry, age: float, now: float) -> float:  # noqa: ARG002
-        """The moment itself."""
-        return now
+    def hit(self, entry: Entry, age: float, now: float) -> float:  # noqa: ARG002 - all are alike
+        """As a put."""
+        return score(1.0, age, now)
 
 
 class _ByWorth(_Blind):

@@ -31,7 +31,7 @@ from typing import Final
 from statestore.entry import Entry, Role
 from statestore.eviction.densities import Densities, Kind
 from statestore.eviction.gaps import Gaps
-from statestore.eviction.policy import HOLD_S, TRANSIENT, Mean, gain_tokens, transient
+from statestore.eviction.policy import HOLD_S, TRANSIENT, Mean, gain_tokens, score, transient
 from statestore.keys import StateKey
 
 #: Trials that a process remembers; about 20 MB.
@@ -240,6 +240,8 @@ class Learned:
 
     def _score(self, worth: float, age: float, now: float) -> float:
         relative = min(worth / (self._mean.value or worth or 1.0), _WORTH_LIMIT)
+        if age > now:
+            return score(relative, age, now)
         hold_s = HOLD_S if age <= 0.0 else max(now - age, 1.0)
         longest_s = max(self._gaps.longest_s, 2.0 * hold_s)
         return now - hold_s + min(hold_s * math.pow(relative, _SHARPNESS), longest_s)

@@ -12,6 +12,10 @@ that is LRU; with `m` in proportion to what a hit saves per byte it is GreedyDua
 measured in seconds. Worth is relative to the running mean of what was put, so that nothing is to be
 tuned to a model, a tokenizer or a load.
 
+**An age ahead of the clock.** A budget that was lowered evicts what was to stay for days, and so
+may a host whose clock is fast. What is left then lies above the age, and newcomers begin there too:
+by the clock alone they would go first, each before the next, until the clock has caught up.
+
 A policy reads no clock and throws no dice. It may learn from what it is shown; what it learnt lives
 in the process and is learnt anew by the next.
 """
@@ -28,6 +32,8 @@ from statestore.keys import StateKey
 HOLD_S: Final = 60.0
 #: Added to the score of what is only passing by; lower than any moment.
 TRANSIENT: Final = -1e11
+#: Seconds that common worth is held beyond an age that is ahead of the clock.
+AHEAD_S: Final = 3600.0
 #: How many times the common hold one entry may be given.
 WORTH_LIMIT: Final = 64.0
 
@@ -51,6 +57,8 @@ class Policy(Protocol):
 
 def score(worth: float, age: float, now: float) -> float:
     """The moment until which `worth`, relative to the mean, is to be held."""
+    if age > now:
+        return age + AHEAD_S * min(worth, WORTH_LIMIT)
     hold_s = HOLD_S if age <= 0.0 else max(now - age, 1.0)
     return now + hold_s * (min(worth, WORTH_LIMIT) - 1.0)
 

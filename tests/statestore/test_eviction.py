@@ -131,7 +131,16 @@ def test_before_anything_was_evicted_worth_counts_as_well() -> None:
     assert score(2.0, 0.0, NOW) > score(1.0, 0.0, NOW) == NOW > score(0.5, 0.0, NOW)
 
 
-def test_an_age_ahead_of_the_clock() -> None:
-    """It may come from a host whose clock is fast."""
-    assert score(1.0, NOW + 100, NOW) == NOW
-    assert NOW < score(3.0, NOW + 100, NOW) < NOW + 100
+@every_policy
+def test_newcomers_begin_at_an_age_ahead_of_the_clock(name: str) -> None:
+    """What is left lies above it. By the clock, newcomers would go first until it catches up."""
+    policy, age = warmed(name), NOW + 10 * 86_400
+    first = policy.put(entry(), age, NOW)
+    assert first > age
+    assert policy.hit(entry(), age, NOW + 1) >= first
+    assert policy.put(entry(), first, NOW + 2) > first  # once that one has gone
+
+
+def test_worth_counts_beyond_an_age_ahead_of_the_clock() -> None:
+    age = NOW + 100
+    assert score(3.0, age, NOW) > score(1.0, age, NOW) > score(0.5, age, NOW) > age
