@@ -315,7 +315,7 @@ def test_an_idle_connection_that_broke_is_not_noticed(place: PostgresPlace) -> N
     backend = place.open()
     publish(backend, an_entry(0))
     place.query(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "  # waits until they are gone
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     assert backend.usage().entries == 1
