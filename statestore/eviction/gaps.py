@@ -9,7 +9,7 @@ from statestore.eviction.policy import HOLD_S
 
 _PER_OCTAVE: Final = 4
 _BINS: Final = 27 * _PER_OCTAVE  # to about four years
-_QUANTILE: Final = 0.98
+_QUANTILE: Final = 0.95
 _FEW: Final = 50  # gaps below which nothing is said
 _MEMORY: Final = 1000  # gaps after which older ones fade by a tenth
 

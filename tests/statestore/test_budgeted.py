@@ -122,7 +122,7 @@ class BudgetContract(PlaceContract):
         assert backend.usage().blob_bytes > 12 * KB
 
     def test_a_large_budget_is_emptied_by_whole_states_of_slack(self, backend: Backend) -> None:
-        budgeted = within(backend, 100 * KB)
+        budgeted = Budgeted(backend, Budget(100 * KB, low=0.975), make_policy("lru"))
         for number in range(100):
             put(budgeted, number)
         assert backend.usage().entries == 100

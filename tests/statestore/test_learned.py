@@ -1,0 +1,246 @@
+"""The policy that learns: what it makes of chats, of documents, and of traffic that changes."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+
+import pytest
+
+from statestore.entry import Role
+from statestore.eviction import make_policy
+from statestore.eviction.densities import Densities
+from statestore.eviction.gaps import Gaps
+from statestore.eviction.learned import Learned
+from statestore.eviction.policy import HOLD_S
+from statestore.keys import StateKey
+from statestore.simulate import Request, make_admission, replay
+from statestore.simulate.replay import an_entry as an_entry_of
+from tests.statestore.backend_places import digest
+
+BLOCK = 512
+NOW = 1_700_000_000.0
+
+
+def a_prefix(*blocks: int) -> tuple[StateKey, ...]:
+    """The keys along a prompt of these blocks."""
+    return tuple(
+        StateKey(digest(str(blocks[: place + 1])), (place + 1) * BLOCK)
+        for place in range(len(blocks))
+    )
+
+
+def ask(at: float, *blocks: int) -> Request:
+    return Request(at, len(blocks) * BLOCK + 7, a_prefix(*blocks))
+
+
+def chats(seed: int, begin: float = 0.0, users: int = 400) -> list[Request]:
+    """Users who ask up to six times, a minute or so apart, and others who ask once."""
+    dice = random.Random(seed)
+    fresh = iter(range(seed * 10**6, (seed + 1) * 10**6))
+    requests: list[Request] = []
+    for _ in range(users):
+        at = begin + dice.uniform(0, 2000)
+        blocks = [next(fresh) for _ in range(dice.randrange(2, 30))]
+        for _ in range(dice.choice([1, 1, 1, 4, 6])):
+            requests.append(ask(at, *blocks))
+            at += dice.lognormvariate(4, 0.7)
+            blocks = [*blocks, *(next(fresh) for _ in range(dice.randrange(1, 3)))]
+    return sorted(requests, key=lambda request: request.time_s)
+
+
+def documents(seed: int, begin: float = 0.0, scan: float = 0.3) -> list[Request]:
+    """Questions about popular documents among prompts that never come again."""
+    dice = random.Random(seed)
+    fresh = iter(range(seed * 10**6 + 10**5, (seed + 1) * 10**6))
+    lengths = [dice.randrange(4, 60) for _ in range(300)]
+    requests: list[Request] = []
+    for number in range(1500):
+        if dice.random() < scan:
+            blocks = [next(fresh) for _ in range(dice.randrange(4, 60))]
+        else:
+            which = min(int(dice.paretovariate(0.6)) - 1, 299)
+            blocks = [seed * 10**6 + which * 100 + place for place in range(lengths[which])]
+            blocks += [next(fresh)]
+        requests.append(ask(begin + number, *blocks))
+    return requests
+
+
+def share(requests: list[Request], policy: str, budget: int) -> float:
+    return replay(requests, make_policy(policy), make_admission(), budget).hit_token_share
+
+
+@pytest.mark.parametrize("budget", [30, 100])
+@pytest.mark.parametrize("traffic", [chats, documents])
+def test_it_is_ahead_of_age_and_of_guesses(traffic: object, budget: int) -> None:
+    requests = [request for seed in range(2) for request in traffic(seed, 2500.0 * seed)]
+    learned = share(requests, "learned", budget)
+    assert learned > share(requests, "lru", budget)
+    assert learned > share(requests, "gdsf", budget) - 0.01
+
+
+def test_it_follows_traffic_that_changes() -> None:
+    """Chats, then documents, then chats: each part as well as a policy that saw nothing else."""
+    parts = [chats(1), documents(2, 3000.0), chats(3, 6000.0)]
+    whole = replay([r for part in parts for r in part], make_policy(), make_admission(), 60)
+    alone = sum(
+        replay(part, make_policy(), make_admission(), 60).total.hit_tokens for part in parts
+    )
+    assert whole.total.hit_tokens > 0.9 * alone
+
+
+def test_an_end_that_was_continued_is_given_up() -> None:
+    """In chats the next turn has what the last one had; nobody comes back to that."""
+    policy = Learned()
+    for request in chats(4):
+        prompts = request.keys[::-1]
+        policy.seen(prompts, None, NOW + request.time_s)
+        policy.put(an_entry_of(prompts[0], Role.PROMPT, 0, NOW), NOW - 100, NOW + request.time_s)
+    later = NOW + 4000.0
+    age = later - 100.0
+    first, second = a_prefix(*range(20)), a_prefix(*range(21))
+    end = an_entry_of(first[-1], Role.PROMPT, 0, later)
+    before = policy.put(end, age, later) - age
+    policy.seen(second[::-1], end, later)
+    after = policy.hit(end, age, later) - age
+    child = an_entry_of(second[-1], Role.PROMPT, first[-1].n_tokens, later)
+    newer = policy.put(child, age, later) - age
+    assert after < before / 100
+    # It spares one block beyond the first end, and is worth them all: that one will not stay.
+    assert newer > before
+
+
+def test_the_same_prompt_looked_up_twice_is_one_use() -> None:
+    policy = Learned()
+    end = an_entry_of(a_prefix(1, 2)[-1], Role.PROMPT, 0, NOW)
+    policy.put(end, 0.0, NOW)
+    longer = a_prefix(1, 2, 3)[::-1]
+    for after_s in (10.0, 10.1, 12.0):
+        policy.seen(longer, end, NOW + after_s)
+    assert policy._trials[end.key.digest].hits == 1
+
+
+def test_lookups_of_a_place_that_holds_nothing_and_of_no_keys() -> None:
+    policy = Learned()
+    policy.seen([], None, NOW)
+    policy.seen(a_prefix(1, 2)[::-1], None, NOW)
+    assert policy.put(an_entry_of(a_prefix(1, 2)[-1], Role.PROMPT, 0, NOW), 0.0, NOW) > 0
+
+
+def test_what_it_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statestore.eviction.learned.TRIALS", 64)
+    policy = Learned()
+    for number in range(1000):
+        keys = a_prefix(number, number)
+        policy.seen(keys[::-1], None, NOW + number)
+        policy.seen(a_prefix(-number - 1)[::-1], None, NOW + number)
+        policy.put(an_entry_of(keys[-1], Role.PROMPT, 0, NOW), NOW + number - 10, NOW + number)
+    assert len(policy._trials) <= 64
+    assert len(policy._prompts) <= 8
+    assert len(policy._queue) <= 64  # what waited for a minute is given up
+
+
+def test_threads_share_it() -> None:
+    policy = Learned()
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for request in chats(seed, users=60):
+                policy.seen(request.keys[::-1], None, NOW + request.time_s)
+                end = an_entry_of(request.keys[-1], Role.PROMPT, 0, NOW)
+                policy.put(end, NOW - 50, NOW + request.time_s)
+                policy.hit(end, NOW - 50, NOW + request.time_s)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_fork_while_it_is_at_work() -> None:
+    """The child must not wait for a lock that a thread of its parent held."""
+    policy = Learned()
+    end = an_entry_of(a_prefix(1)[-1], Role.PROMPT, 0, NOW)
+    with policy._mine():
+        child = os.fork()
+        if child == 0:
+            policy.put(end, 0.0, NOW)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def million() -> Learned:
+    """A policy that has met more states than it remembers."""
+    policy = Learned()
+    for number in range(70_000):
+        key = StateKey(number.to_bytes(32, "big"), 512 * (1 + number % 40))
+        policy.put(an_entry_of(key, Role.PROMPT, 0, NOW), NOW - 100, NOW + number / 10)
+    return policy
+
+
+def test_it_costs_less_than_a_millisecond(million: Learned) -> None:
+    """The middle one of many: a lookup of 128 keys, a hit, two puts."""
+    spent = []
+    for number in range(200):
+        keys = a_prefix(*([number] * 128))
+        entries = [an_entry_of(key, Role.PROMPT, 0, NOW) for key in keys[-2:]]
+        at = NOW + 8000.0 + number
+        began = time.perf_counter()
+        million.seen(keys[::-1], None, at)
+        for entry in entries:
+            million.put(entry, at - 100, at)
+        million.hit(entries[0], at - 100, at)
+        spent.append(time.perf_counter() - began)
+    assert sorted(spent)[100] < 0.005  # 0.05 ms on a quiet machine
+
+
+# Its parts
+
+
+def test_gaps_are_a_guess_at_first() -> None:
+    gaps = Gaps()
+    assert gaps.longest_s == HOLD_S
+    for _ in range(200):
+        gaps.add(30.0, 1.0)
+    assert 30.0 < gaps.longest_s < 40.0
+    for _ in range(200):
+        gaps.add(3000.0, 1.0)
+    assert 3000.0 < gaps.longest_s < 4000.0
+    for _ in range(40_000):
+        gaps.add(30.0, 1.0)
+    assert gaps.longest_s < 40.0  # the old ones have faded
+    gaps.add(0.0, 1.0)
+    gaps.add(1e300, 1.0)
+
+
+def test_densities_fall_back_on_the_coarser_kind() -> None:
+    densities = Densities()
+    assert densities.relative((("a",), ("a", 1))) == 1.0
+    for _ in range(200):
+        densities.add((("a",), ("a", 1)), 10.0, 1.0, used=True)
+        densities.add((("b",), ("b", 1)), 100.0, 1.0, used=False)
+    often, never = densities.relative((("a",), ("a", 1))), densities.relative((("b",), ("b", 1)))
+    assert often > 5.0
+    assert never < 0.2
+    assert densities.relative((("a",), ("a", 2))) == pytest.approx(often, rel=0.3)
+    assert densities.relative((("c",), ("c", 1))) == pytest.approx(1.0)
+
+
+def test_densities_forget() -> None:
+    densities = Densities()
+    for _ in range(2000):
+        densities.add((("a",),), 10.0, 1.0, used=True)
+        densities.add((("b",),), 10.0, 1.0, used=False)
+    before = densities.relative((("b",),))
+    for _ in range(60_000):
+        densities.add((("a",),), 10.0, 1.0, used=False)
+        densities.add((("b",),), 10.0, 1.0, used=True)
+    assert before < 0.1 < 1.0 < densities.relative((("b",),))
