@@ -49,16 +49,16 @@ class Rwkv7Engine:
         self.rule = rule
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
-        self._weights = model.Weights.of(weights.tensors)
-        self._threads = threads
+        self.weights = model.Weights.of(weights.tensors)
+        self.threads = threads
         self._tuned = tuned
-        self._device = self._weights.emb.device
-        self.schema = schema_of(weights.architecture, self._weights.emb.dtype)
+        self._device = self.weights.emb.device
+        self.schema = schema_of(weights.architecture, self.weights.emb.dtype)
 
     def initial_state(self) -> ModelState:
         """Zeros, or the tuned state."""
         with torch.inference_mode():
-            zeros = model.zero_state(self._weights)
+            zeros = model.zero_state(self.weights)
             if self._tuned is None:
                 return zeros
             return tuple(
@@ -79,8 +79,8 @@ class Rwkv7Engine:
 
     def logits(self, output: Tensor) -> Tensor:
         """See `Engine`."""
-        with computing(self._threads):
-            return model.logits(self._weights, output[None])[0].float()
+        with computing(self.threads):
+            return model.logits(self.weights, output[None])[0].float()
 
     def to_stored(self, state: ModelState, output: Tensor | None) -> State:
         """See `Engine`."""
@@ -102,8 +102,8 @@ class Rwkv7Engine:
         return layers, output
 
     def _forward(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        with computing(self._threads):
-            hidden, after = model.forward(self._weights, tokens, state)
+        with computing(self.threads):
+            hidden, after = model.forward(self.weights, tokens, state)
             return hidden[0, -1].clone(), after
 
 

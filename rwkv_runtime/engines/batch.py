@@ -1,0 +1,116 @@
+"""Streams decoded side by side: one product for all of them, at a width that never changes.
+
+The bits of a product's rows depend on how many rows there are, and not on what stands in the
+others. So a batch always computes `width` rows, empty ones included: no stream's bits depend on who
+its neighbours are, or whether it has any. Nor on its place, where the width is one of `WIDTHS`: in
+others the last rows of a product, or the last elements of a vectorised function, take another path
+(measured: widths 2 and 6). Another width has other bits, and so has decoding alone: the width is
+part of what makes a text repeatable. What was decoded is never stored under a prefix key, so none
+of this touches the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rwkv_runtime import model
+from rwkv_runtime.engines.base import check_tokens
+from rwkv_runtime.engines.rwkv7 import Rwkv7Engine
+from rwkv_runtime.engines.threads import computing
+from rwkv_runtime.model import LayerState, ModelState
+from statestore.errors import InputError
+
+WIDTHS = (8, 16, 32, 64, 128)
+
+PARTS = ("att_x_prev", "att_kv", "ffn_x_prev")
+
+
+class Batch:
+    """Up to `width` streams of one engine. For one thread at a time.
+
+    Args:
+        engine: computes.
+        width: rows of every product, one of `WIDTHS`.
+    """
+
+    def __init__(self, engine: Rwkv7Engine, width: int) -> None:
+        if width not in WIDTHS:
+            raise InputError(f"a batch's width is {width}, expected one of {WIDTHS}")
+        self.engine = engine
+        self.width = width
+        self._free = list(reversed(range(width)))
+        self._joined: set[int] = set()
+        with torch.inference_mode():
+            self._state = model.zero_state(engine.weights, batch=width)
+            # Rows are written to: none may be another layer's memory.
+            self._state = tuple(
+                LayerState(*(getattr(layer, part).clone() for part in PARTS))
+                for layer in self._state
+            )
+
+    @property
+    def room(self) -> int:
+        """How many more streams fit in."""
+        return len(self._free)
+
+    def join(self, state: ModelState) -> int:
+        """Take a stream in; its place. The state that is given stays as it is.
+
+        Raises:
+            InputError: there is no room.
+        """
+        if not self._free:
+            raise InputError(f"a batch of {self.width} streams is full")
+        place = self._free.pop()
+        self._joined.add(place)
+        with torch.inference_mode():
+            for mine, given in zip(self._state, state, strict=True):
+                for part in PARTS:
+                    getattr(mine, part)[place] = getattr(given, part)[0]
+        return place
+
+    def leave(self, place: int) -> ModelState:
+        """Let a stream go; its state."""
+        self._require(place)
+        self._joined.remove(place)
+        self._free.append(place)
+        with torch.inference_mode():
+            return tuple(
+                LayerState(*(getattr(layer, part)[place : place + 1].clone() for part in PARTS))
+                for layer in self._state
+            )
+
+    def step(self, tokens: Mapping[int, int]) -> dict[int, Tensor]:
+        """Read one token in every stream.
+
+        Args:
+            tokens: by place, one for each stream that has joined.
+
+        Returns:
+            Logits by place, float32 [vocabulary], in memory of their own.
+
+        Raises:
+            InputError: a stream has no token, or a place no stream; nothing was read.
+            VocabularyError: a token that the model does not have; nothing was read.
+        """
+        if tokens.keys() != self._joined:
+            raise InputError(
+                f"a step needs one token for each of the places {sorted(self._joined)}, "
+                f"not for {sorted(tokens)}"
+            )
+        rows = torch.zeros(self.width, 1, dtype=torch.int64)
+        for place, token in tokens.items():
+            rows[place] = token
+        check_tokens(rows.flatten(), self.engine.vocabulary)
+        with computing(self.engine.threads):
+            device = self.engine.weights.emb.device
+            hidden, self._state = model.forward(self.engine.weights, rows.to(device), self._state)
+            logits = model.logits(self.engine.weights, hidden[:, -1]).float()
+        return {place: logits[place].clone() for place in tokens}
+
+    def _require(self, place: int) -> None:
+        if place not in self._joined:
+            raise InputError(f"no stream has joined at place {place}")

@@ -1,0 +1,106 @@
+"""Streams side by side: whoever is beside a stream, its bits are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rwkv_runtime.engines import Rwkv7Engine, load_engine
+from rwkv_runtime.engines.batch import Batch
+from rwkv_runtime.engines.load import DTypeName
+from rwkv_runtime.errors import VocabularyError
+from rwkv_runtime.model import ModelState
+from statestore.errors import InputError
+
+DTYPES: tuple[DTypeName, ...] = ("fp32", "bf16")
+TEXTS = [[(31 * i * s + s) % 256 for i in range(10)] for s in range(1, 18)]
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def engine(request: pytest.FixtureRequest, model_path: Path) -> Rwkv7Engine:
+    return load_engine(model_path, dtype=request.param, threads=2)
+
+
+def read(engine: Rwkv7Engine, text: Sequence[int]) -> ModelState:
+    state: ModelState = engine.prefill(torch.tensor(text), engine.initial_state())[1]
+    return state
+
+
+def alone(engine: Rwkv7Engine, text: Sequence[int], width: int) -> tuple[list[Tensor], ModelState]:
+    batch = Batch(engine, width)
+    place = batch.join(read(engine, text))
+    logits = [batch.step({place: token})[place] for token in text]
+    return logits, batch.leave(place)
+
+
+def same(one: ModelState, other: ModelState) -> bool:
+    parts = ("att_x_prev", "att_kv", "ffn_x_prev")
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(getattr(a, p), getattr(b, p)) for a, b in pairs for p in parts)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_neighbours_that_come_and_go_change_no_bit(engine: Rwkv7Engine, width: int) -> None:
+    expected, end = alone(engine, TEXTS[0], width)
+    batch = Batch(engine, width)
+    others: dict[int, list[int]] = {}
+    mine = -1
+    for number, token in enumerate(TEXTS[0]):
+        if number == 0:
+            for text in TEXTS[1:width]:  # so that the stream gets the last place
+                others[batch.join(read(engine, text))] = list(text)
+            mine = batch.join(read(engine, TEXTS[0]))
+            assert batch.room == 0
+        elif number == 4:
+            batch.leave(others.popitem()[0])
+        elif number == 6:
+            others[batch.join(read(engine, TEXTS[-1]))] = list(TEXTS[-1])
+        found = batch.step({mine: token} | {place: text[number] for place, text in others.items()})
+        assert torch.equal(found[mine], expected[number])
+    assert same(batch.leave(mine), end)
+
+
+def test_a_batch_says_what_decoding_alone_says(engine: Rwkv7Engine) -> None:
+    """To rounding: the products have other shapes."""
+    state = read(engine, TEXTS[0])
+    found, _ = alone(engine, TEXTS[0], 8)
+    for token, logits in zip(TEXTS[0], found, strict=True):
+        output, state = engine.decode(token, state)
+        expected = engine.logits(output)
+        bound = 1e-4 if engine.fingerprint.dtype == "fp32" else 0.1
+        assert float((logits - expected).abs().max()) < bound * float(expected.abs().max())
+
+
+def test_a_state_that_joins_stays_as_it_is(engine: Rwkv7Engine) -> None:
+    state, copy = read(engine, TEXTS[0]), read(engine, TEXTS[0])
+    batch = Batch(engine, 8)
+    place = batch.join(state)
+    kept = batch.step({place: 7})[place]
+    before = kept.clone()
+    batch.step({place: 8})
+    assert same(state, copy)
+    assert torch.equal(kept, before)
+
+
+def test_what_cannot_be_stepped_is_refused_and_nothing_is_read(engine: Rwkv7Engine) -> None:
+    batch = Batch(engine, 8)
+    place = batch.join(read(engine, TEXTS[0]))
+    for tokens in ({}, {place: 1, place + 1: 1}, {place + 1: 1}):
+        with pytest.raises(InputError, match="one token for each"):
+            batch.step(tokens)
+    with pytest.raises(VocabularyError, match="256"):
+        batch.step({place: 256})
+    assert same(batch.leave(place), read(engine, TEXTS[0]))
+    with pytest.raises(InputError, match="no stream"):
+        batch.leave(place)
+    for _ in range(8):
+        batch.join(read(engine, TEXTS[0]))
+    with pytest.raises(InputError, match="full"):
+        batch.join(read(engine, TEXTS[0]))
+    for width in (0, 2, 6, 12):
+        with pytest.raises(InputError, match="width"):
+            Batch(engine, width)
