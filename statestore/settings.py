@@ -132,8 +132,8 @@ def _encrypted(backend: Backend, url: StoreURL, metrics: Metrics) -> Backend:  #
 #: option that neither a line nor the backend lists is refused.
 _WRAPS: Final[tuple[Wrap, ...]] = (
     Wrap(ENCRYPTION_OPTIONS, _encrypted),
-    Wrap(GUARD_OPTIONS, guarded),
     Wrap(BUDGET_OPTIONS, budgeted),
+    Wrap(GUARD_OPTIONS, guarded),  # around what else is asked of the place for a put or a touch
 )
 _COMMON: Final = ("codec", *(name for wrap in _WRAPS for name in wrap.options))
 

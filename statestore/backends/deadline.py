@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final, TypeVar, cast
@@ -59,6 +60,7 @@ class Threads:
         self._running = 0  # threads
         self._spare = 0  # threads that wait for a call, less calls that wait for a thread
         self._ended = False
+        self._awaited: set[_Call] = set()
 
     @property
     def running(self) -> int:
@@ -69,7 +71,7 @@ class Threads:
         """The result of `work`, or what it raised.
 
         Raises:
-            OverdueError: it took longer than `limit_s`; it may still happen.
+            OverdueError: it took longer than `limit_s`, or was given up; it may still happen.
             UnavailableError: the system gives no more threads.
             ClosedError: `end` was called.
         """
@@ -81,6 +83,15 @@ class Threads:
             return cast("T", call.outcome())
         finally:
             call.wanted = False
+            with self._lock:
+                self._awaited.discard(call)
+
+    def give_up(self) -> None:
+        """Whoever waits now is told that there is no answer."""
+        with self._lock:
+            awaited = list(self._awaited)
+        for call in awaited:
+            call.give_up(OverdueError(f"{self._place}: given up, it answers nobody"))
 
     def end(self) -> None:
         """Let every thread end, those that hang once their call returns. Waits for none."""
@@ -96,6 +107,7 @@ class Threads:
             if self._spare <= 0 and self._running < self._most:
                 self._start()
             self._spare -= 1
+            self._awaited.add(call)
             self._calls.put(call)
 
     def _start(self) -> None:
@@ -120,7 +132,7 @@ class Threads:
             call.run()
             with self._lock:
                 self._spare += 1  # before the caller goes on: its next call finds this thread
-            call.ended.release()
+            call.end()
             del call  # it holds a state, and the next one may be long in coming
 
     def _may_go(self) -> bool:
@@ -135,13 +147,15 @@ class Threads:
 class _Call:
     """One call and what came of it."""
 
-    __slots__ = ("ended", "error", "result", "wanted", "work")
+    __slots__ = ("done", "ended", "error", "given_up", "result", "wanted", "work")
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.work = work
         self.wanted = True
         self.result: object = None
         self.error: BaseException | None = None
+        self.done = False
+        self.given_up: OverdueError | None = None
         self.ended = threading.Lock()
         self.ended.acquire()
 
@@ -153,12 +167,23 @@ class _Call:
             self.result = self.work()
         except BaseException as error:  # noqa: BLE001 - raised where it was asked for
             self.error = error
+        self.done = True
+
+    def give_up(self, why: OverdueError) -> None:
+        """Let the one who waits go on without an answer, unless it has come."""
+        self.given_up = why
+        self.end()
+
+    def end(self) -> None:
+        """Wake the one who waits; it may be awake already."""
+        with suppress(RuntimeError):
+            self.ended.release()
 
     def outcome(self) -> object:
         """The result; raises what was raised. Once: an error that knew itself by its traceback
         would keep what it holds until the garbage is collected.
         """
-        error, self.error = self.error, None
+        error, self.error = self.error if self.done else self.given_up, None
         if error is None:
             return self.result
         try:

@@ -4,7 +4,8 @@
 proportion beyond; `update` and leases, which are asked for before seconds of computing, have
 `fetch_s`. They run on threads of their own (`deadline`): drivers have time-outs, but longer ones.
 `publish` reads the caller's buffers and stays on the caller's thread, as does a lease's `wait`;
-both are bounded by the driver.
+both are bounded by the driver. Once a call has failed and a probe after it, those who still
+wait for an answer are told that there is none: a large fetch has a long deadline.
 
 **Two breakers.** One for all calls: a lookup or fetch that fails opens it, and each call is refused
 at once until a probe behind the requests' back succeeds (`prober`). One for writes (`publish`,
@@ -113,7 +114,7 @@ class Guarded(Wrapper):
         self._threads = Threads(self._place)
         self._all = Breaker(self._pauses)
         self._writes = Breaker(self._pauses)
-        self._prober = Prober(self._all, self._place)
+        self._prober = Prober(self._all, self._place, self._threads.give_up)
         self._reason = ""
 
     @property
@@ -180,6 +181,8 @@ class Guarded(Wrapper):
             self._threads.call("close", self.inner.close, _CLOSE_S)
         except OverdueError:
             log.warning("%s hangs; its connections close when it answers", self._place)
+        except UnavailableError:  # there are no more threads
+            self.inner.close()
         finally:
             self._threads.end()
 

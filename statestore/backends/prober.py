@@ -24,11 +24,13 @@ class Prober:
     Args:
         breaker: nobody else probes it.
         place: names it in the log.
+        in_vain: called when a probe has failed.
     """
 
-    def __init__(self, breaker: Breaker, place: str) -> None:
+    def __init__(self, breaker: Breaker, place: str, in_vain: Callable[[], object]) -> None:
         self._breaker = breaker
         self._place = place
+        self._in_vain = in_vain
         self._ended = threading.Event()
         self._lock = threading.Lock()  # guards what follows
         self._question: Question | None = None
@@ -69,6 +71,7 @@ class Prober:
             question()
         except UnavailableError as error:
             self._breaker.failed(ticket)
+            self._in_vain()
             log.info("%s; it is left alone for %.1f s", error, self._breaker.remaining_s)
             return
         except StateStoreError:
@@ -77,5 +80,5 @@ class Prober:
             self._breaker.failed(ticket)
             log.exception("%s: a probe failed", self._place)
             return
-        if self._breaker.succeeded(ticket):
+        if self._breaker.succeeded(ticket) and not self._ended.is_set():
             log.warning("%s answers again", self._place)

@@ -20,6 +20,7 @@ import pytest
 
 from statestore.backends.base import Backend
 from statestore.backends.budgeted import Budgeted
+from statestore.backends.guarded import Guarded
 from statestore.entry import Entry, Role
 from statestore.keys import StateKey
 from statestore.settings import open_store
@@ -70,9 +71,9 @@ def open_backend(url: str) -> Any:
     the contracts give scores themselves.
     """
     backend: Any = open_store(url).backend
-    while isinstance(backend, Budgeted):
-        backend = backend.inner
-    return backend
+    if isinstance(backend, Guarded) and isinstance(backend.inner, Budgeted):
+        backend.inner = backend.inner.inner
+    return backend.inner if isinstance(backend, Budgeted) else backend
 
 
 class Place(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from statestore import open_store
+from statestore import PutOutcome, open_store, settings
 from statestore.backends import guarded as guarded_module
 from statestore.backends.base import Backend
 from statestore.backends.breaker import Circuit, Pauses
@@ -27,6 +27,7 @@ from statestore.entry import EntryFilter, Status
 from statestore.errors import ClosedError, CorruptError, FullError, SettingsError, UnavailableError
 from statestore.metrics import Metrics
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
+from tests.statestore.test_store import put
 
 NOW = CREATED_AT + 10_000
 HANG_S = 30.0  # bounds a test that would hang
@@ -159,6 +160,27 @@ def test_a_probe_behind_the_requests_closes_it(
     wait_until(lambda: guarded.circuits == (CLOSED, CLOSED))
     found = guarded.longest([ENTRY.key], NOW)
     assert found == ENTRY
+
+
+def test_those_who_wait_are_told_once_a_probe_has_failed(
+    guard: Callable[..., Guarded], faulty: Faulty
+) -> None:
+    """The deadline of a large fetch is long, and by then two others have had no answer."""
+    fetch, lookups = Hang(), Hang()
+    faulty.faults = (Fault(("read",), fetch), Fault(("longest",), lookups))
+    guarded = guard(find_s=0.02, fetch_s=10 * HANG_S, pauses=SOON)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(CALLS["read"], guarded)
+        assert fetch.met.wait(HANG_S)
+        with pytest.raises(UnavailableError, match="no answer"):
+            CALLS["longest"](guarded)
+        with pytest.raises(UnavailableError, match="given up, it answers nobody"):
+            reading.result(HANG_S)
+        for hang in (fetch, lookups):
+            hang.released.set()
+    faulty.faults = ()
+    wait_until(lambda: guarded.circuits == (CLOSED, CLOSED))
+    assert CALLS["read"](guarded) is not None
 
 
 class Once:
@@ -463,6 +485,20 @@ def test_the_options_of_a_url(tmp_path: Path) -> None:
     for url, expected in guards.items():
         with open_store(url) as store:
             assert isinstance(store.backend, Guarded) == expected, url
+
+
+def test_what_a_budget_asks_has_the_deadline_of_the_call(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Totals are asked for by a put and a touch, and no operator waits for those."""
+    hang = Hang()
+    faulty.faults = (Fault(("usage",), hang),)
+    monkeypatch.setitem(settings._OPENERS, "memory", lambda _: faulty)
+    with open_store("memory:?budget=1GiB&find_ms=20&fetch_ms=20000") as store:
+        store.touch(ENTRY)
+        assert hang.met.is_set()
+        assert put(store, 1) is PutOutcome.DROPPED
+        hang.released.set()
 
 
 @pytest.mark.parametrize(
