@@ -21,9 +21,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from statestore.errors import SettingsError
 
 _PASSWORD: Final = re.compile(
-    r"(://[^:/?#@]*):.*@"
-    r"|([?&](?:[a-z_]*password|secret_access_key|session_token|keys(?==[0-9a-fA-F]{64})))=[^&]*"
+    r"(://[^:/?#@]*):(?s:.*)@"
+    r"|([?&](?:[a-z_]*password|secret_access_key|session_token|keys(?==[0-9a-fA-F]{64})))=[^&]*",
+    re.IGNORECASE,
 )
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _BARE_OPTIONS: Final = re.compile(r"\?(?=[a-z_]+(?:\.[^=]*)?=)")
 _NEXT_PLACE: Final = re.compile(r"\s+(?=memory:|[a-z][a-z0-9+]*://)")
 
@@ -101,16 +103,22 @@ class StoreURL:
             raise SettingsError(
                 "the store's URL is empty; write for example file:///var/lib/states"
             )
-        if "://" not in text and not text.startswith("memory:"):
+        scheme = _SCHEME.match(text)
+        if scheme is None:
             path, *query = _BARE_OPTIONS.split(text, maxsplit=1)
-            return cls("file", "", _absolute(path), _options("".join(query)), text)
+            return cls("file", "", _absolute(path), _options("".join(query), text), text)
+        if scheme[1] != "memory" and not scheme[2]:  # what follows may hold a secret
+            raise SettingsError(
+                f"store URL {scheme[0]!r}...: write {scheme[1].lower()}:// before a host or an "
+                "absolute path, or ./ before a directory's name"
+            )
         try:
             parts = urlsplit(text)
         except ValueError as error:
             raise SettingsError(f"store URL {redacted(text)!r}: {error}") from None
         if parts.fragment:
             raise SettingsError(f"store URL {redacted(text)!r}: in a path, write %23 for #")
-        options = _options(parts.query)
+        options = _options(parts.query, text)
         return cls(parts.scheme, parts.netloc, unquote(parts.path), options, text)
 
     def divided(self, common: Collection[str]) -> StoreURL:
@@ -131,6 +139,8 @@ class StoreURL:
         """Raise `SettingsError` for an option that is not `known`."""
         unknown = sorted(self.options.keys() - set(known))
         if unknown:
+            if "@" in self.text and "@" not in self.netloc:  # what looks like a name may be secret
+                raise self.error("in a password, write %3F for ? and %2F for /")
             common = [f"{name}NAMESPACE" if name[-1] == "." else name for name in self.common_names]
             names = ", ".join((*common, *known))
             raise SettingsError(
@@ -142,14 +152,18 @@ class StoreURL:
         return SettingsError(f"store URL {str(self)!r}: {problem}")
 
 
-def _options(query: str) -> dict[str, str]:
-    return dict(parse_qsl(query, keep_blank_values=True))
+def _options(query: str, text: str) -> dict[str, str]:
+    """The options in the query of the URL `text`."""
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in options:
+            raise SettingsError(f"store URL {redacted(text)!r}: {name} is given twice")
+        options[name] = value
+    return options
 
 
 def _absolute(path: str) -> str:
     """A bare path, from the root; `~` is a home directory."""
-    if path.startswith("file:"):
-        raise SettingsError(f"store URL {path!r}: write file:// before an absolute path")
     try:
         return str(Path(path).expanduser().absolute())
     except RuntimeError as error:  # nobody of that name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from statestore.backends.redis.address import Address
@@ -52,6 +54,8 @@ def test_what_a_url_means(text: str, fields: dict[str, object]) -> None:
     ("text", "problem"),
     [
         ("redis://host:port", "port"),
+        ("redis://a,b", "one host, or write redis\\+cluster://"),
+        ("redis://host?prefix=a&prefix=b", "prefix is given twice"),
         ("redis://host:70000", "[Pp]ort"),
         ("redis://host/one", "database 'one'"),
         ("redis://host/1/2", "database '1/2'"),
@@ -63,9 +67,10 @@ def test_what_a_url_means(text: str, fields: dict[str, object]) -> None:
         ("redis://host?prefix=", "prefix ''"),
         ("redis://host?prefix=a{b}", "prefix"),
         ("redis://host?prefix=a*", "prefix"),
-        ("redis://host?timeout_s=soon", "timeout_s is a number of seconds above 0, not 'soon'"),
+        ("redis://host?timeout_s=soon", "timeout_s is a number of seconds above 0, .* not 'soon'"),
         ("redis://host?timeout_s=0", "timeout_s is a number"),
         ("redis://host?connect_timeout_s=inf", "connect_timeout_s is a number"),
+        ("redis://host?timeout_s=1e15", "at most 3600"),
         ("redis://host?ssl_ca_certs=/ca.pem", "ssl_ca_certs needs rediss://"),
         ("redis://host?retries=3", "unknown option 'retries'"),
     ],
@@ -103,6 +108,32 @@ def test_no_message_shows_a_password(text: str, mistake: str) -> None:
     with pytest.raises(SettingsError) as caught:
         open_store(text + ("&" if "?" in text else "?") + mistake)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://alice:s3/cret@host",
+        "redis://:12/s3cret@host",
+        "redis://alice:s3?cret@host",
+        "redis://:12?s3cret@host",
+        "redis://alice:s3#cret@host",
+        "redis://alice:s3\ncret@host?nonsense=1",
+        "redis+sentinel://alice:s3/cret@a,b/primary",
+        "redis:/alice:s3cret@host",
+        "Redis:alice:s3cret@host",
+        "redis://host?PASSWORD=s3cret",
+    ],
+)
+def test_a_password_that_is_not_escaped_is_not_shown_either(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="store URL") as caught:
+        open_store(text)
+    assert "s3" not in str(caught.value)
+    assert "cret" not in str(caught.value)
+    assert not list(tmp_path.iterdir()), "it was taken for a directory"
 
 
 def test_sentinels_have_credentials_of_their_own() -> None:

@@ -17,6 +17,7 @@ from statestore.backends.base import Backend
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.redis import leases as redis_leases
 from statestore.errors import UnavailableError
+from statestore.keys import StateKey
 from tests.statestore.backend_places import a_key, an_entry, publish
 from tests.statestore.backend_worker import fork, succeeded
 from tests.statestore.redis_places import open_url
@@ -162,6 +163,33 @@ def test_a_server_that_dies_ends_a_wait(
             wait.result(LONG_S)
     server.start()
     assert leases.acquire(a_key(0), B, LONG_S).owner == B  # on new connections, and empty
+
+
+def test_a_server_that_hangs_is_waited_for_once(
+    server: RedisServer, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second look, as after a failover, would hang as long."""
+    monkeypatch.setattr(redis_leases, "_LOOK_AGAIN_S", (0.01, 0.01))
+    with closing(open_url(f"{server.url}?timeout_s=0.5&connect_timeout_s=0.5")) as backend:
+        leases = leases_of(backend)
+        leases.acquire(a_key(0), A, LONG_S)
+        looks: list[bool] = []
+        look = leases._look  # type: ignore[attr-defined]
+
+        def looking(key: StateKey) -> Lease | None:
+            looks.append(False)
+            lease: Lease | None = look(key)
+            looks[-1] = True
+            return lease
+
+        monkeypatch.setattr(leases, "_look", looking)
+        wait = waiting(leases, 0, threads)
+        wait_until(lambda: len(looks) > 3, "it to wait")
+        server.pause()
+        with pytest.raises(UnavailableError, match="Timeout"):
+            wait.result(LONG_S)
+        assert looks.count(False) == 1
+        server.go_on()
 
 
 def test_a_server_that_is_flushed_ends_a_wait(

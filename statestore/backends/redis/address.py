@@ -42,6 +42,7 @@ OPTIONS: Final = (
 DEFAULT_PREFIX: Final = "statestore"
 CONNECT_TIMEOUT_S: Final = 0.25
 TIMEOUT_S: Final = 2.0
+LONGEST_S: Final = 3600.0
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _PORTS: Final = {"sentinel": 26379, "cluster": 6379, "": 6379}
@@ -91,6 +92,10 @@ class Address:
             raise SettingsError(f"store URL {url}: name Sentinel's service: ...host:26379/service")
         if scheme == "unix" and (hosts or not path.startswith("/")):
             raise SettingsError(f"store URL {url}: a socket's path is absolute: unix:///run/r.sock")
+        if not kind and "," in hosts:
+            raise SettingsError(
+                f"store URL {url}: one host, or write redis+cluster:// or redis+sentinel://"
+            )
         return cls(
             url=url,
             kind=kind,
@@ -151,8 +156,11 @@ def _seconds(options: Mapping[str, str], name: str, default: float, url: str) ->
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise SettingsError(f"store URL {url}: {name} is a number of seconds above 0, not {text!r}")
+    if not 0 < seconds <= LONGEST_S:
+        raise SettingsError(
+            f"store URL {url}: {name} is a number of seconds above 0, at most {LONGEST_S:g}, "
+            f"not {text!r}"
+        )
     return seconds
 
 

@@ -102,7 +102,8 @@ class RedisLeases:
     def wait(self, key: StateKey, timeout_s: float) -> Lease | None:
         """How the lease stands once it was released, lapsed or `timeout_s` passed; ``None``: free.
 
-        One look that fails is made again, on another connection: a failover breaks every one.
+        One look that fails at once is made again, on another connection: a failover breaks
+        every one.
         """
         until = time.monotonic() + timeout_s
         lease = self._look(key)
@@ -126,9 +127,12 @@ class RedisLeases:
         return _to_lease(*self._server.run([self._call(_LOOK, key)])[0])
 
     def _look_twice(self, key: StateKey) -> Lease | None:
+        began = time.monotonic()
         try:
             return self._look(key)
         except UnavailableError:
+            if time.monotonic() - began >= _POLL_S[1]:
+                raise  # it hangs, and would hang again
             time.sleep(_dice.uniform(*_POLL_S))
             return self._look(key)
 
