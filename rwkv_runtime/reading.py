@@ -129,8 +129,14 @@ class Reading:
                 self._share()
             self._compute(self._plan.n_tokens)
         except BaseException:
-            self._give_up()
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """It failed: let others go on, from what was computed and without waiting for the rest."""
+        if self._turn is not None:
+            self._turn.abandon()
+        self._hand_over()
 
     def _share(self) -> None:
         """Get to the last state to save, together with all who want one of them."""
@@ -242,9 +248,3 @@ class Reading:
         if self._progress is not None:
             done, whole = self.point.position, self._plan.n_tokens
             self._progress(done - self._start, whole - self._start)
-
-    def _give_up(self) -> None:
-        """Let others go on: from what was computed, and without waiting for the rest."""
-        if self._turn is not None:
-            self._turn.abandon()
-        self._hand_over()

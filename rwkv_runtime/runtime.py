@@ -18,6 +18,7 @@ from rwkv_runtime.sampling import GREEDY, Sampling
 from rwkv_runtime.session import Bookmark, Prefill, Progress, Session
 from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
 from rwkv_runtime.writer import Put, Writer
+from statestore.backends import ending
 from statestore.explain import Verdict, explain
 from statestore.keys import Namespace, Tokens
 from statestore.store import StateStore
@@ -50,6 +51,8 @@ class Runtime:
         admission: which states are worth keeping; see `rwkv_runtime.admission`.
         lease_s: seconds for which the right to compute a state is held at least; a runtime that
             dies on another machine is waited for as long.
+        flush_on_sigterm: write what waits before SIGTERM ends the process. Where the signal has a
+            handler already, or this is not the main thread, nothing is changed.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Runtime:
         model: str = "",
         admission: Admission | None = None,
         lease_s: float = 10.0,
+        flush_on_sigterm: bool = True,
     ) -> None:
         self.engine = engine
         self.store = store
@@ -76,6 +80,8 @@ class Runtime:
             admission or Admission(),
             lease_s,
         )
+        if store is not None and flush_on_sigterm:
+            ending.flush_on_sigterm()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -130,7 +136,9 @@ class Runtime:
         """
         prefill, later = self._session.read(segments, progress)
         new = self.continue_from(prefill, max_tokens=max_tokens, sampling=sampling, stop=stop)
-        yield from self._after_first(new, later)
+        passed = self._after_first(new, later)
+        del prefill, later  # a state, which would live as long as its caller reads
+        yield from passed
 
     def continue_from(
         self,
@@ -216,8 +224,7 @@ class Runtime:
         self, segments: Sequence[Tokens], progress: Progress | None, named_segments: int = 0
     ) -> Prefill:
         result, later = self._session.read(segments, progress, named_segments=named_segments)
-        for put in later:
-            self._session.submit(put)
+        self._session.submit(later)
         return result
 
     def _after_first(self, new: Iterator[Generated], later: Iterable[Put]) -> Iterator[Generated]:
@@ -225,8 +232,8 @@ class Runtime:
         try:
             first = next(new, None)
         finally:
-            for put in later:
-                self._session.submit(put, wait=False)  # somebody waits for the second token
+            self._session.submit(later, wait=False)  # somebody waits for the second token
+            del later
         if first is not None:
             yield first
             yield from new

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -126,9 +126,13 @@ class Session:
         )
         end = reading.point
         assert end.output is not None
-        with torch.inference_mode():
-            logits = self.engine.logits(end.output)
-        logits = logits.clone()  # outside inference mode: a caller may write to it
+        try:
+            with torch.inference_mode():
+                logits = self.engine.logits(end.output)
+            logits = logits.clone()  # outside inference mode: a caller may write to it
+        except BaseException:
+            reading.give_up()
+            raise
         result = Prefill(
             end.state,
             end.output,
@@ -139,14 +143,34 @@ class Session:
         )
         return result, self._later(prompt, reading)
 
-    def submit(self, put: Put, *, wait: bool = True) -> None:
-        """Hand something over to the writer; what it drops is counted with the store's puts."""
-        if self._writer.submit(put, wait=wait):
+    def submit(self, puts: Iterable[Put], *, wait: bool = True) -> None:
+        """Hand things over to the writer; states that it drops are counted with the store's puts.
+
+        Interrupted it drops them all: nobody waits for a state that will not come.
+        """
+        left = list(puts)
+        try:
+            while left:
+                put = left[0]
+                gives_way = isinstance(put, _Save) and put.passing
+                drop = partial(self._drop, put) if gives_way else None
+                if not self._writer.submit(put, wait=wait, drop=drop):
+                    self._drop(put)
+                del left[0]
+        except BaseException:
+            for put in left:
+                self._drop(put)
+            raise
+
+    def _drop(self, put: Put) -> None:
+        if not isinstance(put, _Save):
             return
-        if self.store is not None:
-            self.store.metrics.puts.labels(outcome=PutOutcome.DROPPED.value).inc()
-        if isinstance(put, _Save) and not self._writer.submit(put.give_up, small=True):
-            put.give_up()
+        put.store.metrics.puts.labels(outcome=PutOutcome.DROPPED.value).inc()
+        # Whoever waits for a stop waits for the next one, and for whoever goes on to it.
+        outcome = Outcome.PUBLISHED if put.passing else Outcome.NOT_STORED
+        release = None if put.fresh.turn is None else put.fresh.turn.drop(outcome)
+        if release is not None and not self._writer.submit(release, small=True):
+            release()
 
     # For a reading.
 
@@ -169,7 +193,7 @@ class Session:
     def save(self, plan: Plan, fresh: Fresh) -> None:
         """Hand a point to the writer."""
         if self.store is not None:
-            self.submit(_Save(self, self.store, plan, fresh))
+            self.submit([_Save(self, self.store, plan, fresh)])
 
     # The ways of one prompt.
 
@@ -260,6 +284,11 @@ class _Save:
     plan: Plan
     fresh: Fresh
 
+    @property
+    def passing(self) -> bool:
+        """A stop along a segment: a deeper state is worth more, and soon there."""
+        return self.fresh.boundary.role is Role.SPARSE
+
     def __call__(self) -> None:
         turn, stored = self.fresh.turn, False
         try:
@@ -271,8 +300,3 @@ class _Save:
                 turn.end(Outcome.PUBLISHED if stored else Outcome.NOT_STORED)
         if stored:
             self.session.drop_stops(self.store, self.plan, self.fresh.boundary)
-
-    def give_up(self) -> None:
-        """It will not be stored."""
-        if self.fresh.turn is not None:
-            self.fresh.turn.end(Outcome.NOT_STORED)

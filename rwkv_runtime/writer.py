@@ -1,12 +1,14 @@
 """Puts behind the answer: a thread and a bounded queue between a session and its store.
 
 A request hands a state over and goes on; encoding and writing happen here. The queue is short,
-because states are large. When it stays full for `patience_s` the put is dropped, counted and
-logged, and the request goes on; until there is room again, later puts are dropped without a wait.
+because states are large. Where it is full, the oldest put that may be dropped gives way. When there
+is none, and the queue stays full for `patience_s`, the new put is dropped, counted and logged, and
+the request goes on; until there is room again, later puts are dropped without a wait.
 
-`flush` waits until all that was handed over is written; `close` flushes, and so does the end of the
-interpreter. So nothing is lost unless the process is killed, and then no half state is left (the
-store's order of writes). A forked child begins with an empty queue: what waits is its parent's.
+`flush` waits until all that was handed over is written; `close` flushes, and so do the end of the
+interpreter and, where `statestore.backends.ending` handles it, SIGTERM. So nothing is lost unless
+the process is killed, and then no half state is left (the store's order of writes). A forked child
+begins with an empty queue: what waits is its parent's.
 """
 
 from __future__ import annotations
@@ -15,12 +17,24 @@ import atexit
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from statestore.backends.ending import at_end
 
 log = logging.getLogger(__name__)
 
 Put = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    number: int
+    put: Put
+    small: bool
+    drop: Put | None
 
 
 class Writer:
@@ -36,36 +50,61 @@ class Writer:
         self._depth = depth
         self._patience_s = patience_s
         self._closed = False
-        self._begin()
+        self.renew()
+        _all.add(self)
+        at_end(self)
+
+    def renew(self) -> None:
+        """Begin with nothing to do, as a forked child does: it has neither the thread nor, in a
+        usable state, the lock.
+        """
+        self._changed = threading.Condition()  # guards what follows
+        self._waiting: deque[_Waiting] = deque()
+        self._submitted = 0
+        self._running = 0  # the number of the put that runs; 0: none does
+        self._stalled = False
+        self._thread: threading.Thread | None = None
 
     @property
     def closed(self) -> bool:
         """Whether every put is dropped from now on."""
         return self._closed
 
-    def submit(self, put: Put, *, wait: bool = True, small: bool = False) -> bool:
-        """Hand a put over; ``False`` if it was dropped: for want of room, waited for or not, or
-        after `close`. One that is `small`, holding no state, always has room.
-        """
-        with self._in_this_process():
-            if self._closed if small else not self._has_room(wait=wait):
-                self.dropped += 1
-                return False
-            self._start()
-            self._waiting.append(put)
-            self._submitted += 1
-            self._changed.notify_all()
-        return True
+    def submit(
+        self, put: Put, *, wait: bool = True, small: bool = False, drop: Put | None = None
+    ) -> bool:
+        """Hand a put over; ``False`` if it was dropped: for want of room, or after `close`.
 
-    def flush(self) -> None:
-        """Return once everything handed over so far is written."""
-        with self._in_this_process():
+        Args:
+            put: what to run.
+            wait: for room.
+            small: it holds no state; it always has room, and takes none.
+            drop: called if it gives way to another later; ``None``: it never does.
+        """
+        gone = None if small else self._make_room()
+        try:
+            with self._changed:
+                if self._closed if small else not self._has_room(wait=wait):
+                    self.dropped += 1
+                    return False
+                self._start()
+                self._submitted += 1
+                self._waiting.append(_Waiting(self._submitted, put, small, drop))
+                self._changed.notify_all()
+                return True
+        finally:
+            if gone is not None:
+                gone()
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Return once everything handed over so far is written; ``False``: `timeout_s` passed."""
+        with self._changed:
             last = self._submitted
-            self._changed.wait_for(lambda: self._finished >= last)
+            return self._changed.wait_for(lambda: self._first_left() > last, timeout_s)
 
     def close(self) -> None:
         """Flush, then end the thread; a second call does nothing. Later puts are dropped."""
-        with self._in_this_process():
+        with self._changed:
             self._closed = True
             self._changed.notify_all()
             thread = self._thread
@@ -73,27 +112,31 @@ class Writer:
             thread.join()
             atexit.unregister(self.close)
 
-    def _begin(self) -> None:
-        self._process = os.getpid()
-        self._changed = threading.Condition()  # guards what follows
-        self._waiting: deque[Put] = deque()
-        self._submitted = 0
-        self._finished = 0
-        self._stalled = False
-        self._thread: threading.Thread | None = None
+    def _make_room(self) -> Put | None:
+        """Take out what gives way, if there is no room; what is to be called for it."""
+        with self._changed:
+            if self._closed or self._room():
+                return None
+            gone = next((waiting for waiting in self._waiting if waiting.drop is not None), None)
+            if gone is None:
+                return None
+            self._waiting.remove(gone)
+            self.dropped += 1
+            return gone.drop
 
-    def _in_this_process(self) -> threading.Condition:
-        """The lock. A fork copies neither the thread nor, in a usable state, the lock."""
-        if self._process != os.getpid():
-            self._begin()
-        return self._changed
+    def _room(self) -> bool:
+        return sum(not waiting.small for waiting in self._waiting) < self._depth
+
+    def _first_left(self) -> int:
+        """The number of the first put that is not done yet, or the next one to come."""
+        if self._running:
+            return self._running
+        return self._waiting[0].number if self._waiting else self._submitted + 1
 
     def _has_room(self, *, wait: bool) -> bool:
         """Whether there is room, now or soon; what was full a put ago is not waited for."""
         patience_s = self._patience_s if wait and not self._stalled else 0.0
-        room = self._changed.wait_for(
-            lambda: self._closed or len(self._waiting) < self._depth, patience_s
-        )
+        room = self._changed.wait_for(lambda: self._closed or self._room(), patience_s)
         if self._closed:
             log.warning("dropped a put: the runtime was closed before it")
             return False
@@ -118,13 +161,27 @@ class Writer:
                 log.exception("a put failed; the answer is not affected")
             del put  # it holds a state, and the next one may be long in coming
             with self._changed:
-                self._finished += 1
+                self._running = 0
                 self._changed.notify_all()
 
     def _next(self) -> Put | None:
         """The next put, which leaves its place to another; ``None``: closed, and none is left."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            put = self._waiting.popleft() if self._waiting else None
+            if not self._waiting:
+                return None
+            waiting = self._waiting.popleft()
+            self._running = waiting.number
             self._changed.notify_all()
-            return put
+            return waiting.put
+
+
+_all: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+def _renew_in_child() -> None:
+    for writer in list(_all):
+        writer.renew()
+
+
+os.register_at_fork(after_in_child=_renew_in_child)

@@ -18,10 +18,12 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Generic, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.errors import BackendError
@@ -93,11 +95,19 @@ class Once(Generic[T]):
     def __init__(self, leases: Callable[[], Leases | None], *, least_ttl_s: float = 10.0) -> None:
         self.least_ttl_s = least_ttl_s
         self._leases = leases
-        self._begin()
+        self.renew()
+        _all.add(self)
+
+    def renew(self) -> None:
+        """Begin anew, as a forked child does: nobody computes here."""
+        self.owner = new_owner()
+        self._changed = threading.Condition()  # guards the flights
+        self._flights: dict[StateKey, _Flight[T]] = {}
+        self._asks_at = 0.0
 
     def held(self, keys: Sequence[StateKey]) -> T | None:
         """The value of the first of `keys` that was computed here and may not be stored yet."""
-        if self._process != os.getpid() or not self._flights:
+        if not self._flights:
             return None
         with self._changed:
             for key in keys:
@@ -117,19 +127,10 @@ class Once(Generic[T]):
         turn.join()
         return turn
 
-    def _begin(self) -> None:
-        self._process = os.getpid()
-        self.owner = new_owner()
-        self._changed = threading.Condition()  # guards the flights
-        self._flights: dict[StateKey, _Flight[T]] = {}
-        self._asks_at = 0.0
-
     # For turns.
 
     def enter(self, key: StateKey) -> tuple[_Flight[T], bool]:
         """The flight of `key`, and whether it is new: then the caller leads."""
-        if self._process != os.getpid():
-            self._begin()
         with self._changed:
             flight = self._flights.get(key)
             if flight is not None:
@@ -158,10 +159,25 @@ class Once(Generic[T]):
                 lambda: flight.value is not None or flight.ended, timeout_s
             )
 
-    def ask(self, call: Callable[[Leases], R], otherwise: R) -> R:
-        """Something of the leases; `otherwise` where there are none or their place fails."""
+    def release(self, key: StateKey, outcome: Outcome, *, at_once: bool) -> None:
+        """Let this process's lease go."""
+        self.ask(
+            lambda leases: leases.release(key, self.owner, outcome),
+            otherwise=None,
+            at_once=at_once,
+        )
+
+    def forgo(self, key: StateKey, outcome: Outcome) -> None:
+        """Let a lease go some time after its flight, unless another flight has it by now."""
+        if key not in self._flights:
+            self.release(key, outcome, at_once=False)
+
+    def ask(self, call: Callable[[Leases], R], otherwise: R, *, at_once: bool = True) -> R:
+        """Something of the leases; `otherwise` where there are none or their place fails, or just
+        has and a request waits (`at_once`).
+        """
         began = time.monotonic()
-        if began < self._asks_at:
+        if at_once and began < self._asks_at:
             return otherwise
         try:
             leases = self._leases()
@@ -205,12 +221,14 @@ class Turn(Generic[T]):
             raise
 
     def renew(self) -> None:
-        """Between chunks: hold on to the lease when a third of its time has gone."""
+        """Between chunks: hold on to the lease when a third of its time has gone. It is lost where
+        its place says so, not where that cannot be asked.
+        """
         if self.holds and time.monotonic() >= self._renew_at:
             began = time.monotonic()
             self.holds = self._once.ask(
                 lambda leases: leases.renew(self.key, self._once.owner, self._ttl_s),
-                otherwise=False,
+                otherwise=True,
             )
             self._renew_at = began + self._ttl_s / 3
 
@@ -221,26 +239,31 @@ class Turn(Generic[T]):
 
     def end(self, outcome: Outcome) -> None:
         """The put is done, or will not be: let the lease and the waiting go. Once is enough."""
-        if self.holds:
-            self.holds = False
-            self._once.ask(
-                lambda leases: leases.release(self.key, self._once.owner, outcome), otherwise=None
-            )
-        if self._leads:
-            self._leads = False
-            self._once.leave(self.key, self._flight, stored=outcome is Outcome.PUBLISHED)
+        self._release(outcome, at_once=False)
+        self._leave(stored=outcome is Outcome.PUBLISHED)
 
     def abandon(self) -> None:
         """Nothing was computed: those who wait look again, and one of them computes."""
+        self._release(Outcome.PUBLISHED, at_once=True)  # the outcome that leaves the key free
+        self._leave(stored=False)
+
+    def drop(self, outcome: Outcome) -> Callable[[], None] | None:
+        """The put will not be done: let the waiting go, and the value with it. What comes back
+        lets the lease go; it takes a round trip, and holds no value.
+        """
+        holds, self.holds = self.holds, False
+        self._leave(stored=False)
+        return partial(self._once.forgo, self.key, outcome) if holds else None
+
+    def _release(self, outcome: Outcome, *, at_once: bool) -> None:
         if self.holds:
             self.holds = False
-            self._once.ask(  # the outcome that leaves the key free
-                lambda leases: leases.release(self.key, self._once.owner, Outcome.PUBLISHED),
-                otherwise=None,
-            )
+            self._once.release(self.key, outcome, at_once=at_once)
+
+    def _leave(self, *, stored: bool) -> None:
         if self._leads:
             self._leads = False
-            self._once.leave(self.key, self._flight, stored=False)
+            self._once.leave(self.key, self._flight, stored=stored)
 
     def _settle(self, patience: Patience) -> Ruling:
         while not self._leads:
@@ -300,3 +323,14 @@ class Turn(Generic[T]):
         self.holds = lease is not None and lease.owner == self._once.owner and lease.outcome is None
         self._other = None if self.holds else lease
         self._renew_at = began + self._ttl_s / 3
+
+
+_all: weakref.WeakSet[Once[Any]] = weakref.WeakSet()
+
+
+def _renew_in_child() -> None:
+    for once in list(_all):
+        once.renew()
+
+
+os.register_at_fork(after_in_child=_renew_in_child)

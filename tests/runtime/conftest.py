@@ -1,14 +1,24 @@
-"""Weights, stores and second processes for the runtime's tests."""
+"""Weights, stores and second processes for the runtime's tests.
+
+Models here are so small that a second thread of torch's gains nothing, and waits for a processor on
+a busy machine; tests that are about threads say how many. The variable is for threads and processes
+that are started later.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from tests.runtime.processes import Workers
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
