@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from statestore.settings import StoreURL
 from tests.statestore.backend_places import a_key, an_entry, publish
 from tests.statestore.postgres_servers import SECRET as DATABASE_SECRET
 from tests.statestore.s3_servers import KEY_ID, SECRET, ObjectPlace, S3Server
+from tests.statestore.small_disks import mounted_tmpfs
 from tests.statestore.tcp_proxy import Proxy
 
 NAME = "00ff" + "a" * 60 + "-12.0123456789abcdef"
@@ -217,17 +217,6 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
             assert blobs.get("00") == b"kept"
         finally:
             server.stop()
-
-
-@contextmanager
-def mounted_tmpfs(path: Path, size: str) -> Iterator[None]:
-    path.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size={size} tmpfs {path}"):
-        pytest.skip("not run: only root may mount")
-    try:
-        yield
-    finally:
-        assert os.system(f"umount -l {path}") == 0
 
 
 # The whole store

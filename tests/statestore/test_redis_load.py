@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.statestore.redis_servers import (
     sentinel_of,
     wait_until,
 )
+from tests.statestore.small_disks import fill, mounted_tmpfs
 
 OPTIONS = "?timeout_s=0.5&connect_timeout_s=0.5"
 
@@ -97,6 +99,22 @@ def test_out_of_memory_without_eviction() -> None:
         assert errors(load) == before
         server.client().config_set("maxmemory", 0)
         server.client().flushall()  # by now everything may be stored
+        works(load)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A server that cannot append to its log refuses writes and answers reads."""
+    disk = tmp_path / "disk"
+    with (
+        mounted_tmpfs(disk, "64m"),
+        running("--appendonly", "yes", "--dir", str(disk)) as server,
+        loaded(server.url) as load,
+    ):
+        fill(disk / "filler")
+        load.until(20, "dropped")
+        load.until(50, "hit")
+        (disk / "filler").unlink()
+        wait_until(lambda: server.client().flushall(), "the server to write again")
         works(load)
 
 
