@@ -80,6 +80,9 @@ class Budgeted(Wrapper):
         accounts = self._accounts_of(entry.namespace)
         for account in accounts:
             account.refuse_larger(entry)
+        full = any(account.used + size > account.high for account in accounts)
+        if full and self.inner.longest([entry.key], now) is not None:
+            return False  # nothing goes for what is there already
         with ExitStack() as reserved:
             for account in accounts:
                 reserved.enter_context(self._reserved(account, size, now))
@@ -197,6 +200,8 @@ def budgeted(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:  # noq
         ttl_s = duration_s(given["ttl"], "ttl") if "ttl" in given else None
     except InputError as error:
         raise url.error(str(error)) from None
+    if ttl_s == 0.0:
+        raise url.error("ttl: 0 would keep nothing")
     return Budgeted(inner, budget, policy, ttl_s)
 
 

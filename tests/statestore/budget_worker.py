@@ -1,9 +1,10 @@
 """Processes that write into one budgeted store at once, for `test_budgeted`.
 
-    python -m tests.statestore.budget_worker URL WRITERS PUTS
+    python -m tests.statestore.budget_worker URL WRITERS PUTS KILLS
 
 Exit status 0: the totals that an onlooker read never went 5 % over the budget, and what was left at
-the end is at most the budget and not much less.
+the end is at most the budget and not much less. With KILLS, writers write until they are killed at
+a random moment; each time another takes over.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import random
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,20 +22,26 @@ from pathlib import Path
 from statestore.backends.base import Backend
 from statestore.backends.budget import Budget
 from statestore.backends.budgeted import Budgeted
+from statestore.entry import EntryFilter
 from statestore.errors import UnavailableError
 from statestore.eviction import make_policy
 from statestore.settings import open_store
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
-from tests.statestore.backend_worker import fork, succeeded
+from tests.statestore.backend_worker import fork, killed, succeeded
 
 STATE = 2000  # bytes
 BUDGET = 200 * STATE
+ENDLESS = 1 << 20  # puts, which nobody comes to make
+LAST = 1 << 40  # of no writer
 
 
-def run_worker(url: str, *, writers: int, puts: int) -> subprocess.CompletedProcess[str]:
+def run_worker(
+    url: str, *, writers: int, puts: int, kills: int = 0
+) -> subprocess.CompletedProcess[str]:
     """Start this module as a process and wait for it."""
+    counts = [str(count) for count in (writers, puts, kills)]
     return subprocess.run(
-        [sys.executable, "-m", "tests.statestore.budget_worker", url, str(writers), str(puts)],
+        [sys.executable, "-m", "tests.statestore.budget_worker", url, *counts],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -53,7 +62,8 @@ def write(url: str, puts: int, ready: int, writer: int) -> None:
     for number in range(puts):
         mine = writer * puts + number
         assert publish(backend, an_entry(mine, blob_bytes=STATE, created_at=CREATED_AT + number))
-        seen = backend.longest([a_key(dice.randrange(8 * puts)) for _ in range(8)], CREATED_AT)
+        recent = [max(number - dice.randrange(60), 0) for _ in range(8)]
+        seen = backend.longest([a_key(dice.randrange(8) * puts + n) for n in recent], CREATED_AT)
         if seen is not None:
             blob = backend.read(seen)
             assert blob is None or blob == a_blob(seen.key, STATE)
@@ -81,34 +91,72 @@ def stopped(pipe: int) -> bool:
         return False
 
 
-def main(url: str, writers: int, puts: int) -> bool:
+def lose(crew: list[int], kills: int, start: Callable[[int], int]) -> bool:
+    """Kill one of the crew at a time, and in the end all; ``False`` where one ended by itself."""
+    dice = random.Random(kills)
+    well = True
+    for number in range(kills):
+        time.sleep(dice.uniform(0.02, 0.1))
+        well &= killed(crew.pop(dice.randrange(len(crew))))
+        crew.append(start(len(crew) + 1 + number))
+    ends = [killed(child) for child in crew]  # of every one
+    return well and all(ends)
+
+
+def settle(url: str) -> str:
+    """One put more, and a sweep; what is wrong with what is there then."""
+    backend = Budgeted(open_place(url), Budget(BUDGET), make_policy())
+    publish(backend, an_entry(LAST, blob_bytes=STATE, created_at=CREATED_AT))
+    backend.sweep(time.time() + 1, grace_s=0)
+    listed = list(backend.entries(EntryFilter()))
+    torn = [entry for entry in listed if backend.read(entry) != a_blob(entry.key, STATE)]
+    left = backend.usage().blob_bytes
+    backend.close()
+    if torn or left != STATE * len(listed):
+        return f"{torn} are torn; {left} bytes in {len(listed)} states"
+    if not 0.9 * BUDGET <= left <= BUDGET:
+        return f"{left} bytes are left in a budget of {BUDGET}"
+    return ""
+
+
+def fill(url: str) -> None:
+    """The store is full when the writers come."""
+    backend = open_place(url)
+    for number in range(LAST - BUDGET // STATE, LAST):
+        publish(backend, an_entry(number, blob_bytes=STATE, score=CREATED_AT))
+    backend.close()
+
+
+def main(url: str, writers: int, puts: int, kills: int) -> bool:
     open_place(url).close()
+    if kills and not succeeded([fork(partial(fill, url))]):
+        return False
     ready, go = os.pipe()
     stop, end = os.pipe()
+    held = [go, end]  # that nobody else may hold open
 
     def child(work: partial[None]) -> int:
         def run() -> None:
-            os.close(go)
-            os.close(end)
+            for pipe in held:
+                os.close(pipe)
             work()
 
         return fork(run)
 
+    def start(writer: int) -> int:
+        return child(partial(write, url, ENDLESS if kills else puts, ready, writer))
+
     onlooker = child(partial(watch, url, stop))
-    crew = [child(partial(write, url, puts, ready, writer)) for writer in range(writers)]
-    os.close(go)
-    written = succeeded(crew)
-    os.close(end)
+    crew = [start(writer) for writer in range(writers)]
+    os.close(held.pop(0))
+    written = lose(crew, kills, start) if kills else succeeded(crew)
+    os.close(held.pop())
     kept = succeeded([onlooker])
-    backend = open_place(url)
-    left = backend.usage().blob_bytes
-    backend.close()
-    if not 0.9 * BUDGET <= left <= BUDGET:
-        sys.stderr.write(f"{left} bytes are left in a budget of {BUDGET}\n")
-        return False
-    return written and kept
+    problem = settle(url)
+    sys.stderr.write(problem)
+    return written and kept and not problem
 
 
 if __name__ == "__main__":
-    _, where, writer_count, put_count = sys.argv
-    sys.exit(0 if main(where, int(writer_count), int(put_count)) else 1)
+    _, where, *counts = sys.argv
+    sys.exit(0 if main(where, *map(int, counts)) else 1)

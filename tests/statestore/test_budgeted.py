@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ from tests.statestore.redis_servers import RedisServer, running
 from tests.statestore.test_cli import IDENTITY, make_state
 
 KB = 1000
+CHURN = int(os.environ.get("RWKV_STATESTORE_CHURN", "12"))  # processes killed
 
 
 class Counted(Wrapper):
@@ -134,7 +136,8 @@ class BudgetContract(PlaceContract):
         assert put(budgeted, 0)
         assert not put(budgeted, 0)
         assert put(budgeted, 1)
-        assert stored(backend) == {0, 1}
+        assert not put(budgeted, 1)
+        assert stored(backend) == {0, 1}  # and nothing went for it
 
     def test_a_state_larger_than_the_budget(self, backend: Backend) -> None:
         budgeted = within(backend, 2 * KB)
@@ -300,14 +303,29 @@ class TestPostgresBudget(BudgetContract):
         place.drop()
 
 
-def test_processes_keep_within_a_budget_of_files(tmp_path: Path) -> None:
+@pytest.fixture(params=["file", "redis", "postgresql"])
+def crew_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A new store that waits for as long as a loaded machine takes."""
+    if request.param == "file":
+        yield (tmp_path / "store").as_uri()
+    elif request.param == "redis":
+        server = request.getfixturevalue("redis")
+        yield f"{server.url}?prefix={tmp_path.name.strip('0123456789')}&timeout_s=30&find_ms=0"
+    else:
+        place = PostgresPlace(tmp_path / "store", timeout_s="30")
+        yield f"{place.url}&find_ms=0"
+        place.drop()
+
+
+def test_processes_keep_within_a_budget(crew_url: str) -> None:
     """Eight write for all they are worth while a ninth looks on."""
-    done = run_worker(f"file://{tmp_path / 'store'}", writers=8, puts=40)
+    done = run_worker(crew_url, writers=8, puts=40)
     assert done.returncode == 0, done.stderr
 
 
-def test_processes_keep_within_a_budget_in_redis(redis: RedisServer) -> None:
-    done = run_worker(f"{redis.url}?prefix=crew&timeout_s=30", writers=8, puts=40)
+def test_processes_that_are_killed_keep_within_a_budget(crew_url: str) -> None:
+    """At random moments; what they leave is sound, and within the budget."""
+    done = run_worker(crew_url, writers=6, puts=0, kills=CHURN)
     assert done.returncode == 0, done.stderr
 
 
@@ -358,6 +376,8 @@ def test_without_options_nothing_is_around_a_store(tmp_path: Path) -> None:
         ("budget.a=1kg", "budget.a: '1kg' is not a size"),
         ("policy=fifo", "eviction policy 'fifo' is not known; one of learned"),
         ("ttl=soon", "ttl: 'soon' is not a time such as 7d"),
+        ("ttl=0s", "ttl: 0 would keep nothing"),
+        ("budget=1GB&ttl=7d&budget=2GB", "budget is given twice"),
     ],
 )
 def test_options_that_mean_nothing(tmp_path: Path, options: str, message: str) -> None:
