@@ -8,8 +8,6 @@ gone. What is kept idle is bounded by `KEPT_BYTES`.
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from typing import Any, TypeAlias
 
@@ -24,19 +22,22 @@ _Block: TypeAlias = NDArray[np.uint8]
 
 
 class Pool:
-    """Blocks in use, by the object that was handed out, and idle ones. Safe for threads."""
+    """Blocks in use, by the object that was handed out, and idle ones.
+
+    Threads, signal handlers and the collector's finalisers may come in the midst of any call, and a
+    fork too. There is no lock that they could find held: a block changes hands by one step of a
+    dict, which gives it to one taker alone.
+    """
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self._kept_bytes = kept_bytes
-        self._idle: list[_Block] = []
+        self._idle: dict[int, _Block] = {}  # by id, what came back last at the end
         self._lent: dict[int, tuple[weakref.ref[Any], _Block]] = {}
-        self._reset_lock()
-        os.register_at_fork(after_in_child=self._reset_lock)
 
     @property
     def idle_bytes(self) -> int:
         """What is kept for the next ones."""
-        return sum(block.nbytes for block in tuple(self._idle))
+        return sum(block.nbytes for block in list(self._idle.values()))
 
     def take(self, size: int) -> memoryview:
         """`size` writable bytes of undefined content, which begin at a multiple of `ALIGNMENT`.
@@ -45,34 +46,35 @@ class Pool:
         """
         if size < LEAST_BYTES:
             return _aligned(np.empty(size + ALIGNMENT, np.uint8), size).data
-        with self._lock:
-            fitting = [block for block in self._idle if size <= _room(block) <= 2 * size]
-            block = min(fitting, key=_room, default=None)
-            if block is not None:
-                self._idle = [other for other in self._idle if other is not block]
+        block = self._idle_block(size)
         if block is None:
             block = np.empty(size + ALIGNMENT, np.uint8)
         lent = _aligned(block, size)
         name = id(lent)
         gone = weakref.ref(lent, lambda _: self._back(name))
-        with self._lock:
-            self._lent[name] = gone, block
+        self._lent[name] = gone, block
         return lent.data
+
+    def _idle_block(self, size: int) -> _Block | None:
+        """The smallest that fits, and it is nobody else's any more."""
+        fitting = [b for b in list(self._idle.values()) if size <= _room(b) <= 2 * size]
+        for block in sorted(fitting, key=_room):
+            if self._idle.pop(id(block), None) is not None:  # else another has just taken it
+                return block
+        return None
 
     def _back(self, name: int) -> None:
         """The last view has gone, in whichever thread that was."""
-        with self._lock:
-            _, block = self._lent.pop(name)
-            kept, total = [block], block.nbytes
-            for other in self._idle:  # newest first: sizes of the past go
-                total += other.nbytes
-                if total <= self._kept_bytes:
-                    kept.append(other)
-            self._idle = kept if block.nbytes <= self._kept_bytes else self._idle
-
-    def _reset_lock(self) -> None:
-        # Reentrant: a collection of garbage may give a block back in the midst of `take`.
-        self._lock = threading.RLock()
+        _, block = self._lent.pop(name)
+        if block.nbytes > self._kept_bytes:
+            return
+        self._idle[id(block)] = block
+        excess = self.idle_bytes - self._kept_bytes
+        for oldest in list(self._idle.values()):  # sizes of the past go
+            if excess <= 0:
+                break
+            if self._idle.pop(id(oldest), None) is not None:
+                excess -= oldest.nbytes
 
 
 def _room(block: _Block) -> int:
@@ -80,8 +82,8 @@ def _room(block: _Block) -> int:
 
 
 def _aligned(block: _Block, size: int) -> _Block:
-    skip = -block.ctypes.data % ALIGNMENT
-    return block[skip : skip + size]
+    # Not a slice: NumPy gives slices of a slice the block itself as their base, past this object.
+    return np.frombuffer(block.data, np.uint8, size, -block.ctypes.data % ALIGNMENT)
 
 
 _POOL = Pool()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import sys
 import threading
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,6 +17,9 @@ from hypothesis import strategies as st
 
 from statestore import buffers
 from statestore.buffers import ALIGNMENT, LEAST_BYTES, Pool
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 
 def address(view: memoryview) -> int:
@@ -45,8 +51,9 @@ def test_what_nobody_looks_at_is_used_again() -> None:
         lambda view: view.toreadonly()[-1:],
         lambda view: np.frombuffer(view, np.uint8)[7:9],
         lambda view: np.frombuffer(view, "<u4").reshape(2, -1)[1:].data,
+        lambda view: view.obj[1:][2:].view("<u1"),
     ],
-    ids=["slice", "readonly", "array", "array's view"],
+    ids=["slice", "readonly", "array", "array's view", "its owner's view"],
 )
 def test_a_view_of_any_kind_keeps_a_buffer(look: object) -> None:
     pool = Pool()
@@ -108,13 +115,63 @@ def test_threads_never_get_each_others_buffers() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("idle", [1, 3])
+def test_who_comes_in_the_midst_of_a_take_gets_another_buffer(idle: int) -> None:
+    """A signal handler or a finaliser runs between any two lines of the thread that it meets."""
+    held: list[memoryview] = []
+    meetings = 0
+
+    def meet(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        nonlocal meetings
+        if frame.f_code.co_filename != buffers.__file__:
+            return None
+        if event == "line":
+            sys.settrace(None)
+            held.append(pool.take(LEAST_BYTES))
+            meetings += 1
+            if meetings % 2:  # one that goes again at once, into what is being gone through
+                held.pop()
+            sys.settrace(meet)
+        return meet
+
+    before = sys.gettrace()
+    for skip in range(12):
+        pool = Pool()
+        views = [pool.take(LEAST_BYTES) for _ in range(idle)]
+        views.clear()
+        meetings = skip
+        sys.settrace(meet)
+        try:
+            mine = pool.take(LEAST_BYTES)
+        finally:
+            sys.settrace(before)
+        assert meetings > skip
+        places = [address(view) for view in [mine, *held]]
+        assert len(set(places)) == len(places)
+        held.clear()
+
+
 def test_a_forked_child_takes_and_gives_back() -> None:
-    """Also where another thread of the parent was in the midst of it."""
+    """Also while other threads of the parent are in the midst of it."""
     pool = Pool()
     view = pool.take(LEAST_BYTES)
-    with pool._lock:
-        child = os.fork()
-        if child == 0:
-            del view
-            os._exit(0 if len(pool.take(LEAST_BYTES)) == LEAST_BYTES else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            pool.take(LEAST_BYTES)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                del view
+                os._exit(0 if len(pool.take(LEAST_BYTES)) == LEAST_BYTES else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
