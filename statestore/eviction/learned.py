@@ -15,7 +15,8 @@ early is noticed. Lookups tell of uses: see `Learned.seen`. Nothing is kept acro
 learnt within some hundred requests.
 
 Where entries leave sooner than they are used again, age says little and worth decides: the hold
-grows with the square of the worth, up to the longest gap that is common (`Gaps`).
+grows with the worth where the store is roomy, with its square where it is tight, up to the longest
+gap that is common (`Gaps`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ PROMPT_S: Final = 30.0
 #: A trial is given up after so many common holds.
 _HOLDS: Final = 4.0
 _SHORTEST_TRIAL_S: Final = 60.0
-_SHARPNESS: Final = 2.0
 _WORTH_LIMIT: Final = 1e6
 #: An end that was used more often is no turn of a conversation, but what many begin with.
 _SHARED: Final = 2
@@ -244,7 +244,8 @@ class Learned:
             return score(relative, age, now)
         hold_s = HOLD_S if age <= 0.0 else max(now - age, 1.0)
         longest_s = max(self._gaps.longest_s, 2.0 * hold_s)
-        return now - hold_s + min(hold_s * math.pow(relative, _SHARPNESS), longest_s)
+        tight = min(max(math.log2(self._gaps.longest_s / hold_s), 0.0), 1.0)
+        return now - hold_s + min(hold_s * math.pow(relative, 1.0 + tight), longest_s)
 
 
 def _kind(trial: _Trial) -> Kind:

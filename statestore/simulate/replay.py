@@ -174,7 +174,8 @@ def _serve(request: Request, now: float, shelf: Shelf, admission: Admission) -> 
     for place, role in wanted:
         key = request.keys[place]
         shelf.put(an_entry(key, role, ancestor, now), now)
-        ancestor = key.n_tokens
+        if role is not Role.SPARSE:  # such a one goes first and spares nobody its gain
+            ancestor = key.n_tokens
     return tokens, len(wanted)
 
 
