@@ -2,8 +2,8 @@
 
     scheme://[user:secret@]host/path?option=value     one place
     ./states?codec=raw                                a bare directory means file://
-    memory:?budget=1GiB file:///var/lib/states        several: white space ahead of a scheme parts
-                                                      them, nearest first
+    memory:?budget=1GiB file:///var/lib/states        several: white space ahead of a scheme, or of
+                                                      / ./ ../ ~/, parts them, nearest first
 
 A secret in a URL is never shown: what is printed of one is `redacted`.
 """
@@ -27,7 +27,7 @@ _PASSWORD: Final = re.compile(
 )
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _BARE_OPTIONS: Final = re.compile(r"\?(?=[a-z_]+(?:\.[^=]*)?=)")
-_NEXT_PLACE: Final = re.compile(r"\s+(?=memory:|[a-z][a-z0-9+]*://)")
+_NEXT_PLACE: Final = re.compile(r"\s+(?=memory:|[a-z][a-z0-9+]*://|(?:\.{0,2}|~[^/\s]*)/)")
 
 _BYTES: Final = {
     "": 1,

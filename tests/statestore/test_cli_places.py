@@ -135,6 +135,15 @@ def test_a_directory_takes_options_and_shows_its_budget(tmp_path: Path) -> None:
     assert all(option in known for option in ("budget", "policy", "ttl", "keys", "codec"))
 
 
+def test_directories_are_tiers_too(tmp_path: Path) -> None:
+    near, home = tmp_path / "near by", tmp_path / "at home"
+    place = f"{near}?budget=1MiB {home}"
+    with open_store(place) as store:
+        fill(store, 1)
+    assert [run_json("--store", str(path), "stats")["entries"] for path in (near, home)] == [1, 1]
+    assert run_json("--store", place, "ls")[0]["tier"] == "file2"
+
+
 def test_keygen_makes_and_rotates_and_shows_no_key(tmp_path: Path) -> None:
     file = tmp_path / "states.keys"
     place = f"{tmp_path / 's'}?keys={file}"

@@ -18,7 +18,9 @@ from statestore.url import StoreURL, duration_s, places, redacted, size_bytes
             ["memory:?budget=1GiB", "file:///a", "redis+cluster://h/0"],
         ),
         ("./my states", ["./my states"]),
-        ("memory: ./my states", ["memory: ./my states"]),
+        ("memory: ./my states", ["memory:", "./my states"]),
+        ("/a/b c?codec=raw ~/d ../e", ["/a/b c?codec=raw", "~/d", "../e"]),
+        ("file:///a and /or", ["file:///a and", "/or"]),
         ("./my states redis://h", ["./my states", "redis://h"]),
     ],
 )
