@@ -210,6 +210,42 @@ def test_a_key_that_is_not_here_is_a_miss_that_bars_nothing(tmp_path: Path) -> N
         assert store.get(IDENTITY, KEY) is not None
 
 
+def test_what_was_computed_for_a_locked_state_takes_its_place(tmp_path: Path) -> None:
+    """A key that is lost must not bar its states for ever; whoever has no keys takes nothing's."""
+    write_key_file(tmp_path / "one")
+    write_key_file(tmp_path / "two")
+    place = (tmp_path / "store").as_uri()
+    with open_store(f"{place}?keys={tmp_path / 'one'}") as store:
+        put(store)
+        store.update(KEY, pinned=True)
+    with open_store(place) as store:
+        assert store.get(IDENTITY, KEY) is None
+        assert put(store) is PutOutcome.PRESENT
+    with open_store(f"{place}?keys={tmp_path / 'two'}") as store:
+        assert put(store) is PutOutcome.PRESENT  # nobody has missed it here
+        assert store.get(IDENTITY, KEY) is None
+        assert put(store) is PutOutcome.PUBLISHED
+        found = store.get(IDENTITY, KEY)
+        assert found is not None
+        assert found.entry.pinned
+        assert put(store) is PutOutcome.PRESENT
+        assert store.usage().entries == 1
+
+
+def test_a_locked_state_that_was_replaced_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    write_key_file(tmp_path / "one")
+    write_key_file(tmp_path / "two")
+    place = (tmp_path / "store").as_uri()
+    mine = open_store(f"{place}?keys={tmp_path / 'two'}")
+    with mine, open_store(f"{place}?keys={tmp_path / 'one'}") as other:
+        put(other)
+        assert mine.get(IDENTITY, KEY) is None
+        other.delete(KEY)
+        put(other)
+        assert put(mine) is PutOutcome.PRESENT
+        assert other.get(IDENTITY, KEY) is not None
+
+
 def test_verify_leaves_what_it_cannot_open(tmp_path: Path) -> None:
     write_key_file(tmp_path / "keys")
     place = (tmp_path / "store").as_uri()
