@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-import numpy as np
-
+from statestore import buffers
 from statestore.backends.base import Blob
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command
@@ -49,7 +48,7 @@ def read(server: Server, names: Names, size: int) -> memoryview | None:
 
     Where a part has another length than it should, so has the result.
     """
-    buffer = np.empty(size + 1, np.uint8).data
+    buffer = buffers.take(size + 1)
     count, at = count_parts(size), 0
     for first in range(0, count, _IN_FLIGHT):
         indexes = range(first, min(first + _IN_FLIGHT, count))
