@@ -240,7 +240,7 @@ def test_a_cluster_that_moves_its_slots_and_then_loses_a_node() -> None:
 
         reader = threading.Thread(target=read_on)
         reader.start()
-        move_slots(nodes, 3000)
+        move_slots(nodes, 1500)
         done.set()
         reader.join()
         assert failures == []

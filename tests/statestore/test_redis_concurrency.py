@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -18,6 +19,9 @@ from tests.statestore.backend_worker import step
 from tests.statestore.redis_places import RedisPlace
 from tests.statestore.redis_servers import running, running_cluster, wait_until
 from tests.statestore.redis_worker import BUDGET, run_worker
+
+#: Processes killed, instead of a few: 1000 take some minutes.
+KILLS = int(os.environ.get("RWKV_STATESTORE_KILLS", "0"))
 
 
 @pytest.fixture(scope="module", params=["one server", "cluster"])
@@ -78,8 +82,8 @@ def test_sixteen_threads_over_one_backend(place: RedisPlace) -> None:
 
 def test_sigkill_at_any_moment_leaves_only_keys_that_expire(place: RedisPlace) -> None:
     left = 0
-    for seed in range(2):
-        done = run_worker("kill", place.url, seed, 12)
+    for seed in range(1 + KILLS // 12):
+        done = run_worker("kill", place.url, seed, 8)
         assert done.returncode == 0, done.stderr
         check_store(place)
         left += len(place.parts()) - len(place.rows())
@@ -92,7 +96,7 @@ def test_sigkill_at_any_moment_leaves_only_keys_that_expire(place: RedisPlace) -
 
 
 def test_writers_readers_and_evictors_killed_at_random(place: RedisPlace) -> None:
-    done = run_worker("riot", place.url, 7, 50 if place.shards == 1 else 10)
+    done = run_worker("riot", place.url, 7, KILLS or (25 if place.shards == 1 else 8))
     assert done.returncode == 0, done.stderr
     check_store(place)
     backend = place.open()
