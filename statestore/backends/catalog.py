@@ -8,13 +8,13 @@ departed, totals. Blobs are known here by name only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    RowMapping,
     ScalarSelect,
     Select,
     bindparam,
@@ -29,12 +29,26 @@ from sqlalchemy import (
 
 from statestore.backends import totals
 from statestore.backends.departures import forget, remember
-from statestore.backends.rows import WANTED, conditions, digest_at, packed, to_entry, to_row
+from statestore.backends.rows import (
+    HOLDING,
+    WANTED,
+    Holding,
+    conditions,
+    digest_at,
+    packed,
+    to_entries,
+    to_entry,
+    to_holding,
+    to_row,
+)
 from statestore.entry import Departed, Entry, EntryFilter, Status
-from statestore.errors import UnavailableError
 from statestore.keys import StateKey
 from statestore.tables import entries
 
+#: A place in the order of use: moment and digest.
+Place: TypeAlias = tuple[float, bytes]
+
+_COUNTED: Final = frozenset({"status", "pinned"})  # of what `change` may set, in the totals
 _NEAR: Final = 64  # keys of a prompt that grew by as many chunks
 
 
@@ -68,7 +82,7 @@ class Admitted:
     """What became of an entry that wanted in."""
 
     won: bool
-    replaced: Entry | None = None  # its blob is no longer named
+    replaced: Holding | None = None  # its blob is no longer named
 
 
 def longest(connection: Connection, keys: Sequence[StateKey], now: float) -> Entry | None:
@@ -79,38 +93,31 @@ def longest(connection: Connection, keys: Sequence[StateKey], now: float) -> Ent
         if row is None:
             return None
         start += row["position"]
-        with suppress(UnavailableError):  # a damaged row is named to whoever lists or replaces it
-            entry = to_entry(row)
-            if entry.key == keys[start]:
-                return entry
+        entry = to_entry(row)
+        if entry is not None and entry.key == keys[start]:
+            return entry
         start += 1  # damaged, or the same digest after another number of tokens
     return None
 
 
-def get(connection: Connection, digest: bytes) -> Entry | None:
-    """The entry of `digest`."""
-    row = connection.execute(_of(digest)).mappings().first()
-    return None if row is None else to_entry(row)
-
-
-def usable(entry: Entry | None, now: float) -> bool:
-    """Whether `entry` is there, ready and not expired at `now`."""
-    if entry is None or entry.status is not Status.READY:
-        return False
-    return entry.expires_at is None or entry.expires_at > now
+def usable(connection: Connection, digest: bytes, now: float) -> bool:
+    """Whether the entry of `digest` is there, sound, ready and not expired at `now`."""
+    return _is_usable(connection.execute(_of(digest)).mappings().first(), now)
 
 
 def admit(connection: Connection, entry: Entry) -> Admitted:
     """Insert `entry`, unless a usable one of its digest is there; another one is replaced."""
-    before = _locked(connection, entry.key.digest)
-    if usable(before, entry.created_at):
+    locked = _of(entry.key.digest).with_for_update()
+    row = connection.execute(locked).mappings().first()
+    if _is_usable(row, entry.created_at):
         return Admitted(won=False)
+    before = None if row is None else to_holding(row)
     if before is None:
         connection.execute(insert(entries), to_row(entry))
     else:
         _set(connection, entry.key.digest, to_row(entry))
     forget(connection, [entry.key.digest])
-    totals.account(connection, _some(before), [entry])
+    totals.account(connection, [] if before is None else [before], [entry])
     return Admitted(won=True, replaced=before)
 
 
@@ -132,13 +139,14 @@ def change(
         return False
     if columns:
         _set(connection, key.digest, columns)
-        totals.account(connection, [before], _some(get(connection, key.digest)))
+        after = replace(before, **{name: columns[name] for name in columns.keys() & _COUNTED})
+        totals.account(connection, [before], [after])
     return True
 
 
 def remove(
     connection: Connection, key: StateKey, reason: str, now: float, blob: str | None
-) -> Entry | None:
+) -> Holding | None:
     """Delete the entry, if it is there and (with `blob`) names that blob. The removed one."""
     before = _named(connection, key, blob)
     if before is not None:
@@ -146,7 +154,7 @@ def remove(
     return before
 
 
-def remove_expired(connection: Connection, entry: Entry, now: float) -> bool:
+def remove_expired(connection: Connection, entry: Holding, now: float) -> bool:
     """Delete `entry`, unless it was replaced or given more time since it was listed."""
     before = _named(connection, entry.key, entry.blob)
     if before is None or before.expires_at is None or before.expires_at > now:
@@ -156,23 +164,25 @@ def remove_expired(connection: Connection, entry: Entry, now: float) -> bool:
 
 
 def page(
-    connection: Connection, where: EntryFilter, after: Entry | None, limit: int
-) -> list[Entry]:
-    """Up to `limit` entries, newest use first, that follow `after`; labels are not looked at."""
-    place = tuple_(entries.c.used_at, entries.c.digest)
+    connection: Connection, where: EntryFilter, after: Place | None, limit: int
+) -> tuple[list[Entry], Place | None]:
+    """The next entries after a place in the order of use, newest first, out of `limit` rows; and
+    where to go on, ``None`` at the end. Labels are not looked at.
+    """
     statement = select(entries).where(*conditions(where))
     if after is not None:
-        statement = statement.where(place < tuple_(after.used_at, after.key.digest))
+        statement = statement.where(tuple_(entries.c.used_at, entries.c.digest) < tuple_(*after))
     order = (entries.c.used_at.desc(), entries.c.digest.desc())
-    rows = connection.execute(statement.order_by(*order).limit(limit)).mappings()
-    return [to_entry(row) for row in rows]
+    rows = connection.execute(statement.order_by(*order).limit(limit)).mappings().all()
+    last = (rows[-1]["used_at"], rows[-1]["digest"]) if len(rows) == limit else None
+    return to_entries(rows), last
 
 
-def expired(connection: Connection, now: float, limit: int) -> list[Entry]:
+def expired(connection: Connection, now: float, limit: int) -> list[Holding]:
     """Up to `limit` entries that have expired, the longest expired first."""
-    statement = select(entries).where(entries.c.expires_at <= now)
+    statement = select(*HOLDING).where(entries.c.expires_at <= now)
     rows = connection.execute(statement.order_by(entries.c.expires_at).limit(limit)).mappings()
-    return [to_entry(row) for row in rows]
+    return [to_holding(row) for row in rows]
 
 
 def named(connection: Connection, blobs: Sequence[str]) -> set[str]:
@@ -184,20 +194,26 @@ def _of(digest: bytes) -> Select[Any]:
     return select(entries).where(entries.c.digest == digest)
 
 
-def _locked(connection: Connection, digest: bytes) -> Entry | None:
-    """As `get`; nobody else changes the entry until the transaction ends."""
-    row = connection.execute(_of(digest).with_for_update()).mappings().first()
-    return None if row is None else to_entry(row)
+def _is_usable(row: RowMapping | None, now: float) -> bool:
+    entry = None if row is None else to_entry(row)
+    if entry is None or entry.status is not Status.READY:
+        return False
+    return entry.expires_at is None or entry.expires_at > now
 
 
-def _named(connection: Connection, key: StateKey, blob: str | None) -> Entry | None:
-    entry = _locked(connection, key.digest)
+def _named(connection: Connection, key: StateKey, blob: str | None) -> Holding | None:
+    """The entry, if it is there and (with `blob`) names that blob; nobody else changes it until
+    the transaction ends.
+    """
+    statement = select(*HOLDING).where(entries.c.digest == key.digest).with_for_update()
+    row = connection.execute(statement).mappings().first()
+    entry = None if row is None else to_holding(row)
     if entry is None or entry.key != key or (blob is not None and entry.blob != blob):
         return None
     return entry
 
 
-def _remove(connection: Connection, entry: Entry, reason: str, now: float) -> None:
+def _remove(connection: Connection, entry: Holding, reason: str, now: float) -> None:
     connection.execute(delete(entries).where(entries.c.digest == entry.key.digest))
     remember(connection, [Departed(entry.key, reason, now)])
     totals.account(connection, [entry], [])
@@ -205,7 +221,3 @@ def _remove(connection: Connection, entry: Entry, reason: str, now: float) -> No
 
 def _set(connection: Connection, digest: bytes, columns: Mapping[str, Any]) -> None:
     connection.execute(update(entries).where(entries.c.digest == digest).values(**columns))
-
-
-def _some(entry: Entry | None) -> list[Entry]:
-    return [] if entry is None else [entry]

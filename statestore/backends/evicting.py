@@ -12,52 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, Select, delete, false, select, update
 
 from statestore.backends import totals
 from statestore.backends.departures import remember
+from statestore.backends.rows import HOLDING, Holding, to_holding
 from statestore.entry import Departed, Status
-from statestore.keys import StateKey
 from statestore.tables import ageing, entries
 
 _PAGE: Final = 256  # rows of one statement
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """What is read of an entry that goes: a row that is damaged elsewhere goes like any other."""
-
-    key: StateKey
-    namespace: str
-    blob: str
-    blob_bytes: int
-    state_bytes: int
-    status: str
-    score: float
-    pinned: bool = False
-
-
-_COLUMNS: Final = [
-    entries.c[name]
-    for name in (
-        "digest",
-        "n_tokens",
-        "namespace",
-        "blob",
-        "blob_bytes",
-        "state_bytes",
-        "status",
-        "score",
-    )
-]
-
-
 def evict(
     connection: Connection, to_bytes: int, now: float, namespace: str | None, limit: int
-) -> list[Victim]:
+) -> list[Holding]:
     """Remove unpinned entries (of `namespace`), the quarantined ones first, then by score.
 
     Ends when the blobs of what is left come to at most `to_bytes`, or `limit` are gone. What was
@@ -65,7 +35,7 @@ def evict(
     """
     connection.execute(select(ageing.c.age).with_for_update())
     held = totals.usage(connection, namespace)
-    gone: list[Victim] = []
+    gone: list[Holding] = []
     excess = held.blob_bytes - to_bytes
     mean_bytes = max(1.0, held.blob_bytes / max(1, held.entries))
     while excess > 0 and len(gone) < limit:
@@ -83,22 +53,19 @@ def evict(
 
 def order(namespace: str | None, count: int) -> Select[Any]:
     """The `count` entries to go next."""
-    statement = select(*_COLUMNS).where(entries.c.pinned == false())
+    statement = select(*HOLDING).where(entries.c.pinned == false())
     if namespace is not None:
         statement = statement.where(entries.c.namespace == namespace)
     assert Status.QUARANTINED.value < Status.READY.value  # the index sorts them so
     return statement.order_by(entries.c.status, entries.c.score).limit(count)
 
 
-def _lowest(connection: Connection, namespace: str | None, count: int) -> list[Victim]:
+def _lowest(connection: Connection, namespace: str | None, count: int) -> list[Holding]:
     statement = order(namespace, count).with_for_update(skip_locked=True)
-    return [
-        Victim(StateKey(bytes(digest), n_tokens), *rest)
-        for digest, n_tokens, *rest in connection.execute(statement)
-    ]
+    return [to_holding(row) for row in connection.execute(statement).mappings()]
 
 
-def _until(excess: int, page: Sequence[Victim]) -> Iterator[Victim]:
+def _until(excess: int, page: Sequence[Holding]) -> Iterator[Holding]:
     """Entries of `page` while there are too many bytes."""
     for entry in page:
         if excess <= 0:
@@ -107,13 +74,13 @@ def _until(excess: int, page: Sequence[Victim]) -> Iterator[Victim]:
         excess -= entry.blob_bytes
 
 
-def _remove(connection: Connection, going: Sequence[Victim], now: float) -> None:
+def _remove(connection: Connection, going: Sequence[Holding], now: float) -> None:
     digests = [entry.key.digest for entry in going]
     connection.execute(delete(entries).where(entries.c.digest.in_(digests)))
     remember(connection, [Departed(entry.key, "evicted", now) for entry in going])
 
 
-def _age(connection: Connection, gone: Sequence[Victim]) -> None:
+def _age(connection: Connection, gone: Sequence[Holding]) -> None:
     """What was quarantined says nothing of what the others are worth."""
     scores = [entry.score for entry in gone if entry.status == Status.READY.value]
     if scores:

@@ -1,21 +1,61 @@
-"""Between entries and rows of the catalog's tables. Pure."""
+"""Between entries and rows of the catalog's tables."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import CTE, ColumnElement, LargeBinary, RowMapping, bindparam, func, literal, select
 
 from statestore.blobs.base import NAME
 from statestore.entry import Departed, Entry, EntryFilter, Role, Status
-from statestore.errors import InputError, UnavailableError
+from statestore.errors import InputError
 from statestore.keys import StateKey
+from statestore.keys.state_key import TOKENS_LIMIT
 from statestore.tables import entries
 
+log = logging.getLogger(__name__)
+
 DIGEST_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What is read of an entry that changes or goes: a row that is damaged elsewhere is no less
+    in the way, and goes like any other.
+    """
+
+    key: StateKey
+    namespace: str
+    blob: str
+    blob_bytes: int
+    state_bytes: int
+    status: str
+    score: float
+    pinned: bool
+    expires_at: float | None
+
+
+#: The columns of a `Holding`.
+HOLDING: Final = [
+    entries.c[name]
+    for name in (
+        "digest",
+        "n_tokens",
+        "namespace",
+        "blob",
+        "blob_bytes",
+        "state_bytes",
+        "status",
+        "score",
+        "pinned",
+        "expires_at",
+    )
+]
 
 # The rows 0, 1, ... up to the number of digests that `packed` gave.
 _numbers: Final = select(literal(0).label("position")).cte("wanted", recursive=True)
@@ -64,15 +104,40 @@ def to_row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def to_entry(row: RowMapping) -> Entry:
-    """The entry of a row. Raises `UnavailableError` where none can have written such a row."""
+def to_entry(row: RowMapping) -> Entry | None:
+    """The entry of a row; ``None``, and a warning, where none can have written such a row."""
     try:
         return _entry(row)
     except (TypeError, ValueError) as error:
         where = bytes(row["digest"]).hex()
-        raise UnavailableError(
-            f"the catalog's row of digest {where} is damaged, delete it: {error}"
-        ) from error
+        log.warning("the catalog's row of digest %s is damaged, and passed over: %s", where, error)
+        return None
+
+
+def to_entries(rows: Sequence[RowMapping]) -> list[Entry]:
+    """The entries of those `rows` that are sound."""
+    found = (to_entry(row) for row in rows)
+    return [entry for entry in found if entry is not None]
+
+
+def to_holding(row: RowMapping) -> Holding:
+    """What a row takes up. SQLite keeps any value in any column: what is no number counts as 0."""
+    expires_at = row["expires_at"]
+    return Holding(
+        key=StateKey(bytes(row["digest"]), _whole(row["n_tokens"])),
+        namespace=row["namespace"],
+        blob=row["blob"],
+        blob_bytes=_whole(row["blob_bytes"]),
+        state_bytes=_whole(row["state_bytes"]),
+        status=row["status"],
+        score=row["score"] if isinstance(row["score"], float) else 0.0,
+        pinned=row["pinned"],
+        expires_at=expires_at if isinstance(expires_at, float) else None,
+    )
+
+
+def _whole(value: object) -> int:
+    return value if type(value) is int and 0 <= value < TOKENS_LIMIT else 0
 
 
 def _entry(row: RowMapping) -> Entry:

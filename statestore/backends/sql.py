@@ -20,7 +20,7 @@ from statestore.backends.base import Blob, Swept
 from statestore.backends.database import Database
 from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
-from statestore.backends.rows import expiry, has_labels, labels_text, text
+from statestore.backends.rows import Holding, expiry, has_labels, labels_text, text
 from statestore.backends.sql_leases import SqlLeases
 from statestore.blobs.base import BlobInfo, BlobStore, RemovesMany
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
@@ -150,13 +150,12 @@ class SqlBackend:
 
     def entries(self, where: EntryFilter) -> Iterator[Entry]:
         """Matching entries, newest use first, in pages; one used meanwhile may be missed."""
-        last: Entry | None = None
+        last: catalog.Place | None = None
         while True:
-            found = self._page(where, last)
+            found, last = self._page(where, last)
             yield from (entry for entry in found if has_labels(entry, where))
-            if len(found) < _PAGE:
+            if last is None:
                 return
-            last = found[-1]
 
     def departed(self, keys: Iterable[StateKey]) -> dict[StateKey, Departed]:
         """What is remembered of keys that were removed."""
@@ -196,23 +195,25 @@ class SqlBackend:
         """Release connections; a second call does nothing."""
         self._database.close()
 
-    def _page(self, where: EntryFilter, after: Entry | None) -> list[Entry]:
+    def _page(
+        self, where: EntryFilter, after: catalog.Place | None
+    ) -> tuple[list[Entry], catalog.Place | None]:
         return self._database.read(lambda tx: catalog.page(tx, where, after, _PAGE))
 
     def _stored(self, entry: Entry) -> bool:
         """Whether a usable entry is there already, so that the blob need not be written."""
         return self._database.read(
-            lambda tx: catalog.usable(catalog.get(tx, entry.key.digest), entry.created_at)
+            lambda tx: catalog.usable(tx, entry.key.digest, entry.created_at)
         )
 
-    def _drop_expired(self, now: float) -> list[Entry]:
+    def _drop_expired(self, now: float) -> list[Holding]:
         """Remove expired entries; what was removed. Their blobs are still there."""
-        dropped: list[Entry] = []
+        dropped: list[Holding] = []
         while found := self._database.read(lambda tx: catalog.expired(tx, now, _PAGE)):
             dropped += [entry for entry in found if self._drop(entry, now)]
         return dropped
 
-    def _drop(self, entry: Entry, now: float) -> bool:
+    def _drop(self, entry: Holding, now: float) -> bool:
         return self._database.write(lambda tx: catalog.remove_expired(tx, entry, now))
 
     def _orphans(self, before: float) -> Iterator[BlobInfo]:
@@ -237,7 +238,7 @@ class SqlBackend:
     def _unlink(self, blob: str) -> bool:
         try:
             return self._blobs.delete(blob)
-        except BackendError as error:
+        except (BackendError, InputError) as error:  # the latter: a damaged row names no blob
             log.warning("blob %s is left to a sweep: %s", blob, error)
             return False
 

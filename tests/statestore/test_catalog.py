@@ -131,16 +131,43 @@ def test_eviction_reads_no_more_than_goes(database: Database, backend: SqlBacken
     assert limits == [5]
 
 
-def test_a_damaged_row_is_evicted_like_any_other(
+def damage(database: Database, columns: str) -> None:
+    """The work of a bad disk, or of a hand."""
+    database.write(lambda tx: tx.exec_driver_sql(f"UPDATE entries SET {columns}"))
+
+
+DAMAGE = ("role = 'x', labels = '['", "n_tokens = 'many'", "n_tokens = -1", "blob = '../x'")
+
+
+@pytest.mark.parametrize("columns", DAMAGE)
+@pytest.mark.parametrize(
+    "remove",
+    [
+        lambda it: it.evict(0, CREATED_AT).entries == 1,
+        lambda it: it.sweep(CREATED_AT + 10, 1e12).expired == 1,
+    ],
+)
+def test_a_damaged_row_goes_like_any_other(
+    database: Database, backend: SqlBackend, columns: str, remove: Callable[[SqlBackend], bool]
+) -> None:
+    publish(backend, an_entry(0, expires_at=CREATED_AT + 5, blob_bytes=7))
+    damage(database, columns)
+    assert list(backend.entries(EntryFilter())) == []
+    assert remove(backend)
+    usage = backend.usage()
+    assert (usage.entries, usage.blob_bytes) == (0, 0)
+
+
+def test_a_damaged_row_is_deleted_or_replaced_by_its_key(
     database: Database, backend: SqlBackend, tmp_path: Path
 ) -> None:
-    entry = an_entry(0)
-    publish(backend, entry)
-    database.write(lambda tx: tx.exec_driver_sql("UPDATE entries SET role = 'x', labels = '['"))
-    with pytest.raises(UnavailableError, match="is damaged"):
-        backend.delete(entry.key, "deleted")
-    assert backend.evict(0, CREATED_AT).entries == 1
-    assert list(tmp_path.glob("blobs/*/*")) == []
+    for remove in (lambda it: it.delete(a_key(0), "deleted"), lambda it: publish(it, an_entry(0))):
+        backend.evict(0, CREATED_AT)
+        publish(backend, an_entry(0))
+        damage(database, "role = 'x'")
+        assert remove(backend)
+    assert [entry.key for entry in backend.entries(EntryFilter())] == [a_key(0)]
+    assert backend.usage().entries == len(list(tmp_path.glob("blobs/*/*"))) == 1
 
 
 def test_empty_namespaces_are_forgotten_by_a_sweep(database: Database, backend: SqlBackend) -> None:

@@ -112,8 +112,8 @@ DAMAGED_COLUMNS = {
 
 
 @pytest.mark.parametrize("column", DAMAGED_COLUMNS)
-def test_a_damaged_row_is_stepped_over_and_named(
-    store: StateStore, tmp_path: Path, column: str
+def test_a_damaged_row_is_stepped_over_named_and_replaced(
+    store: StateStore, tmp_path: Path, column: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "catalog.sqlite3")) as catalog:
         where = f"x'{a_key(0).hex}'"
@@ -121,9 +121,11 @@ def test_a_damaged_row_is_stepped_over_and_named(
         catalog.execute(f"UPDATE entries SET {column} = {value} WHERE digest = {where}")
         catalog.commit()
     assert found_by(store) == a_key(1)
-    assert put(store, 0) is PutOutcome.DROPPED
-    with pytest.raises(UnavailableError, match=f"row of digest {a_key(0).hex} is damaged"):
-        list(store.list())
+    assert [entry.key for entry in store.list()] == [a_key(1)]
+    assert f"row of digest {a_key(0).hex} is damaged, and passed over" in caplog.text
+    store.sweep(0.0)
+    assert put(store, 0) is PutOutcome.PUBLISHED
+    assert found_by(store) == a_key(0)
 
 
 def test_a_catalog_of_any_damage_is_a_named_error(tmp_path: Path) -> None:
