@@ -23,7 +23,7 @@ class Budget:
     total_bytes: int | None = None
     namespaces: Mapping[str, int] = field(default_factory=dict)  # bytes, by name
     high: float = 1.0  # of a budget: room is made above it
-    low: float = 0.99  # of a budget: down to it
+    low: float = 0.995  # of a budget: down to it
 
     def __post_init__(self) -> None:
         for name, limit in {"in all": self.total_bytes, **self.namespaces}.items():
