@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from statestore import ChunkRule, Identity, StateStore, open_store, plan
+from statestore.cli import main
 from statestore.schema import State, Tensor, rwkv7
 
 SCHEMA = rwkv7(layers=2, width=64, heads=1, head_size=64)
@@ -183,16 +188,25 @@ def test_a_path_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
     assert path.read_text() == "not a store"
 
 
-@pytest.mark.parametrize("command", ["ls", "show", "stats", "verify", "rm", "gc"])
-def test_every_command_has_help(command: str) -> None:
-    assert "Usage: statestore" in run(command, "--help").stdout
+def commands(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command, those of groups too."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name)
 
 
-@pytest.mark.parametrize("command", ["ls", "show", "stats", "verify", "rm", "gc"])
-def test_every_command_shows_an_example(command: str) -> None:
-    shown = run(command, "--help").stdout
-    assert f"\n    statestore --store ./states {command}" in shown
+@pytest.mark.parametrize("words", list(commands(main)), ids=" ".join)
+def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(main, [*words, "--help"], prog_name="statestore").stdout
+    assert shown.startswith(f"Usage: statestore {' '.join(words)}")
+    assert re.search(rf"\n    statestore (--store \S+ )?{' '.join(words)}", shown), shown
     assert "\\b" not in shown
+
+
+def test_help_is_there_without_a_store() -> None:
+    assert run("ls", "-h").stdout.startswith("Usage: statestore ls")
 
 
 def test_a_key_is_taken_as_other_commands_print_it(url: str) -> None:
