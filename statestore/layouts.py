@@ -14,7 +14,7 @@ computed here: it belongs under a name, never under a prefix key.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from statestore.errors import StateError
 from statestore.schema import DType, Schema, State, Tensor, TensorSpec
 
 Array = NDArray[Any]
+Thing = TypeVar("Thing", Tensor, TensorSpec)
 
 #: Within a layer, the places of the package's tensors in rwkv.cpp's order.
 _CPP_ORDER: Final = {3: (2, 0, 1), 5: (4, 0, 1, 2, 3)}
@@ -30,8 +31,11 @@ _FLA_NAMES: Final = ("conv_state", "recurrent_state", "ffn_state")  # in the pac
 
 
 def to_rwkv_cpp(state: State) -> NDArray[np.float32]:
-    """The state of any version as rwkv.cpp's flat array; the output is not part of it."""
-    layers = _layers(state.tensors)
+    """The state of any version as rwkv.cpp's flat array; the output is not part of it.
+
+    Raises `StateError` for what is not in the package's layout, such as rows rounded to int8.
+    """
+    layers = _layers(state.schema_id, [tensor.spec.name for tensor in state.tensors], state.tensors)
     order = _CPP_ORDER[len(layers[0])]
     parts = [to_float32(layer[place]).ravel() for layer in layers for place in order]
     return np.concatenate(parts)
@@ -41,7 +45,7 @@ def from_rwkv_cpp(schema: Schema, flat: Array) -> State:
     """A state of `schema` from rwkv.cpp's array.
 
     Raises:
-        StateError: not fp32, or of another length.
+        StateError: not fp32, or of another length; or the schema is not in the package's layout.
     """
     wanted = sum(_count(spec) for spec in schema.tensors)
     if flat.dtype != np.float32 or flat.shape != (wanted,):
@@ -51,7 +55,7 @@ def from_rwkv_cpp(schema: Schema, flat: Array) -> State:
         )
     tensors: list[Tensor] = []
     reached = 0
-    for layer in _layers(schema.tensors):
+    for layer in _specs_of(schema):
         found: dict[int, Tensor] = {}
         for place in _CPP_ORDER[len(layer)]:
             spec = layer[place]
@@ -62,9 +66,12 @@ def from_rwkv_cpp(schema: Schema, flat: Array) -> State:
 
 
 def to_fla(state: State) -> list[dict[str, Array]]:
-    """A version 7 state as flash-linear-attention's cache holds it, layer by layer, in fp32."""
-    layers = _layers(state.tensors)
+    """A version 7 state as flash-linear-attention's cache holds it, layer by layer, in fp32.
+
+    Raises `StateError` for what is not in the package's layout of version 7.
+    """
     _require_seven(state.schema_id)
+    layers = _layers(state.schema_id, [tensor.spec.name for tensor in state.tensors], state.tensors)
     return [
         {
             "recurrent_state": np.ascontiguousarray(to_float32(kv).swapaxes(1, 2))[None],
@@ -82,7 +89,7 @@ def from_fla(schema: Schema, layers: Sequence[Mapping[str, Array]]) -> State:
         StateError: another number of layers, a name that is missing, or another shape.
     """
     _require_seven(schema.id)
-    wanted = _layers(schema.tensors)
+    wanted = _specs_of(schema)
     if len(layers) != len(wanted):
         raise StateError(f"{len(layers)} layers, but {schema.id} has {len(wanted)}")
     tensors = [
@@ -136,12 +143,20 @@ def _of_fla(layer: Mapping[str, Array], name: str, spec: TensorSpec) -> Array:
     return first.swapaxes(1, 2) if turned else first
 
 
-def _layers(things: Sequence[Any]) -> list[tuple[Any, ...]]:
+def _specs_of(schema: Schema) -> list[tuple[TensorSpec, ...]]:
+    return _layers(schema.id, [spec.name for spec in schema.tensors], schema.tensors)
+
+
+def _layers(
+    schema_id: str, names: Sequence[str], things: Sequence[Thing]
+) -> list[tuple[Thing, ...]]:
     """Tensors or specs, ``blocks.<layer>.<part>``, by layer."""
-    layers: dict[str, list[Any]] = {}
-    for thing in things:
-        name: str = thing.name if isinstance(thing, TensorSpec) else thing.spec.name
-        layers.setdefault(name.split(".")[1], []).append(thing)
+    layers: dict[str, list[Thing]] = {}
+    for name, thing in zip(names, things, strict=True):
+        layers.setdefault(name.rpartition(".")[0], []).append(thing)
+    sizes = {len(layer) for layer in layers.values()}
+    if len(sizes) != 1 or not sizes <= _CPP_ORDER.keys() or "" in layers:
+        raise StateError(f"{schema_id} is not a layout of RWKV-4 to 7 that other engines know")
     return [tuple(layer) for layer in layers.values()]
 
 

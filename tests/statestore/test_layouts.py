@@ -113,3 +113,38 @@ def test_what_does_not_fit_is_refused() -> None:
     whole = Tensor.of("x", DType.I32, (1,), np.array([1], "<i4"))
     with pytest.raises(StateError, match="whole numbers"):
         to_float32(whole)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        Schema("own", (TensorSpec("seen", DType.F32, (4,)),), 4),
+        Schema("rwkv7/none", (), 4),
+        Schema(
+            "rwkv7/rows/int8",
+            (
+                TensorSpec("blocks.0.att_x_prev", DType.F32, (4,)),
+                TensorSpec("blocks.0.att_kv", DType.I8, (1, 4, 4)),
+                TensorSpec("blocks.0.att_kv.scale", DType.F32, (1, 4)),
+                TensorSpec("blocks.0.ffn_x_prev", DType.F32, (4,)),
+            ),
+            4,
+        ),
+    ],
+    ids=lambda schema: schema.id,
+)
+def test_what_no_other_engine_has_is_refused_by_name(schema: Schema) -> None:
+    nothing = [bytes(spec.nbytes) for spec in schema.tensors]
+    state = State(
+        schema.id,
+        tuple(map(Tensor, schema.tensors, map(memoryview, nothing))),
+    )
+    flat = np.zeros(sum(spec.nbytes // spec.dtype.itemsize for spec in schema.tensors), "f4")
+    for attempt in (
+        lambda: to_rwkv_cpp(state),
+        lambda: from_rwkv_cpp(schema, flat),
+        lambda: to_fla(state),
+        lambda: from_fla(schema, [{}]),
+    ):
+        with pytest.raises(StateError, match=schema.id):
+            attempt()
