@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
@@ -24,6 +25,7 @@ from sqlalchemy.exc import ArgumentError
 
 from statestore.backends.migrate import require_head
 from statestore.backends.postgres import open_database, open_for_migration, without_secret
+from statestore.backends.postgres_line import PostgresLine
 from statestore.backends.revisions import Revisions
 from statestore.backends.sql import SqlBackend
 from statestore.blobs import s3
@@ -115,7 +117,8 @@ def open_fleet_backend(place: FleetPlace) -> SqlBackend:
             blobs = FilesystemBlobs(place.blobs)
         else:
             blobs = place.blobs.open()
-        backend = SqlBackend(database, blobs, place.url)
+        listen = partial(PostgresLine, place.catalog)
+        backend = SqlBackend(database, blobs, place.url, listen=listen)
         if isinstance(place.blobs, Path) and not place.blobs.is_dir():
             _create(place.blobs, empty=backend.usage().entries == 0)
     except BaseException:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from statestore.backends import catalog, departures, totals
 from statestore.backends.base import Blob, Swept
+from statestore.backends.bell import Line
 from statestore.backends.database import Database
 from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
@@ -44,6 +45,7 @@ class SqlBackend:
         blobs: where the blobs lie.
         url: opens this place again, without secrets.
         clock: seconds since the epoch; dates what is removed.
+        listen: opens a line on which the database tells of leases; ``None``: it tells nobody.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class SqlBackend:
         url: str,
         *,
         clock: Callable[[], float] = time.time,
+        listen: Callable[[], Line] | None = None,
     ) -> None:
         self._database = database
         self._blobs = blobs
         self._url = url
         self._clock = clock
-        self._leases = SqlLeases(database)
+        self._leases = SqlLeases(database, listen)
 
     @property
     def url(self) -> str:

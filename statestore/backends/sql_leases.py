@@ -4,6 +4,11 @@ Every moment is by the database's clock: on a server one clock for all hosts, in
 of the host it lies on. Each call is one statement or two, and whoever finds a lease held has only
 read. A row stays until it is taken again, or some time after it lapsed: a release removes old ones.
 
+A server tells those who wait of a release (`postgres_line`). What no message tells, that the owner
+died or the message was lost, they see when the lease should have lapsed, and every few seconds. In
+a SQLite file, and where there is no connection to listen on, they look at jittered, growing
+intervals.
+
 Callers stand between a question and its answer, so a catalog that is busy is waited for `_BUSY_S`
 at most.
 """
@@ -13,14 +18,16 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Double, bindparam, delete, or_, select, update
+from sqlalchemy import Connection, Double, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement
 
+from statestore.backends.bell import Bell, Ear, Line
 from statestore.backends.database import Database
 from statestore.backends.leases import OUTCOME_S, Lease, Outcome
 from statestore.keys import StateKey
@@ -32,8 +39,12 @@ _BUSY_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.005  # mean wait before a second look; it doubles
 _LAST_PAUSE_S: Final = 0.1
 _LEAST_PAUSE_S: Final = 0.001
+_LISTENING_S: Final = (1.0, 3.0)  # between two looks although one listens
 _OLD_ROWS: Final = 100  # that one release removes
 _HELD: Final = ""  # the outcome of a lease that has none
+
+#: Where PostgreSQL tells of releases; a channel belongs to a database, as the catalog does.
+CHANNEL: Final = "statestore_released"
 
 
 class _Now(ColumnElement[float]):
@@ -78,6 +89,7 @@ _old: Final = (
     .with_for_update(skip_locked=True)
 )
 _FORGET: Final = delete(leases).where(leases.c.digest.in_(_old))
+_TELL: Final = select(func.pg_notify(CHANNEL, bindparam("told")))
 
 
 def _take(kind: Any) -> Any:  # noqa: ANN401 - two dialects' own INSERTs, alike and unrelated
@@ -95,10 +107,16 @@ _TAKE: Final = {"sqlite": _take(sqlite), "postgresql": _take(postgresql)}
 
 
 class SqlLeases:
-    """`Leases` in a catalog, which whoever made this closes."""
+    """`Leases` in a catalog, which whoever made this closes.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: the catalog.
+        listen: opens a line on which the server tells of releases; ``None``: it tells nobody.
+    """
+
+    def __init__(self, database: Database, listen: Callable[[], Line] | None = None) -> None:
         self._database = database
+        self._bell = None if listen is None else Bell(listen)
 
     def acquire(self, key: StateKey, owner: str, ttl_s: float) -> Lease:
         """Take the lease on `key` if nobody holds it; how it stands after that."""
@@ -119,24 +137,38 @@ class SqlLeases:
     def release(self, key: StateKey, owner: str, outcome: Outcome) -> None:
         """Let go, leaving the outcome for `OUTCOME_S`; nothing happens where another holds it."""
         given = {"of": key.digest, "by": owner, "result": outcome.value}
-        self._apply(lambda tx: tx.execute(_RELEASE, given).rowcount)
+        released = self._apply(lambda tx: tx.execute(_RELEASE, given).rowcount)
+        if released and self._bell is not None:
+            self._apply(lambda tx: tx.execute(_TELL, {"told": key.hex}).rowcount)
         self._apply(lambda tx: tx.execute(_FORGET).rowcount)
 
     def wait(self, key: StateKey, timeout_s: float) -> Lease | None:
         """How the lease stands once it was released, lapsed or `timeout_s` passed; ``None``: free.
 
-        Looks again at jittered intervals that grow to `_LAST_PAUSE_S`. A look is one row's read.
+        A look is one row's read.
         """
         deadline = time.monotonic() + timeout_s
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            seen = self._look(key)
-            left_s = deadline - time.monotonic()
-            if seen is None or seen.outcome is not None or left_s <= 0:
-                return seen
-            dice = random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-            time.sleep(max(_LEAST_PAUSE_S, min(left_s, seen.remaining_s, pause_s * dice)))
-            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+        seen = self._look(key)
+        if _is_over(seen, deadline):
+            return seen
+        with nullcontext() if self._bell is None else self._bell.ear(key.hex) as ear:
+            pause_s = _FIRST_PAUSE_S
+            while True:
+                hears = self._bell is not None and self._bell.hears()
+                seen = self._look(key)  # behind the line's opening: no release comes in between
+                if seen is None or _is_over(seen, deadline):
+                    return seen
+                spread = _LISTENING_S if hears else (0.5 * pause_s, 1.5 * pause_s)
+                chosen_s = random.uniform(*spread)  # noqa: S311 - not a secret
+                left_s = deadline - time.monotonic()
+                self._pause(ear, max(_LEAST_PAUSE_S, min(left_s, seen.remaining_s, chosen_s)))
+                pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+
+    def _pause(self, ear: Ear | None, seconds: float) -> None:
+        if self._bell is None or ear is None:
+            time.sleep(seconds)
+        else:
+            self._bell.wait(ear, seconds)
 
     def _look(self, key: StateKey) -> Lease | None:
         return self._database.read(lambda tx: _one(tx, _LOOK, {"of": key.digest}))
@@ -150,6 +182,10 @@ def _one(connection: Connection, statement: Any, given: dict[str, Any]) -> Lease
     if row is None:
         return None
     return Lease(row.owner, float(row.left), Outcome(row.outcome) if row.outcome else None)
+
+
+def _is_over(seen: Lease | None, deadline: float) -> bool:
+    return seen is None or seen.outcome is not None or time.monotonic() >= deadline
 
 
 def _open_to(owner: str, seen: Lease) -> bool:

@@ -10,7 +10,6 @@ mending    what a sweep does in one
 parts      a blob as parts of about 1 MiB
 evicting   making room
 leases     who computes what
-bell       wakes those who wait for a lease
 line       a connection that listens
 sweeping   expired entries, orphans, and what the server evicted
 backend    the port

@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 import random
 import time
+from functools import partial
 from typing import Final
 
+from statestore.backends.bell import Bell, Ear
 from statestore.backends.leases import OUTCOME_S, Lease, Outcome
-from statestore.backends.redis.bell import Bell, Ear
 from statestore.backends.redis.keyspace import Keyspace
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command
@@ -78,7 +79,7 @@ class RedisLeases:
     def __init__(self, server: Server, keyspace: Keyspace) -> None:
         self._server = server
         self._keyspace = keyspace
-        self._bell = Bell(server, keyspace.releases)
+        self._bell = Bell(partial(server.listen, keyspace.releases))
 
     def acquire(self, key: StateKey, owner: str, ttl_s: float) -> Lease:
         """Take the lease on `key` if nobody holds it; how it stands after that."""

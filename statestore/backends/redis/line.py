@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-#: What a line that broke raises.
-LOST: Final = (RedisError, OSError)
+from statestore.errors import UnavailableError
+
+_LOST: Final = (RedisError, OSError)
 
 
 class Line:
@@ -31,12 +32,19 @@ class Line:
             raise
 
     def read(self, seconds: float) -> list[str]:
-        """The messages of the next `seconds`, as soon as there is one. Raises one of `LOST`."""
+        """The messages of the next `seconds`, as soon as there is one.
+
+        Raises:
+            UnavailableError: the connection broke.
+        """
         messages = []
-        while self._connection.can_read(timeout=seconds):
-            _, _, message = self._connection.read_response()
-            messages.append(message.decode(errors="replace"))
-            seconds = 0
+        try:
+            while self._connection.can_read(timeout=seconds):
+                _, _, message = self._connection.read_response()
+                messages.append(message.decode(errors="replace"))
+                seconds = 0
+        except _LOST as error:
+            raise UnavailableError(f"the line to Redis broke: {error}") from error
         return messages
 
     def close(self) -> None:

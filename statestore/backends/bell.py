@@ -14,15 +14,27 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
-from statestore.backends.redis.line import LOST, Line
-from statestore.backends.redis.server import Server
 from statestore.errors import UnavailableError
 
 _AGAIN_S: Final = 1.0  # between attempts to connect
+
+
+class Line(Protocol):
+    """A connection that hears names as they are told. For one thread at a time."""
+
+    def read(self, seconds: float) -> list[str]:
+        """The names of the next `seconds`, as soon as there is one.
+
+        Raises:
+            UnavailableError: it broke.
+        """
+
+    def close(self) -> None:
+        """Hang up."""
 
 
 class Ear:
@@ -35,11 +47,16 @@ class Ear:
 
 
 class Bell:
-    """Rings for the names that are published on a channel. Safe to use from several threads."""
+    """Rings for the names that are told on a line. Safe to use from several threads.
 
-    def __init__(self, server: Server, channel: str) -> None:
-        self._server = server
-        self._channel = channel
+    Args:
+        listen: opens a line; raises `UnavailableError` where it cannot.
+    """
+
+    def __init__(self, listen: Callable[[], Line]) -> None:
+        self._listen = listen
+        self._line: Line | None = None
+        self._inherited: list[Line] = []
         self.renew()
         _bells.add(self)
 
@@ -47,7 +64,9 @@ class Bell:
         """Forget everybody: a forked child has neither its parent's threads nor its connection."""
         self._changed = threading.Condition()
         self._ears: dict[str, list[Ear]] = defaultdict(list)
-        self._line: Line | None = None
+        if self._line is not None:
+            self._inherited.append(self._line)  # closing it here would hang up for the parent
+        self._line = None
         self._busy = False  # somebody connects or reads
         self._connect_at = 0.0
 
@@ -66,7 +85,7 @@ class Bell:
         """Whether what is told from now on will be heard; connects where nobody has yet.
 
         Raises:
-            ClosedError: the server was closed.
+            ClosedError: the place was closed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._line is not None or not self._busy)
@@ -75,9 +94,9 @@ class Bell:
             if time.monotonic() < self._connect_at:
                 return False
             self._busy = True
-        line = None
+        line: Line | None = None
         try:
-            line = self._server.listen(self._channel)
+            line = self._listen()
         except UnavailableError:
             pass  # who waits looks for itself, and meets the reason
         finally:
@@ -107,7 +126,7 @@ class Bell:
         told: list[str] | None = []
         try:
             told = line.read(seconds)
-        except LOST:
+        except UnavailableError:
             told = None
             line.close()
         finally:
