@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -96,18 +95,23 @@ class _Helpers:
     def call(self, job: _Job[Any], number: int) -> None:
         """Ask this many to join; with fewer, or none, the caller does the work."""
         self._start(number)
-        for _ in range(number):
+        for _ in range(min(number, self._running)):  # what nobody takes would be kept for ever
             self._jobs.put(job)
 
     def _start(self, number: int) -> None:
-        if self._running >= number:
+        # Not waited for: the one who starts them may be the one that a signal handler interrupted.
+        if self._running >= number or not self._starting.acquire(blocking=False):
             return
-        with self._starting, suppress(RuntimeError):  # no more threads are to be had: go on alone
+        try:
             while self._running < number:
                 threading.Thread(
                     target=_help, args=(self._jobs,), name="statestore-codec", daemon=True
                 ).start()
                 self._running += 1
+        except RuntimeError:  # no more threads are to be had: go on alone
+            pass
+        finally:
+            self._starting.release()
 
     def _forget(self) -> None:
         """A new process has none of the threads, nor may it wait for what they held."""
