@@ -37,6 +37,9 @@ PATIENCE_S = 60.0
 BUDGET = 300_000  # bytes that `churn` keeps to
 BLOB_LIMIT = 20_000  # bytes of one of its blobs
 
+#: Processes that one test kills: a dozen, or as many as somebody has the time for.
+KILLS = int(os.environ.get("RWKV_STATESTORE_KILLS", "12"))
+
 
 def run_worker(verb: str, root: Path, seed: int, count: int) -> subprocess.CompletedProcess[str]:
     """Start this module as a process and wait for it."""
@@ -155,12 +158,12 @@ def race(root: Path, seed: int, count: int) -> bool:
 
 
 def mix(root: Path, seed: int, count: int) -> bool:
-    """`count` processes make 150 random calls each."""
+    """`count` processes make 80 random calls each."""
 
     def work(number: int) -> None:
         dice = random.Random(seed * 1000 + number)
         backend = open_file_backend(root, patience_s=PATIENCE_S)
-        for _ in range(150):
+        for _ in range(80):
             step(backend, dice)
         backend.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from tests.statestore.backend_places import (
     an_entry,
     publish,
 )
+from tests.statestore.backend_worker import KILLS
 from tests.statestore.budget_worker import run_worker
 from tests.statestore.postgres_servers import PostgresPlace
 from tests.statestore.redis_places import RedisPlace
@@ -41,7 +41,6 @@ from tests.statestore.redis_servers import RedisServer, running
 from tests.statestore.test_cli import IDENTITY, make_state
 
 KB = 1000
-CHURN = int(os.environ.get("RWKV_STATESTORE_CHURN", "12"))  # processes killed
 
 
 class Counted(Wrapper):
@@ -325,7 +324,7 @@ def test_processes_keep_within_a_budget(crew_url: str) -> None:
 
 def test_processes_that_are_killed_keep_within_a_budget(crew_url: str) -> None:
     """At random moments; what they leave is sound, and within the budget."""
-    done = run_worker(crew_url, writers=6, puts=0, kills=CHURN)
+    done = run_worker(crew_url, writers=6, puts=0, kills=KILLS)
     assert done.returncode == 0, done.stderr
 
 

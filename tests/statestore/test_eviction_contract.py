@@ -23,6 +23,7 @@ from tests.statestore.backend_places import (
     a_key,
     an_entry,
     publish,
+    publish_all,
 )
 
 NOW = CREATED_AT + 10_000
@@ -132,8 +133,8 @@ class EvictionContract(PlaceContract):
         assert backend.usage() == Usage(0, 0, 0, 0, 0, age=6.0)
 
     def test_hundreds_in_one_call(self, backend: Backend, place: Place) -> None:
-        for number in range(300):
-            publish(backend, an_entry(number, blob_bytes=10, score=float(number * 7919 % 300)))
+        scores = [float(number * 7919 % 300) for number in range(300)]
+        publish_all(backend, (an_entry(n, blob_bytes=10, score=scores[n]) for n in range(300)))
         assert backend.evict(200, NOW, limit=1000) == Evicted(280, 2800)
         left = {entry.score for entry in backend.entries(EntryFilter())}
         assert left == set(map(float, range(280, 300)))
@@ -302,6 +303,8 @@ class EvictionContract(PlaceContract):
     def test_evictors_among_writers(
         self, backend: Backend, crowd: list[Backend], place: Place
     ) -> None:
+        publish_all(backend, (an_entry(n, blob_bytes=100, score=0.5) for n in range(20)))
+
         def write(seed: int) -> None:
             dice = random.Random(seed)
             mine = crowd[seed % 4]

@@ -20,6 +20,7 @@ from tests.statestore.backend_places import (
     an_entry,
     digest,
     publish,
+    publish_all,
 )
 
 NOW = CREATED_AT + 10_000
@@ -30,8 +31,8 @@ class ListingContract(PlaceContract):
 
     def test_newest_use_comes_first_over_many_pages(self, backend: Backend) -> None:
         order = [(number * 7919) % 300 for number in range(300)]
-        for number in order:
-            publish(backend, an_entry(number, blob_bytes=1, used_at=CREATED_AT + number // 3))
+        used = {number: CREATED_AT + number // 3 for number in order}
+        publish_all(backend, (an_entry(n, blob_bytes=1, used_at=used[n]) for n in order))
         listed = list(backend.entries(EntryFilter()))
         assert {entry.key for entry in listed} == {a_key(number) for number in order}
         assert len(listed) == 300
@@ -39,8 +40,7 @@ class ListingContract(PlaceContract):
         assert times == sorted(times, reverse=True)
 
     def test_a_listing_goes_on_while_others_write(self, backend: Backend) -> None:
-        for number in range(260):
-            publish(backend, an_entry(number, blob_bytes=1))
+        publish_all(backend, (an_entry(number, blob_bytes=1) for number in range(260)))
         listing = backend.entries(EntryFilter())
         first = next(listing)
         backend.delete(a_key(0), "deleted")
@@ -117,8 +117,8 @@ class ListingContract(PlaceContract):
         assert backend.read(kept) == a_blob(kept.key)
 
     def test_a_sweep_removes_what_has_expired(self, backend: Backend, place: Place) -> None:
-        for number in range(262):
-            publish(backend, an_entry(number, blob_bytes=2, expires_at=CREATED_AT + number))
+        ends = [CREATED_AT + number for number in range(262)]
+        publish_all(backend, (an_entry(n, blob_bytes=2, expires_at=ends[n]) for n in range(262)))
         forever = an_entry(1000)
         publish(backend, forever)
         swept = backend.sweep(CREATED_AT + 260, grace_s=1e9)

@@ -73,7 +73,7 @@ class PostgresModel(BackendModel):
 
 
 TestPostgresModel = PostgresModel.TestCase
-TestPostgresModel.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+TestPostgresModel.settings = settings(max_examples=6, stateful_step_count=20, deadline=None)
 
 
 @pytest.fixture
@@ -298,3 +298,11 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1/d: .*look at the server") as caught:
         open_store(url)
     assert "s3cret" not in str(caught.value)
+
+
+def test_the_driver_need_not_be_named(place: PostgresPlace) -> None:
+    url = place.url.replace("postgresql+psycopg://", "postgresql://")
+    assert url != place.url
+    with open_store(f"{url}&find_ms=0") as store:
+        assert store.usage().entries == 0
+        assert store.backend.url.startswith("postgresql+psycopg://")
