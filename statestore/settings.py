@@ -4,7 +4,8 @@
     file:///var/lib/states?codec=raw        options follow the path
     ./states                                a bare path means the same
     memory:?budget=1GiB                     this process's memory; memory://name is shared in it
-    postgresql+psycopg://user:secret@host/db?blobs=file:///shared/dir    a fleet's catalog and blobs
+    postgresql+psycopg://user:secret@host/db?blobs=file:///shared/dir    a fleet's catalog and blobs;
+                                            or postgresql:// and blobs=s3://bucket/prefix
     file:///shared/states?keys=/etc/states.keys    encrypted (`keyring`); or keys=env:NAME
     redis://user:secret@host:6379/0         entries and blobs in Redis; also rediss, unix, and
                                             redis+sentinel, redis+cluster (`redis.address`)
@@ -112,6 +113,7 @@ def _open_redis(url: StoreURL) -> Backend:
 _OPENERS: dict[str, Callable[[StoreURL], Backend]] = {
     "memory": _open_memory,
     "file": _open_file,
+    "postgresql": _open_fleet,
     "postgresql+psycopg": _open_fleet,
     **dict.fromkeys(SCHEMES, _open_redis),
 }
@@ -151,6 +153,7 @@ def _fleet_revisions(url: StoreURL) -> Revisions:
 
 _REVISIONS: dict[str, Callable[[StoreURL], Revisions]] = {
     "file": _file_revisions,
+    "postgresql": _fleet_revisions,
     "postgresql+psycopg": _fleet_revisions,
 }
 

@@ -33,6 +33,7 @@ from statestore.blobs.base import BlobStore
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error
 from statestore.errors import SettingsError, UnavailableError
 
+_DRIVER: Final = "postgresql+psycopg"
 _LIBPQ_OPTIONS: Final[tuple[str, ...]] = (
     "application_name",
     "channel_binding",
@@ -80,7 +81,7 @@ class FleetPlace:
                 raise SettingsError(f"store URL {shown!r}: {name} is given twice")
             options[name] = value
         libpq: dict[str, str] = {name: options[name] for name in _LIBPQ_OPTIONS if name in options}
-        catalog = url.set(query=libpq)
+        catalog = url.set(drivername=_DRIVER, query=libpq)  # plain postgresql:// means it, too
         if not catalog.database:
             raise SettingsError(f"store URL {shown!r}: it names no database")
         return cls(
