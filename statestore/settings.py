@@ -4,8 +4,8 @@
     file:///var/lib/states?codec=raw        options follow the path
     ./states                                a bare path means the same
     memory:?budget=1GiB                     this process's memory; memory://name is shared in it
-    postgresql+psycopg://user:secret@host/db?blobs=file:///shared/dir    a fleet's catalog and blobs;
-                                            or postgresql:// and blobs=s3://bucket/prefix
+    postgresql://user:secret@host/db?blobs=file:///shared/dir    a fleet's catalog and blobs; the
+                                            blobs may lie at s3://bucket/prefix as well
     file:///shared/states?keys=/etc/states.keys    encrypted (`keyring`); or keys=env:NAME
     redis://user:secret@host:6379/0         entries and blobs in Redis; also rediss, unix, and
                                             redis+sentinel, redis+cluster (`redis.address`)
