@@ -147,8 +147,7 @@ def forward_streams(
         xf = normed(x, block.ln2)
         x = x + _channel_mix(block.ffn, xf, before.ffn_x_prev)
         streams.append(x)
-        # Clones: a view would keep the whole activation alive for as long as the state lives.
-        after.append(LayerState(xn[:, -1].clone(), kv, xf[:, -1].clone()))
+        after.append(LayerState(_last(xn), kv, _last(xf)))
     return streams, tuple(after)
 
 
@@ -193,6 +192,14 @@ def _channel_mix(ffn: FeedForward, xn: Tensor, x_prev: Tensor) -> Tensor:
     """Normed x [B, T, C] -> what to add to x."""
     mixed = torch.addcmul(xn, _shifted(xn, x_prev) - xn, ffn.x_k)
     return F.linear(F.linear(mixed, ffn.key).relu().square(), ffn.value)
+
+
+def _last(x: Tensor) -> Tensor:
+    """The last token's vectors [B, C] of [B, T, C], in memory of their own that has no gaps.
+
+    A view would keep the whole activation alive; a loaded state has no gaps either.
+    """
+    return x[:, -1].clone(memory_format=torch.contiguous_format)
 
 
 def _shifted(x: Tensor, x_prev: Tensor) -> Tensor:
