@@ -32,6 +32,7 @@ from statestore.backends.redis.rows import (
     number,
     text,
     to_departed,
+    to_entries,
     to_entry,
 )
 from statestore.backends.redis.server import Server
@@ -94,10 +95,9 @@ class RedisBackend:
             if found is None:
                 return None
             place, row = found
-            with suppress(UnavailableError):  # a damaged entry is named to whoever lists it
-                entry = to_entry(row)
-                if entry.key == keys[start + place]:
-                    return entry
+            entry = to_entry(row)
+            if entry is not None and entry.key == keys[start + place]:
+                return entry
             start += place + 1  # damaged, or the same digest after another number of tokens
 
     def _first(self, keys: Sequence[StateKey], now: float) -> tuple[int, list[Any]] | None:
@@ -257,7 +257,7 @@ class RedisBackend:
         commands = [
             call(scripts.ROWS, base, digest, tokens) for base in self._keyspace.bases(digest)
         ]
-        found = [to_entry(row) for rows in self._server.run(commands) for row in rows]
+        found = to_entries([row for rows in self._server.run(commands) for row in rows])
         return sorted(found, key=_NEWEST, reverse=True)
 
     def _walk(self, prefix: str, used_before: float | None) -> Iterator[Entry]:
@@ -273,7 +273,7 @@ class RedisBackend:
         """The entries of `page`, and of the pages after it."""
         while True:
             count, last, digest, rows = page
-            yield from (to_entry(row) for row in rows)
+            yield from to_entries(rows)
             if count < size:
                 return
             (page,) = self._server.run([scripts.page(base, last, digest, size)])

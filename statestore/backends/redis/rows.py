@@ -6,6 +6,7 @@ what is absent is empty. `FIELDS` is the order in which scripts return an entry.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -13,8 +14,10 @@ from typing import Any, Final, TypeAlias
 import msgpack  # type: ignore[import-untyped]
 
 from statestore.entry import Departed, Entry, EntryFilter, Role, Status
-from statestore.errors import InputError, UnavailableError
+from statestore.errors import InputError
 from statestore.keys import StateKey
+
+log = logging.getLogger(__name__)
 
 FIELDS: Final = (
     "digest",
@@ -74,19 +77,23 @@ def to_fields(entry: Entry) -> dict[str, Value]:
     }
 
 
-def to_entry(values: Sequence[Any]) -> Entry:
-    """The entry whose fields, in the order of `FIELDS`, are `values`.
+def to_entries(rows: Sequence[Sequence[Any]]) -> list[Entry]:
+    """The entries of those `rows` that are sound."""
+    found = (to_entry(row) for row in rows)
+    return [entry for entry in found if entry is not None]
 
-    Raises `UnavailableError` where none can have written such fields.
+
+def to_entry(values: Sequence[Any]) -> Entry | None:
+    """The entry whose fields, in the order of `FIELDS`, are `values`; ``None``, and a line in the
+    log, where none can have written such fields.
     """
     row = dict(zip(FIELDS, values, strict=True))
     try:
         return _entry(row)
     except (AttributeError, TypeError, ValueError, msgpack.UnpackException) as error:
         where = (row["digest"] or b"").hex()
-        raise UnavailableError(
-            f"the entry of digest {where} is damaged, delete it: {error}"
-        ) from error
+        log.warning("the entry of digest %s is damaged and passed over: %s", where, error)
+        return None
 
 
 def _entry(row: Mapping[str, Any]) -> Entry:
