@@ -222,12 +222,12 @@ def test_a_writer_that_is_killed_leaves_nothing_under_the_name(
     blobs.put(name, [bytes(40_000_000)])
     """
     )
-    with Proxy(server.port, bytes_per_s=4e6) as proxy:
+    with Proxy(server.port, bytes_per_s=1e6) as proxy:  # of each of the upload's four connections
         for patience_s in (0.0, 0.5, 2.5):
             with run(code, *arguments(server, bucket, proxy.endpoint)) as child:
                 assert child.stdout is not None
                 child.stdout.readline()
-                time.sleep(patience_s)  # somewhere in the upload, which takes seconds
+                time.sleep(patience_s)  # somewhere in the upload, which takes ten seconds
                 child.send_signal(signal.SIGKILL)
             assert server.open(bucket).get(NAME) is None
             assert server.objects(bucket) == set()
