@@ -50,7 +50,7 @@ def upgrade(url: str) -> None:
 
     \b
     Example:
-      statestore --store 'postgresql+psycopg://me@host/db?blobs=file:///shared/states' db upgrade
+      statestore --store 'postgresql://me@host/db?blobs=file:///shared/states' db upgrade
     """
     with open_revisions(url) as revisions:
         before = revisions.status()
