@@ -18,6 +18,7 @@ from rwkv_runtime.testing import small_architecture, write_random_weights
 from tests.runtime.processes import Workers
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(1)
 
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from statestore import EntryFilter, open_store
 from tests.runtime.processes import Profile, Worker, Workers
 
-PROFILES = [Profile(dtype, threads) for dtype in ("fp32", "bf16") for threads in (1, 2)]
+PROFILES = [Profile("fp32", 1), Profile("fp32", 2), Profile("bf16", 1)]
+DOCUMENT = 8_000  # tokens; read for seconds
 SAME = ("logits", "state", "output", "greedy")
 
 segment_lists = st.lists(st.integers(0, 90), min_size=1, max_size=5).filter(sum)
@@ -34,7 +35,7 @@ def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda p: f"{p.dtype}-{p.threads}")
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(lengths=segment_lists, more=segment_lists, seed=st.integers(0, 2**32))
 def test_warm_in_another_process_equals_cold(
     workers: Workers, profile: Profile, lengths: list[int], more: list[int], seed: int
@@ -54,7 +55,7 @@ def test_warm_in_another_process_equals_cold(
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda p: f"{p.dtype}-{p.threads}")
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(lengths=segment_lists, seed=st.integers(0, 2**32))
 def test_resuming_at_every_chunk_end_equals_cold(
     workers: Workers, profile: Profile, lengths: list[int], seed: int
@@ -92,13 +93,13 @@ def test_a_run_killed_half_way_goes_on_from_what_it_stored(
     workers: Workers, model_path: Path, tmp_path: Path, dtype: str
 ) -> None:
     profile = Profile(dtype)
-    segments = make([20_000, 7], seed=3)
+    segments = make([DOCUMENT, 7], seed=3)
     cold = workers(profile).prefill(segments, None)
     victim = Worker(model_path, profile)
     victim.send(segments, (tmp_path / "store").as_uri())
-    kill_once_stored(victim, tmp_path / "store", entries=20)
+    kill_once_stored(victim, tmp_path / "store", entries=10)
     resumed = workers(profile).prefill(segments, (tmp_path / "store").as_uri())
-    assert 0 < resumed["cached"] < 20_000
+    assert 0 < resumed["cached"] < DOCUMENT
     assert_same_bits(resumed, cold)
 
 

@@ -104,7 +104,7 @@ def test_a_store_that_hangs_costs_no_more_memory_with_each_request(
         runtime.warm([DOCUMENT])
         assert hang.met.wait(WAIT_S)
         few = engine.alive()
-        for number in range(12):
+        for number in range(6):
             runtime.warm([[200 + number, *DOCUMENT]])
         assert engine.alive() <= few <= 6
         hang.released.set()

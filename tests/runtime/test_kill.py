@@ -21,7 +21,7 @@ from rwkv_runtime.demo.corpus import demo_document
 from statestore import open_store
 from tests.runtime.killed import run
 
-KILLS = int(os.environ.get("RWKV_STATESTORE_KILLS", "200"))
+KILLS = int(os.environ.get("RWKV_STATESTORE_KILLS", "40"))
 DOCUMENT = demo_document()
 
 
@@ -62,7 +62,7 @@ def write_documents(directory: Path, count: int) -> list[Path]:
 def test_kills_at_random_moments_leave_a_sound_store(forks: Any, tmp_path: Path) -> None:
     source = random.Random(11)
     store = tmp_path / "store"
-    documents = write_documents(tmp_path, 40)
+    documents = write_documents(tmp_path, 12)
     whole_s = {
         command: seconds_of(forks.Process(target=run, args=(arguments(command, store, path),)))
         for command, path in zip(("warm", "ask"), documents, strict=False)
@@ -95,7 +95,7 @@ def assert_sound(directory: Path) -> None:
 
 def assert_right_answers(store: Path, scratch: Path, documents: list[Path]) -> None:
     """Through the store, and bit for bit those of an empty one."""
-    for document in documents[:3]:
+    for document in documents[:2]:
         warm, fresh = (
             asked([*arguments("ask", place, document), "--json"])
             for place in (store, scratch / f"fresh-{document.stem}")
