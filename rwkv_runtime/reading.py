@@ -186,8 +186,10 @@ class Reading:
         return True
 
     def _look(self) -> None:
-        """Go on from the deepest state that is stored by now."""
-        found = self._places.find(self._plan, self.point.position)
+        """Go on from a deeper state, in this process's hands or stored by now."""
+        beyond = [b.key for b in self._plan.boundaries if b.position > self.point.position]
+        found = self._places.once.held(beyond[::-1])
+        found = found or self._places.find(self._plan, self.point.position)
         self._stored = self.point.position if found is None else found.position
         if found is not None:
             self._jump(found)

@@ -85,7 +85,7 @@ class Session:
         self.pace = Pace(engine.rule.chunk)
         self.once = Once[Point](self._leases, least_ttl_s=lease_s)
         self._writer = writer
-        self._admission = admission
+        self.admission = admission
 
     def plan(self, segments: Sequence[Tokens]) -> Plan:
         """Chunks, boundaries and keys of a prompt."""
@@ -214,7 +214,7 @@ class Session:
         if self.store is None:
             return ()
         costs = self.pace.costs
-        return tuple(to_save(prompt, start.position, start.lasting, self._admission, costs, named))
+        return tuple(to_save(prompt, start.position, start.lasting, self.admission, costs, named))
 
     def _load(self, store: StateStore, found: Found) -> Point | None:
         try:
@@ -259,7 +259,7 @@ class Session:
 
     def drop_stops(self, store: StateStore, plan: Plan, end: KeyedBoundary) -> None:
         """The end of a segment is stored: the stops on its way have served."""
-        if end.role is Role.SPARSE or not self._admission.transient:
+        if end.role is Role.SPARSE or not self.admission.transient:
             return
         try:
             for stop in stops_below(plan, end):
@@ -286,8 +286,8 @@ class _Save:
 
     @property
     def passing(self) -> bool:
-        """A stop along a segment: a deeper state is worth more, and soon there."""
-        return self.fresh.boundary.role is Role.SPARSE
+        """A transient stop: a deeper state is worth more, and soon there."""
+        return self.fresh.boundary.role is Role.SPARSE and self.session.admission.transient
 
     def __call__(self) -> None:
         turn, stored = self.fresh.turn, False

@@ -1,9 +1,10 @@
 """Puts behind the answer: a thread and a bounded queue between a session and its store.
 
 A request hands a state over and goes on; encoding and writing happen here. The queue is short,
-because states are large. Where it is full, the oldest put that may be dropped gives way. When there
-is none, and the queue stays full for `patience_s`, the new put is dropped, counted and logged, and
-the request goes on; until there is room again, later puts are dropped without a wait.
+because states are large. Where it is full, a put that may be dropped gives way to one that should
+not be. Else the request waits; if the queue stays full for `patience_s`, the oldest put that may be
+dropped, or else the new one, is dropped, counted and logged, and the request goes on. Until there
+is room again, nobody waits.
 
 `flush` waits until all that was handed over is written; `close` flushes, and so do the end of the
 interpreter and, where `statestore.backends.ending` handles it, SIGTERM. So nothing is lost unless
@@ -79,12 +80,14 @@ class Writer:
             put: what to run.
             wait: for room.
             small: it holds no state; it always has room, and takes none.
-            drop: called if it gives way to another later; ``None``: it never does.
+            drop: called if it gives way to another later; ``None``: it should not.
         """
-        gone = None if small else self._make_room()
+        gone = self._give_way() if drop is None and not small else None
         try:
             with self._changed:
-                if self._closed if small else not self._has_room(wait=wait):
+                if not small and not self._has_room(wait=wait):
+                    gone = gone or self._give_way()
+                if self._closed or not (small or self._room()):
                     self.dropped += 1
                     return False
                 self._start()
@@ -112,8 +115,8 @@ class Writer:
             thread.join()
             atexit.unregister(self.close)
 
-    def _make_room(self) -> Put | None:
-        """Take out what gives way, if there is no room; what is to be called for it."""
+    def _give_way(self) -> Put | None:
+        """Take something out, if there is no room; what is to be called for it."""
         with self._changed:
             if self._closed or self._room():
                 return None
