@@ -25,6 +25,7 @@ from tests.statestore.backend_places import (
     publish,
     publish_all,
 )
+from tests.statestore.backend_worker import unless_busy
 
 NOW = CREATED_AT + 10_000
 
@@ -311,7 +312,8 @@ class EvictionContract(PlaceContract):
             for _ in range(30):
                 number = dice.randrange(40)
                 publish(mine, an_entry(number, blob_bytes=100, score=dice.random()))
-                mine.touch(an_entry(dice.randrange(40)), NOW, dice.random())
+                with unless_busy():
+                    mine.touch(an_entry(dice.randrange(40)), NOW, dice.random())
                 mine.update(a_key(dice.randrange(40)), pinned=dice.random() < 0.1)
 
         def evict(seed: int) -> int:
