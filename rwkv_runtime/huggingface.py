@@ -103,10 +103,14 @@ def files_of(directory: Path) -> tuple[Path, ...]:
     if not index.is_file():
         raise WeightsError(f"{directory}: neither {WHOLE} nor {INDEX} is there")
     shards = _read_json(index).get("weight_map")
-    names = sorted(set(shards.values())) if isinstance(shards, dict) and shards else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    if not names or not all(isinstance(name, str) and _is_plain(name) for name in names):
         raise WeightsError(f"{index}: it names no weights files")
-    return tuple(directory / name for name in names)
+    return tuple(directory / name for name in sorted(set(names)))
+
+
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and Path(name).name == name
 
 
 def check_config_beside(path: Path) -> None:

@@ -41,7 +41,7 @@ def read_tuned(
     digest, identity = weights_digest(path, cache_dir=cache_dir)
     with open_tensors(path) as (shapes, load):
         _check(path, shapes, layers, (heads, head_size, head_size))
-        matrices = tuple(_matrix(load(_name(layer)), version) for layer in range(layers))
+        matrices = tuple(_matrix(path, load(_name(layer)), version) for layer in range(layers))
     check_unchanged(path, identity)
     return TunedState(digest.hex(), matrices)
 
@@ -61,10 +61,10 @@ def _check(
         raise WeightsError(f"{path}: it has more layers than the model's {layers}")
 
 
-def _matrix(tensor: Tensor, version: str) -> Tensor:
+def _matrix(path: Path, tensor: Tensor, version: str) -> Tensor:
     """In memory of its own."""
     if not tensor.is_floating_point():
-        raise WeightsError(f"a tuned state holds {tensor.dtype}, expected floating point")
+        raise WeightsError(f"{path}: its matrices are {tensor.dtype}, expected floating point")
     turned = tensor if version == "7" else tensor.transpose(1, 2)
     return turned.to(torch.float32, copy=True).contiguous()
 

@@ -24,7 +24,8 @@ from rwkv_runtime.errors import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_LAYER: Final = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.")
+_NUMBER: Final = "(0|[1-9][0-9]{0,3})"
+_LAYER: Final = re.compile(rf"blocks\.{_NUMBER}\.")
 # The first match decides.
 _REFUSED: Final = (
     (r"blocks\.\d+\.qkv\.", "RWKV-7b (DeepEmbed attention): its state grows with the text"),
@@ -32,11 +33,11 @@ _REFUSED: Final = (
     (r"model\.", "weights with Hugging Face names: they load into the project's own engine"),
 )
 _VERSIONS: Final = (
-    (r"blocks\.\d+\.att\.r_k", "7"),
-    (r"blocks\.\d+\.att\.time_maa_x", "6"),
-    (r"blocks\.\d+\.att\.gate\.", "5.1"),  # or 5.2: the decay's shape tells
-    (r"blocks\.\d+\.att\.ln_x\.", "5"),
-    (r"blocks\.\d+\.att\.time_decay", "4"),
+    (rf"blocks\.{_NUMBER}\.att\.r_k", "7"),
+    (rf"blocks\.{_NUMBER}\.att\.time_maa_x", "6"),
+    (rf"blocks\.{_NUMBER}\.att\.gate\.", "5.1"),  # or 5.2: the decay's shape tells
+    (rf"blocks\.{_NUMBER}\.att\.ln_x\.", "5"),
+    (rf"blocks\.{_NUMBER}\.att\.time_decay", "4"),
 )
 
 
@@ -91,7 +92,9 @@ def _heads(path: Path, shapes: Shapes, version: str) -> tuple[int, int]:
     if version == "4":
         return 0, 0
     names = {"7": "r_k", "6": "time_faaaa"}
-    heads = _shape(path, shapes, f"blocks.0.att.{names.get(version, 'time_decay')}")[0]
+    name = f"blocks.0.att.{names.get(version, 'time_decay')}"
+    shape = _shape(path, shapes, name)
+    heads = shape[0] if shape else 0
     width = _matrix(path, shapes, "blocks.0.att.key.weight")[0]
     if heads < 1 or width % heads:
         raise WeightsError(f"{path}: {heads} heads do not divide a width of {width}")

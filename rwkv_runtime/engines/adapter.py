@@ -20,7 +20,8 @@ from torch import Tensor
 
 from rwkv_runtime.digests import Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.base import check_tokens
-from rwkv_runtime.engines.package import load_model, package_version
+from rwkv_runtime.engines.load import machine, switches
+from rwkv_runtime.engines.package import load_model, package_switches, package_version
 from rwkv_runtime.engines.threads import computing
 from rwkv_runtime.errors import DeviceError, WeightsError
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
@@ -130,7 +131,8 @@ def load_package_engine(
         cache_dir: As for `load_engine`.
 
     Raises:
-        WeightsError: no `.pth`, no RWKV, or a version without a constant state.
+        WeightsError: no `.pth`, no RWKV, a version without a constant state, or tensors that are
+            missing or do not fit together.
         DeviceError: the package is not installed, or refuses the strategy.
     """
     path = Path(path)
@@ -154,28 +156,42 @@ def load_package_engine(
     rule = rule or ChunkRule()
     if strict and threads is None:
         threads = torch.get_num_threads()
-    extra = [
+    device = "cuda" if "cuda" in strategy else "cpu"
+    extra = (
         ("strategy", " ".join(strategy.split())),
         ("package", package_version()),
         ("rescale_layer", str(getattr(model, "RESCALE_LAYER", 0))),
-    ]
-    if strict:
-        extra += [("threads", str(threads)), ("torch", str(torch.__version__))]
-        extra.append(("cpu", torch.backends.cpu.get_cpu_capability()))
+        *package_switches(),
+        *switches(device),
+        *(machine(device, threads) if strict else ()),
+    )
     fingerprint = Fingerprint(
         weights_digest=digest.hex(),
         architecture=f"rwkv{dimensions.version}",
         shapes=_shapes(dimensions),
         engine=ADAPTER_NAME,
         revision=ADAPTER_REVISION,
-        device="cuda" if "cuda" in strategy else "cpu",
+        device=device,
         dtype=strategy.split()[1],
         chunk=rule.chunk,
         min_chunk=rule.min_chunk,
         initial_state="" if tuned is None else tuned.digest,
-        extra=tuple(extra),
+        extra=extra,
     )
-    return PackageEngine(model, dimensions, fingerprint, rule, threads, tuned)
+    engine = PackageEngine(model, dimensions, fingerprint, rule, threads, tuned)
+    _try(engine, path)
+    return engine
+
+
+def _try(engine: PackageEngine, path: Path) -> None:
+    """Compute once: the package asks for a tensor, and minds its shape, when it needs it."""
+    for tokens in ([0], [0, 0]):  # one token and several take different ways
+        try:
+            engine.prefill(torch.tensor(tokens), engine.initial_state())
+        except (KeyError, AttributeError, IndexError, TypeError, RuntimeError) as error:
+            raise WeightsError(
+                f"{path}: the rwkv package cannot compute with it: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _checked(path: Path, strategy: str) -> Dimensions:

@@ -97,7 +97,7 @@ def load_engine(
         chunk=rule.chunk,
         min_chunk=rule.min_chunk,
         initial_state="" if tuned is None else tuned.digest,
-        extra=_switches(device) + (_machine(device, threads) if strict else ()),
+        extra=switches(device) + (machine(device, threads) if strict else ()),
     )
     engine = Rwkv7Engine(weights, fingerprint, rule, threads, tuned)
     return engine if lossy is None else LossyEngine(engine, lossy)
@@ -131,7 +131,7 @@ def _shapes(architecture: Architecture) -> tuple[tuple[str, int], ...]:
     return tuple(asdict(architecture).items())
 
 
-def _switches(device: str) -> tuple[tuple[str, str], ...]:
+def switches(device: str) -> tuple[tuple[str, str], ...]:
     """Settings of the process that trade bits for speed, where they are not at their defaults."""
     precision = torch.get_float32_matmul_precision()
     found = [] if precision == "highest" else [("float32_matmul_precision", precision)]
@@ -140,7 +140,8 @@ def _switches(device: str) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _machine(device: str, threads: int | None) -> tuple[tuple[str, str], ...]:
+def machine(device: str, threads: int | None) -> tuple[tuple[str, str], ...]:
+    """What a strict fingerprint holds of this machine."""
     common = (("threads", str(threads)), ("torch", str(torch.__version__)))
     if device == "cuda":
         return (*common, ("gpu", torch.cuda.get_device_name()), ("cuda", str(torch.version.cuda)))

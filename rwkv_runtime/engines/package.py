@@ -25,6 +25,7 @@ import torch
 from rwkv_runtime.errors import DeviceError
 
 _MODULE: Final = "rwkv.model"
+_SWITCHES: Final = ("RWKV_CUDA_ON", "RWKV_DML_ON", "RWKV_DE_VERSION")
 _copies = count()
 _importing = threading.Lock()  # environment and standard output are the process's
 
@@ -33,6 +34,11 @@ def package_version() -> str:
     """The installed release. Raises `DeviceError` where there is none."""
     _require()
     return version("rwkv")
+
+
+def package_switches() -> tuple[tuple[str, str], ...]:
+    """The environment's variables that decide bits, where they are not at their defaults."""
+    return tuple((name, os.environ[name]) for name in _SWITCHES if os.environ.get(name) == "1")
 
 
 def load_model(path_without_suffix: str, strategy: str, *, seven: bool) -> Any:  # noqa: ANN401 - the package's own class, untyped
@@ -120,9 +126,11 @@ def _settings() -> Iterator[None]:
     """Put back what the package sets for every model of the process."""
     benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
+    precision = torch.get_float32_matmul_precision()
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
+        torch.set_float32_matmul_precision(precision)  # "medium" says more than the switch

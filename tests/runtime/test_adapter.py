@@ -15,7 +15,7 @@ import torch
 
 from rwkv_runtime import Runtime
 from rwkv_runtime.engines.adapter import PackageEngine, load_package_engine
-from rwkv_runtime.engines.package import load_model
+from rwkv_runtime.engines.package import load_model, package_switches
 from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
 from rwkv_runtime.testing import write_random_weights
 from rwkv_runtime.versions import dimensions_of
@@ -57,8 +57,10 @@ def test_chunks_give_what_the_package_gives(version: str, tmp_path: Path) -> Non
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("version", ALL)
-@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16"])
+@pytest.mark.parametrize(
+    ("version", "strategy"),
+    [*((version, "cpu fp32") for version in ALL), ("4", "cpu bf16"), ("7", "cpu bf16")],
+)
 def test_an_answer_from_the_store_is_the_fresh_one(
     version: str, strategy: str, tmp_path: Path
 ) -> None:
@@ -91,7 +93,7 @@ print(read.cached_tokens)
 """
 
 
-@pytest.mark.parametrize("version", ["4", "6", "7"])
+@pytest.mark.parametrize("version", ["6", "7"])
 def test_another_process_takes_the_state_up(version: str, tmp_path: Path) -> None:
     path = weights_of(version, tmp_path)
     url = (tmp_path / "store").as_uri()
@@ -162,6 +164,39 @@ def test_what_decides_bits_is_in_the_fingerprint(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
+def test_switches_of_the_process_are_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights_of("6", tmp_path)
+    digests = {engine_of(path).fingerprint.digest}
+    strict = load_package_engine(path, rule=RULE, strict=True, threads=1, cache_dir=tmp_path)
+    assert {"threads", "torch", "cpu"} <= dict(strict.fingerprint.extra).keys()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        digests.add(engine_of(path).fingerprint.digest)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert len({*digests, strict.fingerprint.digest}) == 3
+    monkeypatch.setenv("RWKV_DML_ON", "1")  # such a machine is not at hand
+    assert package_switches() == (("RWKV_DML_ON", "1"),)
+
+
+@pytest.mark.parametrize("version", ["4", "6", "7"])
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_tensors_that_do_not_fit_are_found_at_load(
+    version: str, damage: str, tmp_path: Path
+) -> None:
+    """And not by the first request."""
+    path = weights_of(version, tmp_path)
+    tensors = torch.load(path)
+    value = tensors.pop("blocks.1.ffn.key.weight")
+    if damage == "short":
+        tensors["blocks.1.ffn.key.weight"] = value[:-1]
+    torch.save(tensors, path)
+    with pytest.raises(WeightsError, match=r"v.\.pth: the rwkv package cannot compute with it"):
+        engine_of(path)
+
+
 def test_layers_of_several_dtypes_are_stored_as_they_are(tmp_path: Path) -> None:
     engine = engine_of(weights_of("6", tmp_path), "cpu fp32 *1 -> cpu bf16")
     output, state = engine.prefill(torch.tensor(QUESTION), engine.initial_state())
@@ -203,6 +238,11 @@ def test_a_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
         ({"emb.weight": (8, 4), "blocks.0.attn.q.weight": (4, 4)}, "grows"),
         ({"model.layers.0.attn.r_k": (1, 4)}, "Hugging Face"),
         ({"something": (3,)}, "expected the tensor names"),
+        ({"emb.weight": (2, 2), "blocks.99999.att.r_k": (1, 4)}, "expected the tensor names"),
+        (
+            {"emb.weight": (2, 2), "blocks.0.att.r_k": (), "blocks.0.att.key.weight": (2, 2)},
+            "0 heads",
+        ),
         ({"blocks.0.att.r_k": (1, 4)}, "emb.weight is missing"),
     ],
 )

@@ -178,6 +178,9 @@ INDEX = "model.safetensors.index.json"
         (unlink(INDEX), INDEX),
         (write(INDEX, "{}"), "names no weights files"),
         (write(INDEX, '{"weight_map": {"a": "../elsewhere"}}'), "names no weights files"),
+        (write(INDEX, '{"weight_map": {"a": ["b"]}}'), "names no weights files"),
+        (write(INDEX, '{"weight_map": {"a": 1, "b": "c"}}'), "names no weights files"),
+        (write(INDEX, '{"weight_map": {"a": "b\\u0000"}}'), "names no weights files"),
         (unlink("model-2.safetensors"), "model-2.safetensors"),
     ],
 )
