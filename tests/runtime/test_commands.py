@@ -13,17 +13,8 @@ from typing import Any
 import pytest
 
 from statestore import open_store
+from tests.runtime.commanded import run
 from tests.runtime.old_versions import write_old_weights
-
-
-def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rwkv_runtime", *arguments],
-        capture_output=True,
-        text=True,
-        input=stdin,
-        check=False,
-    )
 
 
 def run_json(*arguments: str, stdin: str = "") -> Any:
@@ -140,7 +131,10 @@ def test_a_narrow_locale_does_not_stop_an_answer(
     common: list[str], document: Path, form: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = run("ask", *common, "--document", str(document), "--question", "Où?", *form)
+    ask = [sys.executable, "-m", "rwkv_runtime", "ask", *common, "--document", str(document)]
+    done = subprocess.run(
+        [*ask, "--question", "Où?", *form], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
