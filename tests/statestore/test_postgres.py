@@ -234,7 +234,7 @@ def test_the_url_opens_the_place_again_and_has_no_secret(place: PostgresPlace) -
         (lambda url: url + "&password=s3cret", "unknown option 'password'"),
         (lambda url: url.replace("127.0.0.1:", "127.0.0.1:port"), "malformed"),
         (lambda url: url.replace("127.0.0.1", "[127.0.0.1"), "IPv6"),
-        (lambda url: url.replace("+psycopg", ""), "no backend for postgresql://"),
+        (lambda url: url.replace("+psycopg", "+psycopg2"), "no backend for postgresql"),
     ],
 )
 def test_a_bad_url_is_named_without_its_secret(
