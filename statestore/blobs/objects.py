@@ -105,6 +105,8 @@ class ObjectBlobs:
             CorruptError: the server has it, but will not give it (an archived object).
             UnavailableError: any other failure.
         """
+        from obstore.exceptions import BaseError
+
         with self._translating("reading", name):
             try:
                 if limit_bytes is not None and limit_bytes > RANGED_BYTES:
@@ -113,6 +115,10 @@ class ObjectBlobs:
             except FileNotFoundError as error:
                 self._require_bucket(error)
                 return None
+            except BaseError as error:
+                if _said(error)[0] == "NoSuchKey":  # removed meanwhile, told under another status
+                    return None
+                raise
 
     def size(self, name: str) -> int | None:
         """Size in bytes, or ``None``."""

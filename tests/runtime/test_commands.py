@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -151,7 +152,14 @@ def test_ctrl_c_ends_quietly_and_keeps_what_was_read(common: list[str], tmp_path
     document = tmp_path / "long.txt"
     document.write_text("A very long text. " * 500_000, encoding="utf-8")
     warm = [sys.executable, "-m", "rwkv_runtime", "warm", *common, str(document)]
-    with subprocess.Popen(warm, stderr=subprocess.PIPE, text=True) as running:
+    # A shell's background job, as a test run may be, has Ctrl-C ignored, and hands that on.
+    by_default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        warm,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=by_default,  # noqa: PLW1509 - takes no lock that a thread could hold
+    ) as running:
         deadline = time.monotonic() + 60
         while not list((tmp_path / "states").rglob("*-*.*")) and time.monotonic() < deadline:
             time.sleep(0.05)
