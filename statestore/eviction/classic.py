@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,7 +32,7 @@ class Lru(_Blind):
         return score(1.0, age, now)
 
 
-class _ByWorth(_Blind):
+class _ByWorth(_Blind, ABC):
     """What `worth` says of an entry, against the mean of what was put, with ageing."""
 
     def __init__(self) -> None:
@@ -48,9 +49,9 @@ class _ByWorth(_Blind):
         """The score with one more use."""
         return self._relative(replace(entry, hits=entry.hits + 1), age, now)
 
+    @abstractmethod
     def worth(self, entry: Entry) -> float:
         """In any unit."""
-        raise NotImplementedError
 
     def _relative(self, entry: Entry, age: float, now: float) -> float:
         worth = self.worth(entry)
