@@ -144,7 +144,7 @@ def small_disk(root: Path) -> Iterator[Path]:
         text=True,
     )
     if mounted.returncode:
-        pytest.skip(f"{mounted.stderr.strip()}: a limit of the process stands in, in the next test")
+        pytest.skip(f"not run: {mounted.stderr.strip()}; a limit of the process stands in below")
     try:
         yield root
     finally:

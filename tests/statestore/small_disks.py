@@ -14,7 +14,7 @@ import pytest
 def mounted_tmpfs(path: Path, size: str) -> Iterator[None]:
     path.mkdir()
     if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size={size} tmpfs {path}"):
-        pytest.skip("a file system of its own cannot be mounted here: only root may")
+        pytest.skip("not run: no file system of its own can be mounted here, only root may")
     try:
         yield
     finally:

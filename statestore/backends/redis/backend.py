@@ -18,6 +18,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from statestore.backends.base import Blob, Swept
+from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
 from statestore.backends.redis import parts, scripts
 from statestore.backends.redis.address import Address
@@ -27,8 +28,6 @@ from statestore.backends.redis.leases import RedisLeases
 from statestore.backends.redis.rows import (
     Value,
     changes,
-    hex_prefix,
-    matches,
     number,
     text,
     to_departed,

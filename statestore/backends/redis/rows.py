@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
 
-from statestore.entry import Departed, Entry, EntryFilter, Role, Status
+from statestore.entry import Departed, Entry, Role, Status
 from statestore.errors import InputError
 from statestore.keys import StateKey
 
@@ -139,25 +139,6 @@ def to_departed(key: StateKey, kept: bytes | None) -> Departed | None:
         return None
     n_tokens, at, reason = kept.split(b" ", 2)
     return Departed(key, reason.decode(), float(at)) if int(n_tokens) == key.n_tokens else None
-
-
-def matches(entry: Entry, where: EntryFilter) -> bool:
-    """Whether `entry` is wanted."""
-    names = ("namespace", "fingerprint", "token_digest", "model", "role", "status", "pinned")
-    if any(getattr(where, name) not in (None, getattr(entry, name)) for name in names):
-        return False
-    if where.used_before is not None and not entry.used_at < where.used_before:
-        return False
-    prefix = hex_prefix(where)
-    return entry.key.hex.startswith(prefix) and where.labels.items() <= entry.labels.items()
-
-
-def hex_prefix(where: EntryFilter) -> str:
-    """The wanted leading digits of a digest. Raises `InputError` if they are none."""
-    prefix = (where.key_prefix or "").lower()
-    if len(prefix) > 64 or not set(prefix) <= set("0123456789abcdef"):
-        raise InputError(f"key prefix {where.key_prefix!r}: expected hex digits")
-    return prefix
 
 
 def text(value: str, field: str) -> str:
