@@ -11,15 +11,19 @@ ending of its own.
 
 from __future__ import annotations
 
-QUESTION = "\nQ: {question}\nA:"
+QUESTION = "\nQ: {question}"
+PROMPT = "\nA:"
 ANSWER = " {answer}\n"
 STOP = "\n"
 
 
 def question_segment(question: str) -> str:
-    """The text that follows the document. Line breaks inside the question become spaces: they
-    would end it.
-    """
+    """The text that follows the document, up to where the answer begins."""
+    return question_line(question) + PROMPT
+
+
+def question_line(question: str) -> str:
+    """The question alone. Line breaks inside it become spaces: they would end it."""
     return QUESTION.format(question=" ".join(question.split()))
 
 
