@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from statestore.cli.options import as_json_option
 from statestore.cli.render import emit_fields, emit_json
 from statestore.settings import open_revisions
 
@@ -18,7 +19,7 @@ def database() -> None:
 
 
 @database.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+@as_json_option
 @click.pass_obj
 def current(url: str, as_json: bool) -> None:
     """Show which revision the catalog is at, and which one this release needs.

@@ -1,11 +1,14 @@
-"""A command group that ends with one clear line and the exit code of the error tree; shared with
-`rwkv-runtime`.
+"""Command groups that end with one clear line and the exit code of the error tree, and load a
+command only when it is called; shared with `rwkv-runtime`.
 """
 
 from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
 
 import click
 
@@ -27,3 +30,45 @@ class ErrorGroup(click.Group):
         except KeyboardInterrupt:
             click.echo(f"{ctx.info_name}: stopped", err=True)
             ctx.exit(130)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One command in a group's help, and where it is defined."""
+
+    name: str
+    place: str  # "package.module:attribute"
+    summary: str  # the first sentence of its help
+    section: str
+
+    def load(self) -> click.Command:
+        """Import the command."""
+        module, _, attribute = self.place.partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+class LazyGroup(ErrorGroup):
+    """Commands from a table: `--help` and completion of a command's name import none of them."""
+
+    def __init__(self, *arguments: object, lines: Iterable[Line] = (), **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self._lines = {line.name: line for line in lines}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Names in the table's order."""
+        return list(self._lines)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command, unless there is none of that name."""
+        line = self._lines.get(cmd_name)
+        return None if line is None else line.load()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the table, section by section."""
+        width = max(map(len, self._lines), default=0)
+        for section in dict.fromkeys(line.section for line in self._lines.values()):
+            lines = [line for line in self._lines.values() if line.section == section]
+            with formatter.section(section):
+                formatter.write_dl([(line.name.ljust(width), line.summary) for line in lines])

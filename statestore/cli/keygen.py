@@ -14,7 +14,7 @@ from statestore.keyring import rotate_key_file, write_key_file
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--rotate", is_flag=True, help="Put a new key on top; the older ones still decrypt.")
 def keygen(file: Path, rotate: bool) -> None:
-    """Make a key FILE for the keys= option of a store's URL, readable by you alone (mode 0600).
+    """Make a key FILE, readable by you alone, for the keys= option of a store's URL.
 
     Keep a copy: what it encrypted cannot be read without it. After --rotate give the file to all
     who open the store; a key may go once nothing that it encrypted is stored.

@@ -1,9 +1,10 @@
-"""`statestore pin`, `unpin` and `evict`: what stays, and what goes to make room."""
+"""`statestore pin`, `unpin`, `rm` and `evict`: what stays, and what goes."""
 
 from __future__ import annotations
 
 import click
 
+from statestore.cli.options import as_json_option
 from statestore.cli.render import digits, emit_json, size
 from statestore.errors import InputError
 from statestore.settings import open_store
@@ -40,7 +41,7 @@ def unpin(url: str, key: str) -> None:
 @click.command()
 @click.option("--to", "target", required=True, metavar="SIZE", help="10GiB, 500MB, or 0 for all.")
 @click.option("--namespace", help="Only this namespace, down to SIZE of its own.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+@as_json_option
 @click.pass_obj
 def evict(url: str, target: str, namespace: str | None, as_json: bool) -> None:
     """Remove what is worth least until the rest comes to SIZE. Pinned states stay.
@@ -59,6 +60,25 @@ def evict(url: str, target: str, namespace: str | None, as_json: bool) -> None:
         emit_json({"entries": entries, "blob_bytes": freed, "left_bytes": left})
     else:
         click.echo(f"removed {entries} states ({size(freed)}); {size(left)} are left")
+
+
+@click.command()
+@click.argument("key")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def rm(url: str, key: str, yes: bool) -> None:
+    """Remove one state. KEY may be its first few hex digits.
+
+    \b
+    Example:
+      statestore --store ./states rm 3fa9
+    """
+    with open_store(url, create=False) as store:
+        entry = store.entry(digits(key))
+        if not yes:
+            click.confirm(f"Remove {entry.key} ({size(entry.blob_bytes)})?", abort=True)
+        removed = store.delete(entry.key)
+    click.echo("removed" if removed else "it had gone already")
 
 
 def _pin(url: str, key: str, *, pinned: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from statestore.cli.options import as_json_option
 from statestore.cli.render import emit_json, emit_table, size
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, POLICIES, make_policy
@@ -67,7 +68,7 @@ _STATE_BYTES: Final = 2_400_000  # of a 0.1B model
     help="Tokens read per second, for the seconds saved.",
 )
 @click.option("--real", metavar="URL", help="Replay through the store at URL, such as memory:")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+@as_json_option
 def simulate(
     trace: Path,
     counts: Sequence[int],

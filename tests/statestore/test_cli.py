@@ -190,7 +190,9 @@ def test_a_path_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
 
 def commands(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:
     """The words of every command, those of groups too."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from commands(command, *path, name)
         else:
@@ -203,6 +205,16 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
     assert shown.startswith(f"Usage: statestore {' '.join(words)}")
     assert re.search(rf"\n    statestore (--store \S+ )?{' '.join(words)}", shown), shown
     assert "\\b" not in shown
+
+
+def test_the_table_of_commands_says_what_their_help_says() -> None:
+    context = click.Context(main)
+    shown = " ".join(CliRunner().invoke(main, ["--help"]).stdout.split())
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert f" {name} {command.get_short_help_str(300)}" in shown
 
 
 def test_help_is_there_without_a_store() -> None:
