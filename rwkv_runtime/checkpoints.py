@@ -21,6 +21,8 @@ def to_save(
     admission: Admission,
     costs: Costs,
     named_segments: int = 0,
+    *,
+    grows: bool = False,
 ) -> Iterator[KeyedBoundary]:
     """Boundaries to save, ascending.
 
@@ -31,7 +33,9 @@ def to_save(
         admission: the rule.
         costs: what computing and fetching take.
         named_segments: so many, from the first on, were asked for by name.
+        grows: the next prompt will begin with this one, so the last end that stays is named too.
     """
+    last = max((b.position for b in plan.boundaries if b.stable), default=0) if grows else 0
     declared = 0
     for boundary in plan.boundaries:
         stop = boundary.role is Role.SPARSE
@@ -40,7 +44,7 @@ def to_save(
                 transient=stop,
                 gain_tokens=boundary.position - lasting,
                 declared_tokens=boundary.position - declared if boundary.stable else 0,
-                named=boundary.segment < named_segments,
+                named=boundary.segment < named_segments or boundary.position == last,
             )
             if admission.admits(candidate, costs):
                 yield boundary

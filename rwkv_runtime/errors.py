@@ -2,6 +2,7 @@
 
     StateStoreError                     1
     ├── NumericsError                       the model's logits hold NaN or infinity
+    ├── BusyError                           as many requests wait as may: later
     └── InputError (ValueError)         2
         ├── WeightsError                    a file that this engine cannot run
         ├── TokenizerError                  text, and no tokenizer that fits
@@ -21,6 +22,14 @@ from statestore.errors import InputError, StateStoreError, TokenError
 
 class NumericsError(StateStoreError):
     """The model's logits hold NaN or infinity: weights or dtype do not suit each other."""
+
+
+class BusyError(StateStoreError):
+    """As many requests wait as may; `retry_after_s` says when another try is worth it."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class WeightsError(InputError):

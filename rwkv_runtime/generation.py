@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from rwkv_runtime.engines import Engine, EngineState
 from rwkv_runtime.sampling import Penalties, Sampling, sample
 from rwkv_runtime.tokenizer import TextStream, Tokenizer, require_tokenizer
+
+Ending: TypeAlias = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +71,65 @@ def generate(
     """
     if stop.texts:
         require_tokenizer(tokenizer, len(logits))
-    generator = sampling.generator()
-    endings = stop.tokens | _end_tokens(tokenizer)
-    text = _StoppedText(tokenizer, stop.texts)
-    penalties = Penalties(sampling)
-    for count in range(1, max_tokens + 1):
-        token = sample(penalties.apply(logits), sampling, generator)
-        penalties.count(token)
-        if token in endings:
-            held = text.rest()
-            if held:
-                yield Generated(token, held)
-            return
-        piece = text.push(token)
-        if text.stopped:
-            yield Generated(token, piece)
-            return
-        if count == max_tokens:
-            yield Generated(token, piece + text.rest())
-            return
-        yield Generated(token, piece)
-        with torch.inference_mode():
-            output, state = engine.decode(token, state)
-            logits = engine.logits(output)
+    text = Continuation(tokenizer, max_tokens, sampling, stop)
+    while text.ended is None:
+        new = text.take(text.choose(logits))
+        if new is not None:
+            yield new
+        if text.ended is None:
+            with torch.inference_mode():
+                output, state = engine.decode(text.token, state)
+                logits = engine.logits(output)
+
+
+class Continuation:
+    """One text on its way: chooses its tokens, frees its characters, knows when it ends. It
+    computes nothing, so that one thread may carry many on.
+
+    Attributes:
+        token: the last one, end tokens included; -1 before the first.
+        count: of tokens so far, without an end token.
+        ended: why nothing follows; ``None``: something does.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, max_tokens: int, sampling: Sampling, stop: Stop
+    ) -> None:
+        self.token = -1
+        self.count = 0
+        self.ended: Ending | None = None if max_tokens > 0 else "length"
+        self.sampling = sampling
+        self._max_tokens = max_tokens
+        self._generator = sampling.generator()
+        self._endings = stop.tokens | _end_tokens(tokenizer)
+        self._text = _StoppedText(tokenizer, stop.texts)
+        self._penalties = Penalties(sampling)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is the one to take, whatever came before."""
+        return self.sampling.temperature == 0 and not self.sampling.penalises
+
+    def choose(self, logits: Tensor) -> int:
+        """The token to take. Raises `NumericsError` where the logits hold NaN or infinity."""
+        return sample(self._penalties.apply(logits), self.sampling, self._generator)
+
+    def take(self, token: int) -> Generated | None:
+        """Go on by `token`; what can be shown of it, ``None`` for an end token that frees none."""
+        self._penalties.count(token)
+        self.token = token
+        if token in self._endings:
+            self.ended = "stop"
+            held = self._text.rest()
+            return Generated(token, held) if held else None
+        self.count += 1
+        piece = self._text.push(token)
+        if self._text.stopped:
+            self.ended = "stop"
+        elif self.count == self._max_tokens:
+            self.ended = "length"
+            piece += self._text.rest()
+        return Generated(token, piece)
 
 
 def _end_tokens(tokenizer: Tokenizer | None) -> frozenset[int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -75,6 +76,7 @@ class Places(Protocol):
     engine: Engine
     pace: Pace
     once: Once[Point]
+    turnstile: Callable[[], AbstractContextManager[object]]
 
     def find(self, plan: Plan, beyond: int) -> Point | None:
         """The deepest stored point behind `beyond` tokens."""
@@ -221,13 +223,15 @@ class Reading:
     def _advance(self, point: Point, end: int) -> Point:
         """One chunk, up to `end`."""
         tokens = self._tokens[point.position : end]
-        began = time.perf_counter()
-        with torch.inference_mode():
+        asked = time.perf_counter()
+        with self._places.turnstile(), torch.inference_mode():
+            began = time.perf_counter()
             output, state = self._places.engine.prefill(tokens, point.state)
-        if output.is_cuda:  # it returns before it has computed, and the time is of use
-            torch.cuda.synchronize(output.device)
-        seconds = time.perf_counter() - began
-        self._places.pace.computed(len(tokens), seconds)
+            if output.is_cuda:  # it returns before it has computed, and the time is of use
+                torch.cuda.synchronize(output.device)
+            seconds = time.perf_counter() - began
+        # Others wait for it as long as it takes here; its worth is the computing alone.
+        self._places.pace.computed(len(tokens), time.perf_counter() - asked)
         self.computed += len(tokens)
         return Point(end, state, output, point.cost_s + seconds, point.lasting)
 

@@ -92,7 +92,18 @@ class Runtime:
         """
         return require_tokenizer(self._tokenizer, self.engine.vocabulary)
 
-    def prefill(self, segments: Sequence[Tokens], *, progress: Progress | None = None) -> Prefill:
+    @property
+    def session(self) -> Session:
+        """What requests are read through, for those who share out the computing themselves."""
+        return self._session
+
+    def prefill(
+        self,
+        segments: Sequence[Tokens],
+        *,
+        progress: Progress | None = None,
+        namespace: Namespace | None = None,
+    ) -> Prefill:
         """Read a prompt, a list of segments of token ids, from the longest stored prefix on.
 
         What others are reading at this moment, in any process, is waited for and not read again.
@@ -101,20 +112,27 @@ class Runtime:
             segments: documents, messages, questions, each tokenised on its own; empty ones add
                 nothing.
             progress: told after each chunk.
+            namespace: whose states; by default the runtime's.
 
         Raises:
             PromptError: no segment holds a token.
             TokenError: an id is not an integer, or outside the engine's vocabulary.
         """
-        return self._read(segments, progress)
+        return self._read(segments, progress, namespace)
 
-    def warm(self, segments: Sequence[Tokens], *, progress: Progress | None = None) -> Prefill:
+    def warm(
+        self,
+        segments: Sequence[Tokens],
+        *,
+        progress: Progress | None = None,
+        namespace: Namespace | None = None,
+    ) -> Prefill:
         """Read a prompt so that later ones find it: the ends of its segments are stored, however
         short they are.
 
         Args and errors as for `prefill`.
         """
-        return self._read(segments, progress, named_segments=len(segments))
+        return self._read(segments, progress, namespace, named_segments=len(segments))
 
     def generate(
         self,
@@ -123,7 +141,9 @@ class Runtime:
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
         stop: Stop | None = None,
+        grows: bool = False,
         progress: Progress | None = None,
+        namespace: Namespace | None = None,
     ) -> Iterator[Generated]:
         """Read a prompt, then yield new tokens as they come.
 
@@ -132,9 +152,13 @@ class Runtime:
             max_tokens: new tokens at most.
             sampling: how to choose a token; greedy by default.
             stop: what ends the text; by default the tokenizer's end token alone.
+            grows: the next prompt will begin with these segments, as in a chat: what it can begin
+                from is stored, however little that spares.
             progress: as for `prefill`.
+            namespace: as for `prefill`.
         """
-        prefill, later = self._session.read(segments, progress)
+        session = self._session.within(namespace)
+        prefill, later = session.read(segments, progress, grows=grows)
         new = self.continue_from(prefill, max_tokens=max_tokens, sampling=sampling, stop=stop)
         passed = self._after_first(new, later)
         del prefill, later  # a state, which would live as long as its caller reads
@@ -181,12 +205,15 @@ class Runtime:
                 document_tokens, document_s, question, max_tokens, progress, bookmark
             )
 
-    def explain(self, segments: Sequence[Tokens]) -> tuple[Verdict, ...]:
+    def explain(
+        self, segments: Sequence[Tokens], *, namespace: Namespace | None = None
+    ) -> tuple[Verdict, ...]:
         """For each boundary of a prompt whether its state is stored and, where not, why."""
         if self.store is None:
             return ()
         self.flush()
-        return explain(self.store, self._session.identity, self._session.plan(segments).boundaries)
+        session = self._session.within(namespace)
+        return explain(self.store, session.identity, session.plan(segments).boundaries)
 
     def warm_up(self) -> None:
         """Pay now what the first call of a process costs (thread pools, libraries); results are
@@ -198,9 +225,11 @@ class Runtime:
             self.engine.logits(output)
             self.engine.decode(0, state)
 
-    def flush(self) -> None:
-        """Return once every state handed to the store so far is written, or dropped."""
-        self._writer.flush()
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Return once every state handed to the store so far is written, or dropped; ``False``:
+        `timeout_s` passed.
+        """
+        return self._writer.flush(timeout_s)
 
     def close(self) -> None:
         """Flush and end the writer; a second call does nothing. Store and engine stay open.
@@ -221,9 +250,14 @@ class Runtime:
         self.close()
 
     def _read(
-        self, segments: Sequence[Tokens], progress: Progress | None, named_segments: int = 0
+        self,
+        segments: Sequence[Tokens],
+        progress: Progress | None,
+        namespace: Namespace | None,
+        named_segments: int = 0,
     ) -> Prefill:
-        result, later = self._session.read(segments, progress, named_segments=named_segments)
+        session = self._session.within(namespace)
+        result, later = session.read(segments, progress, named_segments=named_segments)
         self._session.submit(later)
         return result
 

@@ -14,9 +14,11 @@ never writes to one, so a state may serve any number of questions.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,6 +67,9 @@ class Session:
         writer: takes the puts.
         admission: which states are worth keeping.
         lease_s: seconds for which the right to compute a state is taken at least.
+
+    Attributes:
+        turnstile: every chunk is computed inside what it gives; for those who share a processor.
     """
 
     def __init__(
@@ -86,6 +91,24 @@ class Session:
         self.once = Once[Point](self._leases, least_ttl_s=lease_s)
         self._writer = writer
         self.admission = admission
+        self.turnstile: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def within(self, namespace: Namespace | None) -> Session:
+        """The same for another namespace: engine, store, writer and turns are shared, and no state
+        is. ``None``: this one.
+        """
+        if namespace is None or namespace == self.namespace:
+            return self
+        other = copy.copy(self)
+        other.namespace = namespace
+        other.identity = Identity(self.identity.fingerprint, namespace.name)
+        return other
+
+    def through(self, turnstile: Callable[[], AbstractContextManager[object]]) -> Session:
+        """The same, each chunk through a turnstile."""
+        other = copy.copy(self)
+        other.turnstile = turnstile
+        return other
 
     def plan(self, segments: Sequence[Tokens]) -> Plan:
         """Chunks, boundaries and keys of a prompt."""
@@ -97,6 +120,7 @@ class Session:
         progress: Progress | None = None,
         *,
         named_segments: int = 0,
+        grows: bool = False,
         bookmark: Bookmark | None = None,
     ) -> tuple[Prefill, tuple[Put, ...]]:
         """Read a prompt. What can wait for the answer comes back, for the caller to submit: the
@@ -107,6 +131,8 @@ class Session:
             progress: told after each chunk.
             named_segments: so many, from the first on, were asked for by name: their ends are
                 kept whatever they are worth.
+            grows: the next prompt will begin with these segments; the last state that it can
+                begin from is kept whatever it is worth.
             bookmark: spares the first segment to the next prompt that begins with it, stored or
                 not.
 
@@ -121,7 +147,7 @@ class Session:
         start = self._start(prompt, bookmark)
         reading = Reading(self, prompt, tokens, start, progress=progress, bookmark=bookmark)
         reading.run(
-            self._to_save(prompt, start, named_segments),
+            self._to_save(prompt, start, named_segments, grows=grows),
             shared=self.store is not None and not self._writer.closed,
         )
         end = reading.point
@@ -210,11 +236,13 @@ class Session:
     def _origin(self) -> Point:
         return Point(0, self.engine.initial_state(), None, 0.0, 0)
 
-    def _to_save(self, prompt: Plan, start: Point, named: int) -> tuple[KeyedBoundary, ...]:
+    def _to_save(
+        self, prompt: Plan, start: Point, named: int, *, grows: bool
+    ) -> tuple[KeyedBoundary, ...]:
         if self.store is None:
             return ()
-        costs = self.pace.costs
-        return tuple(to_save(prompt, start.position, start.lasting, self.admission, costs, named))
+        known = (start.position, start.lasting, self.admission, self.pace.costs)
+        return tuple(to_save(prompt, *known, named, grows=grows))
 
     def _load(self, store: StateStore, found: Found) -> Point | None:
         try:

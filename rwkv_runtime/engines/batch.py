@@ -74,14 +74,18 @@ class Batch:
 
     def leave(self, place: int) -> ModelState:
         """Let a stream go; its state."""
-        self._require(place)
-        self._joined.remove(place)
-        self._free.append(place)
+        self.drop(place)
         with torch.inference_mode():
             return tuple(
                 LayerState(*(getattr(layer, part)[place : place + 1].clone() for part in PARTS))
                 for layer in self._state
             )
+
+    def drop(self, place: int) -> None:
+        """Let a stream go whose state nobody wants."""
+        self._require(place)
+        self._joined.remove(place)
+        self._free.append(place)
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, Tensor]:
         """Read one token in every stream.
@@ -96,20 +100,24 @@ class Batch:
             InputError: a stream has no token, or a place no stream; nothing was read.
             VocabularyError: a token that the model does not have; nothing was read.
         """
+        logits = self.advance(tokens)
+        return {place: logits[place].clone() for place in tokens}
+
+    def advance(self, tokens: Mapping[int, int]) -> Tensor:
+        """As `step`, for whoever looks at all rows at once: float32 [width, vocabulary], in memory
+        of their own. Those of places without a stream mean nothing.
+        """
         if tokens.keys() != self._joined:
             raise InputError(
                 f"a step needs one token for each of the places {sorted(self._joined)}, "
                 f"not for {sorted(tokens)}"
             )
-        rows = torch.zeros(self.width, 1, dtype=torch.int64)
-        for place, token in tokens.items():
-            rows[place] = token
+        rows = torch.tensor([[tokens.get(place, 0)] for place in range(self.width)])
         check_tokens(rows.flatten(), self.engine.vocabulary)
         with computing(self.engine.threads):
             device = self.engine.weights.emb.device
             hidden, self._state = model.forward(self.engine.weights, rows.to(device), self._state)
-            logits = model.logits(self.engine.weights, hidden[:, -1]).float()
-        return {place: logits[place].clone() for place in tokens}
+            return model.logits(self.engine.weights, hidden[:, -1]).float()
 
     def _require(self, place: int) -> None:
         if place not in self._joined:
