@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-pythons lint bench services clean
+.PHONY: help demo test test-compose test-pythons lint bench services clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +41,10 @@ demo: $(READY)  ## read a document once, ask it questions from new processes
 
 test: $(READY)  ## the tests; PYTEST_ARGS are passed on
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+test-compose: $(READY)  ## build and start docker-compose.yml, test the running stack, tear it down
+	@docker info >/dev/null 2>&1 || { echo "test-compose needs a Docker engine: start one, or name it in DOCKER_HOST"; exit 1; }
+	@$(BIN)/pytest -m compose tests/compose $(PYTEST_ARGS)
 
 test-pythons:  ## the storage layer's tests on every other Python here, without torch
 	@for version in 3.11 3.12 3.13; do \
