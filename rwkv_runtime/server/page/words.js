@@ -1,0 +1,22 @@
+// Numbers as people read them.
+
+export function count(number) {
+  return Math.round(number).toLocaleString("en");
+}
+
+export function bytes(number) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let place = 0;
+  while (number >= 1024 && place < units.length - 1) {
+    number /= 1024;
+    place += 1;
+  }
+  return `${place ? number.toFixed(1) : number} ${units[place]}`;
+}
+
+export function seconds(number) {
+  if (number < 0.9995) return `${Math.round(number * 1000)} ms`;
+  if (number < 60) return `${number.toFixed(1)} s`;
+  if (number < 3600) return `${Math.floor(number / 60)} min ${Math.round(number % 60)} s`;
+  return `${(number / 3600).toFixed(1)} h`;
+}
