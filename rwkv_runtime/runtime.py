@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,7 @@ import torch
 from rwkv_runtime import template
 from rwkv_runtime.admission import Admission
 from rwkv_runtime.engines import Engine
-from rwkv_runtime.generation import Generated, Stop, generate
+from rwkv_runtime.generation import Continuation, Generated, Stop, generate
 from rwkv_runtime.sampling import GREEDY, Sampling
 from rwkv_runtime.session import Bookmark, Prefill, Progress, Session
 from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
@@ -157,12 +158,34 @@ class Runtime:
             progress: as for `prefill`.
             namespace: as for `prefill`.
         """
+        yield from self.reply(
+            segments,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            grows=grows,
+            progress=progress,
+            namespace=namespace,
+        )[1]
+
+    def reply(
+        self,
+        segments: Sequence[Tokens],
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling = GREEDY,
+        stop: Stop | None = None,
+        grows: bool = False,
+        progress: Progress | None = None,
+        namespace: Namespace | None = None,
+    ) -> tuple[Prefill, Iterator[Generated]]:
+        """`generate` in two steps: when this returns the first token has been chosen, and what the
+        prompt took is known.
+        """
         session = self._session.within(namespace)
         prefill, later = session.read(segments, progress, grows=grows)
         new = self.continue_from(prefill, max_tokens=max_tokens, sampling=sampling, stop=stop)
-        passed = self._after_first(new, later)
-        del prefill, later  # a state, which would live as long as its caller reads
-        yield from passed
+        return prefill, self._after_first(new, later)
 
     def continue_from(
         self,
@@ -182,6 +205,15 @@ class Runtime:
             sampling=sampling,
             stop=stop or Stop(),
         )
+
+    def continuation(self, *, max_tokens: int, sampling: Sampling, stop: Stop) -> Continuation:
+        """What chooses the tokens of one text, for those who compute many side by side.
+
+        Raises:
+            TokenizerError: a stop text, and no tokenizer.
+        """
+        tokenizer = self.tokenizer if stop.texts else self._tokenizer
+        return Continuation(tokenizer, max_tokens, sampling, stop)
 
     def ask(
         self,
@@ -262,15 +294,12 @@ class Runtime:
         return result
 
     def _after_first(self, new: Iterator[Generated], later: Iterable[Put]) -> Iterator[Generated]:
-        """Pass `new` on, and submit `later` once the first token is there, or none came."""
+        """`new` as it is, its first token chosen by now, and `later` submitted after that."""
         try:
-            first = next(new, None)
+            first = list(islice(new, 1))
         finally:
             self._session.submit(later, wait=False)  # somebody waits for the second token
-            del later
-        if first is not None:
-            yield first
-            yield from new
+        return _chained(first, new)
 
     def _answer(
         self,
@@ -303,3 +332,9 @@ class Runtime:
             total_s=document_s + ended - began,
             prefill=prefill,
         )
+
+
+def _chained(first: list[Generated], rest: Iterator[Generated]) -> Iterator[Generated]:
+    """A generator, so that its reader may close it."""
+    yield from first
+    yield from rest
