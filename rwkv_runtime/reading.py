@@ -14,9 +14,9 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from statestore.once import Once, Patience, Ruling, Turn
 
 #: Called with (tokens done, tokens to do) of one prefill, counted from where it began to compute.
 Progress = Callable[[int, int], None]
+
+R = TypeVar("R")
 
 #: Chunks whose time a lease covers at least.
 _LEASED_CHUNKS: Final = 8
@@ -70,13 +72,35 @@ class Fresh:
     turn: Turn[Point] | None  # to end when it is
 
 
+class Turns(Protocol):
+    """Where computing is done: for those who share a processor. Both return when it is."""
+
+    def chunk(self, work: Callable[[], R]) -> R:
+        """A chunk."""
+
+    def quick(self, work: Callable[[], R]) -> R:
+        """What takes much less, and is waited for by somebody who has nothing yet."""
+
+
+class AtOnce:
+    """`Turns` of one who shares with nobody."""
+
+    def chunk(self, work: Callable[[], R]) -> R:
+        """See `Turns`."""
+        return work()
+
+    def quick(self, work: Callable[[], R]) -> R:
+        """See `Turns`."""
+        return work()
+
+
 class Places(Protocol):
     """What a reading needs of its session."""
 
     engine: Engine
     pace: Pace
     once: Once[Point]
-    turnstile: Callable[[], AbstractContextManager[object]]
+    turns: Turns
 
     def find(self, plan: Plan, beyond: int) -> Point | None:
         """The deepest stored point behind `beyond` tokens."""
@@ -224,16 +248,20 @@ class Reading:
         """One chunk, up to `end`."""
         tokens = self._tokens[point.position : end]
         asked = time.perf_counter()
-        with self._places.turnstile(), torch.inference_mode():
-            began = time.perf_counter()
-            output, state = self._places.engine.prefill(tokens, point.state)
-            if output.is_cuda:  # it returns before it has computed, and the time is of use
-                torch.cuda.synchronize(output.device)
-            seconds = time.perf_counter() - began
+        output, state, seconds = self._places.turns.chunk(partial(self._chunk, tokens, point.state))
         # Others wait for it as long as it takes here; its worth is the computing alone.
         self._places.pace.computed(len(tokens), time.perf_counter() - asked)
         self.computed += len(tokens)
         return Point(end, state, output, point.cost_s + seconds, point.lasting)
+
+    def _chunk(self, tokens: Tensor, state: EngineState) -> tuple[Tensor, EngineState, float]:
+        """Compute; output, state and seconds."""
+        began = time.perf_counter()
+        with torch.inference_mode():
+            output, after = self._places.engine.prefill(tokens, state)
+        if output.is_cuda:  # it returns before it has computed, and the time is of use
+            torch.cuda.synchronize(output.device)
+        return output, after, time.perf_counter() - began
 
     def _keep(self, boundary: KeyedBoundary, turn: Turn[Point] | None) -> None:
         """Save the point that was just reached, soon; threads beside this one have it now."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,6 +126,16 @@ def sample(
     point = torch.rand((), dtype=torch.float64, generator=generator) * weights.sum()
     index = int(torch.searchsorted(weights.cumsum(0), point, right=True))
     return int(tokens[min(index, len(tokens) - 1)])
+
+
+def likeliest(logits: Tensor) -> list[int | None]:
+    """What greedy sampling chooses from each row of [n, vocabulary], in one go; ``None`` where the
+    row holds NaN or infinity.
+    """
+    rows = logits.detach().cpu().numpy()
+    sound = np.isfinite(rows.max(1)) & np.isfinite(rows.min(1))  # NaN wins both
+    first = rows.argmax(1)  # numpy's is the first of equals
+    return [int(token) if good else None for token, good in zip(first, sound, strict=True)]
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

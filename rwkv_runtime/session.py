@@ -17,8 +17,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,7 +29,7 @@ from rwkv_runtime.admission import Admission
 from rwkv_runtime.checkpoints import stops_below, to_save
 from rwkv_runtime.engines import Engine, EngineState, check_tokens
 from rwkv_runtime.pace import Pace
-from rwkv_runtime.reading import Bookmark, Fresh, Point, Progress, Reading
+from rwkv_runtime.reading import AtOnce, Bookmark, Fresh, Point, Progress, Reading, Turns
 from rwkv_runtime.writer import Put, Writer
 from statestore.backends.leases import Leases, Outcome
 from statestore.entry import Entry
@@ -69,7 +68,7 @@ class Session:
         lease_s: seconds for which the right to compute a state is taken at least.
 
     Attributes:
-        turnstile: every chunk is computed inside what it gives; for those who share a processor.
+        turns: where everything is computed.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Session:
         self.once = Once[Point](self._leases, least_ttl_s=lease_s)
         self._writer = writer
         self.admission = admission
-        self.turnstile: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.turns: Turns = AtOnce()
 
     def within(self, namespace: Namespace | None) -> Session:
         """The same for another namespace: engine, store, writer and turns are shared, and no state
@@ -104,10 +103,10 @@ class Session:
         other.identity = Identity(self.identity.fingerprint, namespace.name)
         return other
 
-    def through(self, turnstile: Callable[[], AbstractContextManager[object]]) -> Session:
-        """The same, each chunk through a turnstile."""
+    def through(self, turns: Turns) -> Session:
+        """The same, computing in turns with others."""
         other = copy.copy(self)
-        other.turnstile = turnstile
+        other.turns = turns
         return other
 
     def plan(self, segments: Sequence[Tokens]) -> Plan:
@@ -153,8 +152,7 @@ class Session:
         end = reading.point
         assert end.output is not None
         try:
-            with torch.inference_mode():
-                logits = self.engine.logits(end.output)
+            logits = self.turns.quick(partial(self._logits, end.output))
             logits = logits.clone()  # outside inference mode: a caller may write to it
         except BaseException:
             reading.give_up()
@@ -232,6 +230,10 @@ class Session:
             return self.find(prompt, marked.position) or marked
         at_hand = self.once.held(prompt.keys_deepest_first)
         return at_hand or self.find(prompt, 0) or self._origin()
+
+    def _logits(self, output: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.engine.logits(output)
 
     def _origin(self) -> Point:
         return Point(0, self.engine.initial_state(), None, 0.0, 0)
