@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from rwkv_runtime.engines import (
 )
 from rwkv_runtime.runtime import Runtime
 from rwkv_runtime.tokenizer import tokenizer_for
+from statestore.cli.options import CONFIG
+from statestore.config import Config
 from statestore.keys import Namespace
 from statestore.settings import URL_VARIABLE, default_url, open_store
 
@@ -74,13 +76,14 @@ class Opening:
     url: str | None
     tokenizer: str | None
     namespace: str
+    salt: bytes = field(default=b"", repr=False)
 
     @contextmanager
     def runtime(self) -> Iterator[Runtime]:
         """A runtime over model and store; both are closed at the end, after what was computed is
         stored.
         """
-        namespace = Namespace(self.namespace)
+        namespace = Namespace(self.namespace, self.salt)
         engine = self.model.engine()
         tokenizer = tokenizer_for(engine.vocabulary, self.tokenizer)
         with (
@@ -181,9 +184,19 @@ def runtime_options(command: Command) -> Command:
     def run(
         model: Model, url: str | None, tokenizer: str | None, namespace: str, **rest: object
     ) -> object:
-        return command(Opening(model, url, tokenizer, namespace), **rest)
+        settings: Config = click.get_current_context().meta.get(CONFIG) or Config()
+        salt = settings.store.salt(namespace)
+        return command(Opening(model, url, tokenizer, namespace, salt), **rest)
 
     return model_options(_with(_STORE, run))
+
+
+def defaults_of(settings: Config) -> dict[str, object]:
+    """What settings say, by the names of the commands' parameters."""
+    given = settings.given("store") | settings.given("runtime") | settings.given("server")
+    if "initial_state" in given:
+        given["initial"] = given.pop("initial_state")
+    return given
 
 
 def read_text(path: Path) -> str:

@@ -4,12 +4,14 @@ its own, loaded when it is called, and opens the store that --store or RWKV_STAT
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import click
 
 from statestore.cli.group import LazyGroup, Line
-from statestore.settings import URL_VARIABLE, default_url
+from statestore.cli.options import CONFIG, config_option
+from statestore.config import load
 
 _TABLE: Final = {
     "Look": {
@@ -31,12 +33,14 @@ _TABLE: Final = {
             "keygen:keygen",
             "Make a key FILE, readable by you alone, for the keys= option of a store's URL.",
         ),
+        "config": ("settings:config", "Show the settings, and where each one came from."),
         "simulate": (
             "simulate:simulate",
             "Replay recorded requests and show what would have been found, stored and dropped.",
         ),
     },
 }
+_STORELESS: Final = ("completion", "keygen", "simulate")  # broken settings do not stop them
 _LINES: Final = [
     Line(name, f"statestore.cli.{place}", summary, section)
     for section, commands in _TABLE.items()
@@ -49,12 +53,13 @@ _LINES: Final = [
     "--store",
     "url",
     metavar="URL",
-    help=f"The store; a directory means file://. By default ${URL_VARIABLE}, "
-    "else a directory among the user's application data.",
+    help="The store; a directory means file://. By default $RWKV_STATESTORE_URL, else what the "
+    "settings say, else a directory among the user's application data.",
 )
+@config_option
 @click.version_option(package_name="rwkv-statestore", message="%(prog)s %(version)s")
 @click.pass_context
-def main(ctx: click.Context, url: str | None) -> None:
+def main(ctx: click.Context, url: str | None, file: Path | None) -> None:
     """Look at a store of RWKV states, check it, tidy it.
 
     \b
@@ -73,4 +78,6 @@ def main(ctx: click.Context, url: str | None) -> None:
       5    no such key is stored
       130  stopped by Ctrl-C
     """
-    ctx.obj = url or default_url()
+    if ctx.invoked_subcommand not in _STORELESS:
+        config = load(file, flags={"store.url": url or None})
+        ctx.obj, ctx.meta[CONFIG] = config.store.url, config
