@@ -65,6 +65,10 @@ class EntryFilter:
     pinned: bool | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     used_before: float | None = None
+    created_before: float | None = None
+    created_after: float | None = None  # or at that moment
+    at_least_bytes: int | None = None  # of the blob
+    at_most_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,13 @@ class StateStore:
             fingerprint=identity.fingerprint,
             namespace=identity.namespace,
             token_digest=token_digest,
-            provenance={"role": role.value, "model": model, "created_at": f"{now:.3f}"},
+            provenance={
+                "role": role.value,
+                "model": model,
+                "created_at": f"{now:.3f}",
+                "cost_s": f"{cost_s:.6g}",
+                "ancestor_tokens": str(ancestor_tokens),
+            },
         )
         entry = Entry(
             key=key,

@@ -123,3 +123,28 @@ class Deferring(Protocol):
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Return once all that was handed over so far is done; ``False``: `timeout_s` passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A blob that no entry names."""
+
+    blob: str
+    blob_bytes: int
+    modified_at: float  # seconds since the epoch
+
+
+@runtime_checkable
+class Mendable(Protocol):
+    """A `Backend` whose entries and totals can be made anew from what lies there."""
+
+    def orphans(self, before: float) -> Iterator[Orphan]:
+        """Blobs last written at `before` or earlier that no entry names."""
+
+    def adopt(self, entry: Entry) -> bool:
+        """Keep an entry whose blob is there. ``False``: a usable one of its key is, or it was
+        removed and is remembered as such.
+        """
+
+    def recount(self, *, mend: bool) -> bool:
+        """Whether the totals were those of the entries; with `mend`, they are afterwards."""

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from statestore.backends import totals
-from statestore.backends.departures import forget, remember
+from statestore.backends.departures import forget, remember, remembered
 from statestore.backends.rows import (
     HOLDING,
     WANTED,
@@ -119,6 +119,13 @@ def admit(connection: Connection, entry: Entry) -> Admitted:
     forget(connection, [entry.key.digest])
     totals.account(connection, [] if before is None else [before], [entry])
     return Admitted(won=True, replaced=before)
+
+
+def adopt(connection: Connection, entry: Entry) -> Admitted:
+    """As `admit`, but what is remembered as removed stays so."""
+    if remembered(connection, [entry.key]):
+        return Admitted(won=False)
+    return admit(connection, entry)
 
 
 def touch(connection: Connection, key: StateKey, now: float, score: float) -> None:

@@ -52,7 +52,23 @@ def matches(entry: Entry, where: EntryFilter) -> bool:
     names = ("namespace", "fingerprint", "token_digest", "model", "role", "status", "pinned")
     if any(getattr(where, name) not in (None, getattr(entry, name)) for name in names):
         return False
-    if where.used_before is not None and not entry.used_at < where.used_before:
+    if not (_in_time(entry, where) and _in_size(entry, where)):
         return False
     prefix = hex_prefix(where)
     return entry.key.hex.startswith(prefix) and where.labels.items() <= entry.labels.items()
+
+
+def _in_time(entry: Entry, where: EntryFilter) -> bool:
+    used, before, after = where.used_before, where.created_before, where.created_after
+    return (
+        (used is None or entry.used_at < used)
+        and (before is None or entry.created_at < before)
+        and (after is None or entry.created_at >= after)
+    )
+
+
+def _in_size(entry: Entry, where: EntryFilter) -> bool:
+    least, most = where.at_least_bytes, where.at_most_bytes
+    return (least is None or entry.blob_bytes >= least) and (
+        most is None or entry.blob_bytes <= most
+    )

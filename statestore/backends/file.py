@@ -49,7 +49,7 @@ def require_store(path: Path) -> None:
     Raises:
         SettingsError: there is no store in the directory `path`.
     """
-    if not (path / CATALOG).is_file():
+    if not ((path / CATALOG).is_file() or (path / BLOBS).is_dir()):  # its catalog may be lost
         raise SettingsError(f"there is no store in {path}: `rwkv-runtime warm` makes one")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -211,11 +211,23 @@ def conditions(where: EntryFilter) -> list[ColumnElement[bool]]:
         wanted.append(entries.c.role == where.role.value)
     if where.status is not None:
         wanted.append(entries.c.status == where.status.value)
-    if where.used_before is not None:
-        wanted.append(entries.c.used_at < where.used_before)
+    wanted += _bounds(where)
     if where.key_prefix:
         wanted.append(entries.c.digest.between(*_digest_range(where.key_prefix)))
     return wanted
+
+
+def _bounds(where: EntryFilter) -> Iterator[ColumnElement[bool]]:
+    if where.used_before is not None:
+        yield entries.c.used_at < where.used_before
+    if where.created_before is not None:
+        yield entries.c.created_at < where.created_before
+    if where.created_after is not None:
+        yield entries.c.created_at >= where.created_after
+    if where.at_least_bytes is not None:
+        yield entries.c.blob_bytes >= where.at_least_bytes
+    if where.at_most_bytes is not None:
+        yield entries.c.blob_bytes <= where.at_most_bytes
 
 
 def has_labels(entry: Entry, where: EntryFilter) -> bool:

@@ -16,14 +16,15 @@ from itertools import islice
 from typing import Any, Final
 
 from statestore.backends import catalog, departures, totals
-from statestore.backends.base import Blob, Swept
+from statestore.backends.base import Blob, Orphan, Swept
 from statestore.backends.bell import Line
 from statestore.backends.database import Database
 from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
+from statestore.backends.recounting import recount
 from statestore.backends.rows import Holding, expiry, has_labels, labels_text, text
 from statestore.backends.sql_leases import SqlLeases
-from statestore.blobs.base import BlobInfo, BlobStore, RemovesMany
+from statestore.blobs.base import BlobStore, RemovesMany
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
 from statestore.keys import StateKey
@@ -189,10 +190,35 @@ class SqlBackend:
         """
         expired = self._drop_expired(now)
         self._database.write(totals.drop_empty)
-        orphans = [(info.name, info.size_bytes) for info in self._orphans(now - grace_s)]
+        orphans = [(found.blob, found.blob_bytes) for found in self.orphans(now - grace_s)]
         dropped = [(entry.blob, entry.blob_bytes) for entry in expired]
         removed = self._unlink_all(dropped + orphans)
         return Swept(blobs=len(removed), blob_bytes=sum(removed), expired=len(expired))
+
+    def orphans(self, before: float) -> Iterator[Orphan]:
+        """Blobs last written at `before` or earlier that no entry names."""
+        old = (info for info in self._blobs.list() if info.modified_at <= before)
+        while batch := list(islice(old, _PAGE)):
+            kept = self._named([info.name for info in batch])
+            yield from (
+                Orphan(info.name, info.size_bytes, info.modified_at)
+                for info in batch
+                if info.name not in kept
+            )
+
+    def adopt(self, entry: Entry) -> bool:
+        """Keep an entry whose blob is there already; ``False``: its key was removed, or is there.
+
+        Raises `InputError` for a field that cannot be stored.
+        """
+        admitted = self._database.write(lambda tx: catalog.adopt(tx, entry))
+        if admitted.replaced is not None:
+            self._unlink(admitted.replaced.blob)
+        return admitted.won
+
+    def recount(self, *, mend: bool) -> bool:
+        """Whether the totals were those of the entries; with `mend`, they are afterwards."""
+        return self._database.write(lambda tx: recount(tx, mend=mend))
 
     def close(self) -> None:
         """Release connections; a second call does nothing."""
@@ -218,13 +244,6 @@ class SqlBackend:
 
     def _drop(self, entry: Holding, now: float) -> bool:
         return self._database.write(lambda tx: catalog.remove_expired(tx, entry, now))
-
-    def _orphans(self, before: float) -> Iterator[BlobInfo]:
-        """Blobs last written at `before` or earlier that no entry names."""
-        old = (info for info in self._blobs.list() if info.modified_at <= before)
-        while batch := list(islice(old, _PAGE)):
-            kept = self._named([info.name for info in batch])
-            yield from (info for info in batch if info.name not in kept)
 
     def _named(self, blobs: list[str]) -> set[str]:
         return self._database.read(lambda tx: catalog.named(tx, blobs))

@@ -67,6 +67,10 @@ class ListingContract(PlaceContract):
             (EntryFilter(labels={"a": "1", "b": "2"}), {2}),
             (EntryFilter(labels={"c": "1"}), set()),
             (EntryFilter(used_before=CREATED_AT + 2), {0, 1}),
+            (EntryFilter(created_before=CREATED_AT + 5), {0, 1, 2}),
+            (EntryFilter(created_after=CREATED_AT + 5), {3}),
+            (EntryFilter(at_least_bytes=1001), {3}),
+            (EntryFilter(at_most_bytes=1000), {0, 1, 2}),
             (EntryFilter(model="m", pinned=False), {1}),
             (EntryFilter(key_prefix=a_key(1).hex[:7]), {1}),
             (EntryFilter(key_prefix=a_key(2).hex), {2}),
@@ -78,7 +82,7 @@ class ListingContract(PlaceContract):
         publish(backend, an_entry(1, namespace="other", model="m", labels={"a": "1"}))
         model = {"model": "m", "fingerprint": digest("other")}
         publish(backend, an_entry(2, **model, pinned=True, labels={"a": "1", "b": "2"}))
-        publish(backend, an_entry(3, role=Role.NAMED))
+        publish(backend, an_entry(3, role=Role.NAMED, created_at=CREATED_AT + 5, blob_bytes=1001))
         backend.update(a_key(0), status=Status.QUARANTINED)
         assert {entry.key for entry in backend.entries(where)} == set(map(a_key, numbers))
 

@@ -1,0 +1,164 @@
+"""States on their way from one place to another, with all that their entries know.
+
+A container travels as it is: in the codec it has, and encrypted if it is. Only where it is to be
+opened on the way, or the place that it comes to encrypts with keys of its own, is it decrypted.
+Every container is checked ahead of its arrival, also where no key is at hand: checksums are of what
+is stored. What arrives twice is there once; so whatever was interrupted is simply begun anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from enum import StrEnum
+from typing import NamedTuple
+
+from statestore import codec
+from statestore.backends.base import Backend, Buffer
+from statestore.backends.encrypted import Encrypted
+from statestore.backends.guarded import Guarded
+from statestore.backends.wrapper import Wrapper
+from statestore.codec.container import read_whole
+from statestore.codec.frames import check_sum
+from statestore.entry import Entry, EntryFilter, Status
+from statestore.errors import ContainerError, LockedError
+from statestore.store import StateStore
+
+
+class Outcome(StrEnum):
+    """What became of one state."""
+
+    COPIED = "copied"
+    PRESENT = "present"  # a usable one was there
+    DAMAGED = "damaged"  # it stays behind
+    GONE = "gone"  # removed since it was listed
+
+
+class Loaded(NamedTuple):
+    """A state off its place: a sound blob, or none and why."""
+
+    entry: Entry
+    blob: memoryview | None
+    problem: str = ""
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What is known already; ``None``: it is sound, and on its way."""
+        if self.problem:
+            return Outcome.DAMAGED
+        return Outcome.GONE if self.blob is None else None
+
+
+def untimed(backend: Backend) -> Backend:
+    """Without deadlines and breakers: an operator's work may take long."""
+    while isinstance(backend, Guarded):
+        backend = backend.inner
+    return backend
+
+
+def encrypts(backend: Backend) -> bool:
+    """Whether what lies there is encrypted with keys that are at hand."""
+    while isinstance(backend, Wrapper):
+        if isinstance(backend, Encrypted):
+            return True
+        backend = backend.inner
+    return False
+
+
+class Source:
+    """Where states come from.
+
+    Args:
+        store: of one place.
+        opened: decrypt what is encrypted, where its keys are at hand.
+    """
+
+    def __init__(self, store: StateStore, *, opened: bool) -> None:
+        self._store = store
+        self._backend = untimed(store.backend) if opened else _innermost(store.backend)
+
+    def load(self, entry: Entry) -> Loaded:
+        """The blob of `entry`, checked. Raises `BackendError` where the place fails."""
+        try:
+            blob = self._backend.read(entry)
+            if blob is not None:
+                check(entry, blob)
+        except ContainerError as error:
+            if self._replaced(entry):
+                return Loaded(entry, None)
+            return Loaded(entry, None, f"{type(error).__name__}: {error}")
+        if blob is None and not self._replaced(entry):
+            return Loaded(entry, None, "Missing: the blob has gone")
+        return Loaded(entry, blob)
+
+    def _replaced(self, entry: Entry) -> bool:
+        """Whether the entry went meanwhile, or names another blob."""
+        where = EntryFilter(key_prefix=entry.key.hex)
+        return not any(stored.blob == entry.blob for stored in self._store.list(where))
+
+
+def check(entry: Entry, blob: Buffer, limits: codec.Limits | None = None) -> codec.Header:
+    """The container's header, if it is sound and that of `entry`. Raises a `ContainerError`.
+
+    Of an encrypted one it says that nothing is damaged, not that nobody has changed it.
+    """
+    view, header, _ = read_whole(blob, limits or codec.Limits())
+    codec.expect(header, entry.key, entry.fingerprint, entry.namespace)
+    if header.seal is None:
+        codec.decode(view, limits)
+    for i, frame in enumerate(header.frames if header.seal is not None else ()):
+        check_sum(f"frame {i}", view[frame.offset : frame.offset + frame.length], frame.checksum)
+    return header
+
+
+def usable(entry: Entry, now: float) -> bool:
+    """Whether it is worth the way: ready, and not expired."""
+    unexpired = entry.expires_at is None or entry.expires_at > now
+    return entry.status is Status.READY and unexpired
+
+
+def present(store: StateStore, entry: Entry) -> bool:
+    """Whether `store` has a usable state of this key."""
+    return untimed(store.backend).longest([entry.key], store.now()) is not None
+
+
+def bring(store: StateStore, entry: Entry, blob: Buffer) -> Outcome:
+    """Publish a sound blob with its entry as it is, but under a write id of its own.
+
+    Raises:
+        BackendError: the place fails, has no room, or cannot take what is encrypted with a key
+            that it does not have.
+        InputError: the entry says what no catalog holds.
+    """
+    if present(store, entry):
+        return Outcome.PRESENT
+    header = codec.read_header(blob)
+    copy = replace(
+        entry,
+        blob=f"{entry.key}.{secrets.token_hex(8)}",
+        blob_bytes=memoryview(blob).nbytes,
+        schema_id=header.schema_id,
+        state_bytes=header.state_bytes,
+        has_output=header.output is not None,
+        tier="",
+    )
+    backend = untimed(store.backend)
+    if backend.publish(copy, [blob], durable=True):
+        return Outcome.COPIED
+    if present(store, entry):
+        return Outcome.PRESENT
+    # What was there has expired, but not yet when this state was made.
+    backend.delete(entry.key, "expired")
+    published = backend.publish(copy, [blob], durable=True)
+    return Outcome.COPIED if published else Outcome.PRESENT
+
+
+def locked(problem: str) -> bool:
+    """Whether a problem is the want of a key, and no damage."""
+    return problem.startswith(LockedError.__name__)
+
+
+def _innermost(backend: Backend) -> Backend:
+    while isinstance(backend, Wrapper):
+        backend = backend.inner
+    return backend
