@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from statestore.backends import catalog, departures, totals
+from statestore.backends import catalog, departures, sql_tallies, totals
 from statestore.backends.base import Blob, Orphan, Swept
 from statestore.backends.bell import Line
 from statestore.backends.database import Database
@@ -24,6 +24,7 @@ from statestore.backends.leases import Leases
 from statestore.backends.recounting import recount
 from statestore.backends.rows import Holding, expiry, has_labels, labels_text, text
 from statestore.backends.sql_leases import SqlLeases
+from statestore.backends.tallies import Tally
 from statestore.blobs.base import BlobStore, RemovesMany
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
@@ -171,6 +172,10 @@ class SqlBackend:
     def usage(self, namespace: str | None = None) -> Usage:
         """Totals over all entries, or over a namespace's."""
         return self._database.read(lambda tx: totals.usage(tx, namespace))
+
+    def tallies(self, namespace: str | None = None) -> list[Tally]:
+        """Sums by namespace and model, in one query that reads every row."""
+        return self._database.read(lambda tx: sql_tallies.tallies(tx, namespace))
 
     def evict(
         self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
