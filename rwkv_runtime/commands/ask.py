@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from rwkv_runtime.commands.cost import show_cost
 from rwkv_runtime.commands.options import Opening, json_option, read_text, runtime_options
 from rwkv_runtime.commands.progress import progress_bar
 from rwkv_runtime.runtime import Answer
@@ -75,8 +76,4 @@ def record(answer: Answer) -> dict[str, object]:
 def _print(answer: Answer) -> None:
     click.secho(answer.question, bold=True)
     click.echo(answer.answer)
-    click.secho(
-        f"  {answer.cached_tokens} tokens from the store, {answer.computed_tokens} computed, "
-        f"first token after {answer.ttft_s * 1e3:.0f} ms",
-        dim=True,
-    )
+    show_cost(answer.cached_tokens, answer.computed_tokens, answer.ttft_s)

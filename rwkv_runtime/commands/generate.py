@@ -8,6 +8,7 @@ import click
 
 from rwkv_runtime.commands.options import Opening, json_option, read_text, runtime_options
 from rwkv_runtime.commands.progress import progress_bar
+from rwkv_runtime.commands.sampling import sampling_options
 from rwkv_runtime.generation import Stop
 from rwkv_runtime.sampling import Sampling
 from statestore.cli.render import emit_json
@@ -18,24 +19,7 @@ from statestore.cli.render import emit_json
 @click.option("--document", type=click.Path(path_type=Path), help="Read before the prompt.")
 @click.option("--prompt", default="", help="The text to go on with.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--top-k", type=click.IntRange(min=0), default=0, help="0 admits every token.")
-@click.option(
-    "--min-p",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    help="Leaves out tokens with less than this share of the likeliest one's probability.",
-)
-@click.option("--presence-penalty", type=float, default=0.0, help="Off a token that came before.")
-@click.option("--frequency-penalty", type=float, default=0.0, help="Times how often it came.")
-@click.option(
-    "--penalty-decay",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    help="What is left of each count, token by token; RWKV's demos use 0.996.",
-)
-@click.option("--seed", type=int, help="Makes a sampled text repeatable.")
+@sampling_options
 @click.option("--stop", multiple=True, help="Text that ends the answer; may be given again.")
 @json_option
 def generate(
@@ -43,14 +27,7 @@ def generate(
     document: Path | None,
     prompt: str,
     max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    min_p: float,
-    presence_penalty: float,
-    frequency_penalty: float,
-    penalty_decay: float,
-    seed: int | None,
+    sampling: Sampling,
     stop: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -62,16 +39,6 @@ def generate(
           --prompt "The next morning" --temperature 0.8 --seed 7
     """
     texts = [read_text(document)] if document is not None else []
-    sampling = Sampling(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        penalty_decay=penalty_decay,
-        seed=seed,
-    )
     with opening.runtime() as runtime:
         segments = [runtime.tokenizer.encode(text) for text in [*texts, prompt]]
         with progress_bar("reading") as report:

@@ -32,7 +32,7 @@ def command(arguments: tuple[str, ...], directory: str) -> None:
 def run(*arguments: str, stdin: str = "") -> CompletedProcess[str]:
     """One command, as a shell would run it."""
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory, "in").write_text(stdin, encoding="utf-8")
+        Path(directory, "in").write_text(stdin, encoding="utf-8", errors="surrogateescape")
         process = CONTEXT.Process(target=command, args=(arguments, directory))
         process.start()
         process.join(WAIT_S)

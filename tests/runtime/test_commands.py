@@ -116,7 +116,7 @@ def test_a_store_that_cannot_be_opened_is_said_before_anything_is_read(
     assert str(blocked) in done.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "ask", "generate", "warm", "fingerprint"])
+@pytest.mark.parametrize("command", ["demo", "ask", "chat", "generate", "warm", "fingerprint"])
 def test_every_command_has_help(command: str) -> None:
     assert "Usage:" in run(command, "--help").stdout
 
