@@ -83,8 +83,12 @@ class ServerSettings:
         None, kinds.whole(1), "Processes; by default one for every two cores."
     )
     streams: int = _key(32, kinds.whole(1), "Answers written side by side, in each worker.")
-    readers: int = _key(4, kinds.whole(1), "Prompts read side by side, in each worker.")
-    queue: int = _key(64, kinds.whole(0), "Requests that wait in each worker; more get 429.")
+    readers: int = _key(16, kinds.whole(1), "Prompts read side by side, in each worker.")
+    queue: int = _key(64, kinds.whole(1), "Requests that wait in each worker; more get 429.")
+    max_tokens: int = _key(16384, kinds.whole(1), "The longest answer.")
+    chat_template: str = _key(
+        "auto", kinds.choice("auto", "world", "qa"), "How messages are written for the model."
+    )
     api_keys: Path | None = _key(None, kinds.path, "A TOML file: API keys and their namespaces.")
     max_body_bytes: int = _key(16 << 20, kinds.size, "The largest request.")
     max_document_bytes: int = _key(64 << 20, kinds.size, "The largest document.")
