@@ -207,17 +207,29 @@ def _open_tiers(
 ) -> list[Tier]:
     with ExitStack() as opened:  # what is open already is closed if a further tier fails
         tiers: list[Tier] = []
-        for url, codec_name in zip(urls, codecs, strict=True):
+        for name, url, codec_name in zip(_tier_names(urls), urls, codecs, strict=True):
             backend = _open_backend(url, metrics, create=create)
             opened.callback(backend.close)
             if codec_name != "raw":
                 backend = Recoded(backend, codec_name)
-            name = url.scheme.partition("+")[0]
-            same = sum(tier.name.rstrip("0123456789") == name for tier in tiers)
-            name = f"{name}{same + 1}" if same else name
             tiers.append(Tier(name, backend, lasting_reads=url.scheme == "memory"))
         opened.pop_all()
     return tiers
+
+
+def tiers_of(url: str) -> dict[str, str]:
+    """The URLs of a store's places by their names in metrics and listings, nearest first."""
+    texts = places(url)
+    return dict(zip(_tier_names([_parsed(text) for text in texts]), texts, strict=True))
+
+
+def _tier_names(urls: Sequence[StoreURL]) -> list[str]:
+    names: list[str] = []
+    for url in urls:
+        name = url.scheme.partition("+")[0]
+        same = sum(other.rstrip("0123456789") == name for other in names)
+        names.append(f"{name}{same + 1}" if same else name)
+    return names
 
 
 def _parsed(text: str) -> StoreURL:

@@ -5,6 +5,7 @@ command only when it is called; shared with `rwkv-runtime`.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ class ErrorGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the chosen command."""
+        if os.environ.get("NO_COLOR"):  # tables know by themselves
+            ctx.color = False
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a locale may lack what a model says
         try:

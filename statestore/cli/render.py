@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from statestore.entry import Entry
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def size(count: int) -> str:
@@ -77,18 +81,24 @@ def emit_fields(fields: Mapping[str, object]) -> None:
 
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table; numbers' columns are marked with a leading ``>`` and align right.
+    """Print a `table`."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200).print(table(columns, rows, title))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> Table:
+    """A table; numbers' columns are marked with a leading ``>`` and align right.
 
     Cells are plain text, which may be styled by `click.style`: a name in brackets is no markup.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
+    drawn = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=True)
+        drawn.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text.from_ansi, row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        drawn.add_row(*map(Text.from_ansi, row))
+    return drawn

@@ -1,61 +1,218 @@
-"""`statestore stats`: totals of what is stored."""
+"""`statestore stats`: what each tier holds, by namespace and model, and what it has saved."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from typing import Final
 
 import click
 
 from statestore.backends.base import Backend
 from statestore.backends.budgeted import Budgeted
+from statestore.backends.tallies import Tally, tallies
 from statestore.backends.wrapper import Wrapper
 from statestore.cli.options import as_json_option
-from statestore.cli.render import emit_fields, emit_json, size
-from statestore.settings import open_store
+from statestore.cli.render import age, emit_fields, emit_json, emit_table, size
+from statestore.cli.watching import INTERVAL_S, Glance, watch
+from statestore.entry import Usage
+from statestore.errors import StateStoreError
+from statestore.settings import open_store, tiers_of
+from statestore.url import redacted
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One tier at one moment."""
+
+    name: str
+    url: str
+    usage: Usage | None = None  # ``None``: not to be seen from here
+    budget_bytes: int | None = None
+    groups: tuple[Tally, ...] = ()
+    error: StateStoreError | None = None
+
+    @property
+    def total(self) -> Tally:
+        """The sum over all namespaces and models."""
+        return reduce(Tally.__add__, self.groups, Tally("", ""))
 
 
 @click.command()
 @click.option("--namespace", help="Only this namespace.")
+@click.option(
+    "--watch",
+    "interval_s",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=INTERVAL_S,
+    metavar="[SECONDS]",
+    help=f"Look again every so often, {INTERVAL_S:g} s by default, until Ctrl-C.",
+)
 @as_json_option
 @click.pass_obj
-def stats(url: str, namespace: str | None, as_json: bool) -> None:
-    """Totals of what is stored.
+def stats(url: str, namespace: str | None, interval_s: float | None, as_json: bool) -> None:
+    """Totals of what is stored, and what hits have saved.
 
-    Of several tiers, those of the last one, which holds everything.
+    Each tier has a table by namespace and model. What is saved is counted from the states that are
+    stored now: what was evicted took its hits with it. "used" is the share of states with a hit.
 
     \b
-    Example:
+    Examples:
       statestore --store ./states stats --json
+      statestore --store ./states stats --watch 5
     """
-    with open_store(url, create=False) as store:
-        usage = store.usage(namespace)
-        place = store.backend.url
-        limit = _budget(store.backend, namespace)
-    if as_json:
-        emit_json(
-            {
-                "url": place,
-                "namespace": namespace,
-                "budget_bytes": limit,
-                "entries": usage.entries,
-                "blob_bytes": usage.blob_bytes,
-                "state_bytes": usage.state_bytes,
-                "quarantined": usage.quarantined,
-                "pinned": usage.pinned,
-            }
-        )
+    if interval_s is not None:
+        watch(lambda: _glance(url, namespace), interval_s, as_json=as_json)
         return
+    tiers = standings(url, namespace)
+    if as_json:
+        emit_json(record(tiers, namespace))
+    else:
+        _show(tiers, namespace)
+    if tiers[-1].error is not None:
+        raise tiers[-1].error
+
+
+def standings(url: str, namespace: str | None) -> list[Standing]:
+    """Every tier, nearest first.
+
+    Raises:
+        StateStoreError: the only one there is cannot be looked at.
+    """
+    places = tiers_of(url)
+    found = [_standing(name, place, namespace) for name, place in places.items()]
+    if len(found) == 1 and found[0].error is not None:
+        raise found[0].error
+    return found
+
+
+def record(tiers: Sequence[Standing], namespace: str | None) -> dict[str, object]:
+    """The last tier's totals, which holds everything, and each tier's, for JSON."""
+    home = tiers[-1]
+    return {
+        "url": " ".join(tier.url for tier in tiers),
+        "namespace": namespace,
+        **_sums(home),
+        "tiers": [
+            {
+                "tier": tier.name,
+                "url": tier.url,
+                **_sums(tier),
+                "groups": [asdict(group) for group in tier.groups],
+                "error": None if tier.error is None else str(tier.error),
+            }
+            for tier in tiers
+        ],
+    }
+
+
+def _standing(name: str, place: str, namespace: str | None) -> Standing:
+    shown = redacted(place)
+    if place.startswith("memory:"):  # every process has its own
+        return Standing(name, shown)
+    try:
+        with open_store(place, create=False) as store:
+            return Standing(
+                name,
+                store.backend.url,
+                store.usage(namespace),
+                _budget(store.backend, namespace),
+                tuple(tallies(store.backend, namespace)),
+            )
+    except StateStoreError as error:
+        return Standing(name, shown, error=error)
+
+
+def _sums(tier: Standing) -> dict[str, object]:
+    if tier.usage is None:
+        return {}
+    usage, total = tier.usage, tier.total
+    return {
+        "budget_bytes": tier.budget_bytes,
+        "entries": usage.entries,
+        "blob_bytes": usage.blob_bytes,
+        "state_bytes": usage.state_bytes,
+        "quarantined": usage.quarantined,
+        "pinned": usage.pinned,
+        "used": total.used,
+        "hits": total.hits,
+        "tokens_saved": total.tokens_saved,
+        "seconds_saved": total.seconds_saved,
+    }
+
+
+def _glance(url: str, namespace: str | None) -> Glance:
+    """What a watcher sees: the last tier's totals in a line, and all as a table."""
+    tiers = standings(url, namespace)
+    home = tiers[-1]
+    if home.error is not None:
+        raise home.error
+    total, usage = home.total, home.usage
+    counts = {"hits": total.hits, "tokens saved": total.tokens_saved}
+    if usage is not None:
+        counts = {"entries": usage.entries, "bytes": usage.blob_bytes, **counts}
+    rows = [row for tier in tiers for row in _rows(tier)]
+    return Glance(record(tiers, namespace), counts, _COLUMNS, rows)
+
+
+_COLUMNS: Final = (
+    "tier", "namespace", "model", ">entries", ">stored", ">pinned", ">hits", ">used",
+    ">tokens saved", ">time saved",
+)  # fmt: skip
+
+
+def _show(tiers: Sequence[Standing], namespace: str | None) -> None:
+    for number, tier in enumerate(tiers):
+        if number:
+            click.echo()
+        name = {"tier": tier.name} if len(tiers) > 1 else {}
+        limits = {} if namespace is None else {"namespace": namespace}
+        emit_fields({**name, "store": tier.url, **limits, **_fields(tier)})
+    rows = [row for tier in tiers for row in _rows(tier)]
+    if rows:
+        click.echo()
+        emit_table(_COLUMNS, rows)
+
+
+def _fields(tier: Standing) -> dict[str, object]:
+    if tier.error is not None:
+        return {"error": tier.error}
+    if tier.usage is None:
+        return {"entries": "not to be seen from here: every process has its own memory"}
+    usage, total, limit = tier.usage, tier.total, tier.budget_bytes
     ratio = usage.blob_bytes / usage.state_bytes if usage.state_bytes else 0.0
     within = "" if limit is None else f" of {size(limit)}, {usage.blob_bytes / limit:.0%}"
-    emit_fields(
-        {
-            "store": place,
-            **({} if namespace is None else {"namespace": namespace}),
-            "entries": usage.entries,
-            "stored": size(usage.blob_bytes) + within,
-            "decoded": f"{size(usage.state_bytes)}, stored at {ratio:.2f} of it",
-            "quarantined": usage.quarantined,
-            "pinned": usage.pinned,
-        }
-    )
+    return {
+        "entries": usage.entries,
+        "stored": size(usage.blob_bytes) + within,
+        "decoded": f"{size(usage.state_bytes)}, stored at {ratio:.2f} of it",
+        "quarantined": usage.quarantined,
+        "pinned": usage.pinned,
+        "hits": f"{total.hits:,}, on {_share(total)} of the states",
+        "saved": f"{total.tokens_saved:,} tokens, {age(total.seconds_saved)} of computing",
+    }
+
+
+def _rows(tier: Standing) -> Iterator[Sequence[str]]:
+    for group in tier.groups:
+        yield (
+            tier.name,
+            group.namespace,
+            group.model or "-",
+            f"{group.entries:,}",
+            size(group.blob_bytes),
+            str(group.pinned),
+            f"{group.hits:,}",
+            _share(group),
+            f"{group.tokens_saved:,}",
+            age(group.seconds_saved),
+        )
+
+
+def _share(tally: Tally) -> str:
+    return f"{tally.used / tally.entries:.0%}" if tally.entries else "-"
 
 
 def _budget(backend: Backend, namespace: str | None) -> int | None:
