@@ -4,14 +4,21 @@
 >>> with open_store("file:///tmp/states") as store:  # doctest: +SKIP
 ...     store.usage().entries
 0
+
+Names are loaded when they are first asked for: `statestore --help`, and a shell that completes
+its words, need none of them.
 """
 
-from statestore.entry import Entry, EntryFilter, Role, Usage
-from statestore.errors import StateStoreError
-from statestore.keys import ChunkRule, Fingerprint, Namespace, StateKey, plan
-from statestore.schema import State
-from statestore.settings import open_store
-from statestore.store import Found, Identity, PutOutcome, StateStore
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from statestore.entry import Entry, EntryFilter, Role, Usage
+    from statestore.errors import StateStoreError
+    from statestore.keys import ChunkRule, Fingerprint, Namespace, StateKey, plan
+    from statestore.schema import State
+    from statestore.settings import open_store
+    from statestore.store import Found, Identity, PutOutcome, StateStore
 
 __all__ = [
     "ChunkRule",
@@ -31,3 +38,24 @@ __all__ = [
     "open_store",
     "plan",
 ]
+
+_PLACES = {
+    **dict.fromkeys(("Entry", "EntryFilter", "Role", "Usage"), "entry"),
+    **dict.fromkeys(("ChunkRule", "Fingerprint", "Namespace", "StateKey", "plan"), "keys"),
+    **dict.fromkeys(("Found", "Identity", "PutOutcome", "StateStore"), "store"),
+    "State": "schema",
+    "StateStoreError": "errors",
+    "open_store": "settings",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
