@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 from statestore.errors import StateStoreError
 
@@ -67,6 +68,12 @@ class LazyGroup(ErrorGroup):
         """Import the command, unless there is none of that name."""
         line = self._lines.get(cmd_name)
         return None if line is None else line.load()
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names from the table, and this group's options."""
+        lines = [line for line in self._lines.values() if line.name.startswith(incomplete)]
+        names = [CompletionItem(line.name, help=line.summary) for line in lines]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the table, section by section."""

@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 
+from statestore.cli.completion import StoreUrl
 from statestore.cli.group import LazyGroup, Line
 from statestore.cli.options import CONFIG, config_option
 from statestore.config import load
@@ -33,6 +34,10 @@ _TABLE: Final = {
             "keygen:keygen",
             "Make a key FILE, readable by you alone, for the keys= option of a store's URL.",
         ),
+        "completion": (
+            "completion:completion",
+            "Print the script that completes this command's words in SHELL.",
+        ),
         "config": ("settings:config", "Show the settings, and where each one came from."),
         "simulate": (
             "simulate:simulate",
@@ -52,6 +57,7 @@ _LINES: Final = [
 @click.option(
     "--store",
     "url",
+    type=StoreUrl(),
     metavar="URL",
     help="The store; a directory means file://. By default $RWKV_STATESTORE_URL, else what the "
     "settings say, else a directory among the user's application data.",
