@@ -2,7 +2,7 @@
 
 ``entries`` holds one row per state, ``departed`` what is remembered of the newest removed ones,
 ``leases`` who computes which key, ``ageing`` one row with the highest score evicted, which is also
-what evictors lock.
+what evictors lock, ``sightings`` the prefixes that were seen lately.
 
 ``namespace_totals`` has the sums that `usage` reports: up to `SHARDS` rows per namespace, each for
 the digests whose first byte falls on it, changed in the transaction that changes an entry. So a
@@ -33,11 +33,12 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS: Final = ("0001", "0002")
+REVISIONS: Final = ("0001", "0002", "0003")
 HEAD: Final = REVISIONS[-1]
 
 SHARDS: Final = 16  # rows of a namespace in `totals`
 DEPARTED_ROWS: Final = 10_000  # removals remembered
+PREFIX_BYTES: Final = 8  # of a digest, in `sightings`
 
 #: In an index's ``info``: the one dialect that has it.
 ONLY_ON: Final = "only_on"
@@ -124,4 +125,12 @@ leases = Table(
         "expires_at", Double, nullable=False
     ),  # seconds since the epoch, by the database's clock
     Index("ix_leases_expires_at", "expires_at"),
+)
+
+sightings = Table(
+    "sightings",
+    metadata,
+    Column("id", _COUNTER, primary_key=True),  # grows with every sighting
+    Column("prefix", LargeBinary(PREFIX_BYTES), nullable=False),
+    Index("ix_sightings_prefix", "prefix", unique=True),
 )

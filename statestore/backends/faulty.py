@@ -22,6 +22,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from statestore.backends.base import Backend
 from statestore.backends.leases import Leases
+from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.wrapper import Wrapper
 from statestore.errors import BackendError
 
@@ -39,7 +40,8 @@ OfBackend: TypeAlias = Literal[
     "sweep",
 ]
 OfLeases: TypeAlias = Literal["acquire", "renew", "release", "wait"]
-Operation: TypeAlias = OfBackend | OfLeases
+OfSightings: TypeAlias = Literal["seen", "note"]
+Operation: TypeAlias = OfBackend | OfLeases | OfSightings
 
 OF_BACKEND: Final[tuple[OfBackend, ...]] = get_args(OfBackend)
 OF_LEASES: Final[tuple[OfLeases, ...]] = get_args(OfLeases)
@@ -189,6 +191,12 @@ class Faulty(Wrapper):
         inner = self.inner.leases
         return None if inner is None else _FaultyLeases(inner, self)
 
+    @property
+    def sightings(self) -> Sightings | None:
+        """The place's index of seen prefixes, with faults."""
+        inner = sightings_of(self.inner)
+        return None if inner is None else _FaultySightings(inner, self)
+
     def meet(
         self,
         operation: Operation,
@@ -215,3 +223,11 @@ class _FaultyLeases:
         self.renew = partial(place.meet, "renew", inner.renew)
         self.release = partial(place.meet, "release", inner.release)
         self.wait = partial(place.meet, "wait", inner.wait)
+
+
+class _FaultySightings:
+    """`inner`, with the faults of `place`."""
+
+    def __init__(self, inner: Sightings, place: Faulty) -> None:
+        self.seen = partial(place.meet, "seen", inner.seen)
+        self.note = partial(place.meet, "note", inner.note)

@@ -35,6 +35,7 @@ from statestore.backends.breaker import Breaker, Circuit, Pauses
 from statestore.backends.deadline import Deadlines, OverdueError, Threads
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.prober import Prober
+from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.wrapper import Wrapper
 from statestore.entry import Entry, Status
 from statestore.errors import ClosedError, UnavailableError
@@ -127,6 +128,12 @@ class Guarded(Wrapper):
         """The leases that the place gives out, guarded as writes."""
         inner = self.inner.leases
         return None if inner is None else _GuardedLeases(inner, self)
+
+    @property
+    def sightings(self) -> Sightings | None:
+        """The place's index, with a lookup's deadline."""
+        inner = sightings_of(self.inner)
+        return None if inner is None else _GuardedSightings(inner, self)
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """As the port says; overdue or refused it raises `UnavailableError`, as all here do."""
@@ -234,6 +241,10 @@ class Guarded(Wrapper):
         self._writes.succeeded(ticket)
         return result
 
+    def ask(self, operation: str, work: Callable[[], T], limit_s: float) -> T:
+        """The result of `work`, which reads; raises as `write`."""
+        return self._read(operation, work, limit_s)
+
     def _read(self, operation: str, work: Callable[[], T], limit_s: float) -> T:
         ticket = self._admitted(operation)
         began = time.monotonic()
@@ -309,6 +320,22 @@ class _GuardedLeases:
         """As the port says, on this thread."""
         work = partial(self._inner.wait, key, timeout_s)
         return self._guard.write("wait", work, None, decides=False)
+
+
+class _GuardedSightings:
+    """`inner`, behind `guard`."""
+
+    def __init__(self, inner: Sightings, guard: Guarded) -> None:
+        self._inner = inner
+        self._guard = guard
+
+    def seen(self, digests: Sequence[bytes]) -> int:
+        """As the port says."""
+        return self._guard.ask("seen", partial(self._inner.seen, digests), self._guard.find_s)
+
+    def note(self, digests: Sequence[bytes]) -> None:
+        """As the port says."""
+        self._guard.write("note", partial(self._inner.note, digests), self._guard.find_s)
 
 
 _guards: weakref.WeakSet[Guarded] = weakref.WeakSet()

@@ -31,6 +31,7 @@ from statestore.backends.fields import check_entry, check_number, check_text, he
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.local_leases import LocalLeases
 from statestore.backends.shelf import Shelf
+from statestore.backends.sightings import LocalSightings, Sightings
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import ClosedError, FullError, InputError
 from statestore.keys import StateKey
@@ -72,6 +73,11 @@ class MemoryBackend:
     def leases(self) -> Leases | None:
         """The rights to compute a key, among the threads of this process."""
         return _Handle(self)
+
+    @property
+    def sightings(self) -> Sightings | None:
+        """The prefixes that were seen lately, by all who share the store."""
+        return self.room().sightings
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`."""
@@ -241,6 +247,7 @@ class _Room:
         self.lock = threading.RLock()
         self.shelf = Shelf()
         self.leases = LocalLeases()
+        self.sightings = LocalSightings()
 
     def make_place(self, entry: Entry) -> None:
         """Evict until `entry` has a place. Raises `FullError`; under the lock."""

@@ -23,8 +23,10 @@ from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
 from statestore.backends.recounting import recount
 from statestore.backends.rows import Holding, expiry, has_labels, labels_text, text
+from statestore.backends.sightings import Sightings
 from statestore.backends.sql_leases import SqlLeases
 from statestore.backends.tallies import Tally
+from statestore.backends.sql_sightings import SqlSightings
 from statestore.blobs.base import BlobStore, RemovesMany
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
@@ -64,6 +66,7 @@ class SqlBackend:
         self._url = url
         self._clock = clock
         self._leases = SqlLeases(database, listen)
+        self._sightings = SqlSightings(database)
 
     @property
     def url(self) -> str:
@@ -74,6 +77,11 @@ class SqlBackend:
     def leases(self) -> Leases:
         """The rights to compute a key that are given out here."""
         return self._leases
+
+    @property
+    def sightings(self) -> Sightings | None:
+        """The prefixes that were seen lately."""
+        return self._sightings
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`."""

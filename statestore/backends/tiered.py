@@ -27,6 +27,7 @@ from statestore.backends.base import Backend, Blob, Buffer, Swept
 from statestore.backends.fields import check_entry
 from statestore.backends.leases import Leases
 from statestore.backends.recent import Recent
+from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.write_behind import Bounds, Task, WriteBehind
 from statestore.complaints import Complaints
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
@@ -83,6 +84,12 @@ class Tiered:
     def leases(self) -> Leases | None:
         """The home's: all who share states share it."""
         return self._home.backend.leases
+
+    @property
+    def sightings(self) -> Sightings | None:
+        """The last tier's that keeps such an index."""
+        kept = (sightings_of(tier.backend) for tier in reversed(self._tiers))
+        return next((index for index in kept if index is not None), None)
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored in any tier, ready and not expired at `now`."""

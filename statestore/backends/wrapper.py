@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from statestore.backends.base import Backend, Blob, Swept
 from statestore.backends.leases import Leases
+from statestore.backends.sightings import Sightings, sightings_of
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.keys import StateKey
 
@@ -29,6 +30,11 @@ class Wrapper:
     def leases(self) -> Leases | None:
         """The leases that the place gives out."""
         return self.inner.leases
+
+    @property
+    def sightings(self) -> Sightings | None:
+        """The prefixes that the place has seen."""
+        return sightings_of(self.inner)
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """As the port says."""

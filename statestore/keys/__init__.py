@@ -12,8 +12,9 @@ from statestore.keys.fingerprint import Fingerprint
 from statestore.keys.hashing import KEY_VERSION
 from statestore.keys.named import named_key
 from statestore.keys.namespace import Namespace
-from statestore.keys.plan import KeyedBoundary, Plan, plan
+from statestore.keys.plan import KeyedBoundary, Plan, fork_at, plan
 from statestore.keys.schedule import Boundary, ChunkRule, Role, Schedule, schedule
+from statestore.keys.second_sight import fork_place
 from statestore.keys.state_key import StateKey
 from statestore.keys.tokens import Tokens, pack_tokens
 
@@ -29,6 +30,8 @@ __all__ = [
     "Schedule",
     "StateKey",
     "Tokens",
+    "fork_at",
+    "fork_place",
     "named_key",
     "pack_tokens",
     "plan",

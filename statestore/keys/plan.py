@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -38,12 +39,24 @@ class Plan:
     tokens: bytes = field(repr=False)  # u32 little-endian, all segments
     n_tokens: int
     ends: tuple[int, ...]
+    keys: tuple[StateKey, ...] = field(repr=False)  # one for each end
     boundaries: tuple[KeyedBoundary, ...]
 
     @property
     def keys_deepest_first(self) -> tuple[StateKey, ...]:
-        """The boundaries' keys, the longest prefix first: the order of a lookup."""
-        return tuple(boundary.key for boundary in reversed(self.boundaries))
+        """The key at every chunk end, the longest prefix first: the order of a lookup. Beside the
+        boundaries, forks of other prompts may be stored there.
+        """
+        return self.keys[::-1]
+
+    def keys_behind(self, position: int) -> tuple[StateKey, ...]:
+        """Those behind so many tokens, the longest prefix first."""
+        return self.keys[bisect_right(self.ends, position) :][::-1]
+
+    def stable_behind(self, position: int) -> tuple[StateKey, ...]:
+        """The keys behind so many tokens at ends that stay whatever follows, shallow first."""
+        last = len(self.ends) if self.boundaries[-1].stable else len(self.ends) - 1
+        return self.keys[bisect_right(self.ends, position) : last]
 
 
 def plan(
@@ -62,14 +75,26 @@ def plan(
     packed = [_pack_segment(i, segment) for i, segment in enumerate(segments)]
     cut = schedule([count_tokens(piece) for piece in packed], rule)
     tokens = b"".join(packed)
-    chain = dict(zip(cut.ends, prefix_digests(digest, space, tokens, cut.ends), strict=True))
+    chain = prefix_digests(digest, space, tokens, cut.ends)
+    keys = {end: StateKey(link, end) for end, link in zip(cut.ends, chain, strict=True)}
     plain = token_digests(space, tokens, [b.position for b in cut.boundaries])
     boundaries = tuple(
-        KeyedBoundary(b.position, StateKey(chain[b.position], b.position), b.role, b.stable,
-                      b.segment, token_digest)
+        KeyedBoundary(b.position, keys[b.position], b.role, b.stable, b.segment, token_digest)
         for b, token_digest in zip(cut.boundaries, plain, strict=True)
-    )  # fmt: skip
-    return Plan(tokens, cut.ends[-1], cut.ends, boundaries)
+    )
+    return Plan(tokens, cut.ends[-1], cut.ends, tuple(keys.values()), boundaries)
+
+
+def fork_at(plan: Plan, key: StateKey, namespace: Namespace | None = None) -> KeyedBoundary:
+    """The boundary at a stable chunk end of `plan` where other prompts leave it.
+
+    `namespace` is the one that the plan was made for.
+    """
+    space = Namespace() if namespace is None else namespace
+    position = key.n_tokens
+    (plain,) = token_digests(space, plan.tokens, [position])
+    segment = next(b.segment for b in plan.boundaries if b.position >= position)
+    return KeyedBoundary(position, key, Role.FORK, True, segment, plain)
 
 
 def _digest_for(fingerprint: Fingerprint, rule: ChunkRule) -> bytes:

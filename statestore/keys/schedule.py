@@ -26,6 +26,7 @@ class Role(StrEnum):
 
     SEGMENT = "segment"  # the last chunk end inside a declared segment
     PROMPT = "prompt"  # the end of a whole prompt; keeps what the first new token needs
+    FORK = "fork"  # where prompts part, inside a segment; kept the second time it is seen
     SPARSE = "sparse"  # a stop along a long segment, so that another worker can take over
     NAMED = "named"  # found by name only
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from statestore.backends.base import Backend
 from statestore.backends.file import open_file_backend
+from statestore.backends.sightings import sightings_of
 from statestore.backends.sql import SqlBackend
 from statestore.entry import Entry, EntryFilter, Evicted, Role, Status, Usage
 from statestore.keys import StateKey
 from statestore.tables import HEAD
-from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, publish
+from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, digest, publish
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -50,6 +51,7 @@ _ENTRIES = {
 }
 DELETED = a_key(4)
 AGE = 5.5  # since 0002
+SEEN = [digest(f"seen {number}") for number in range(3)]  # since 0003
 
 
 def expected(revision: str) -> dict[StateKey, Entry]:
@@ -68,6 +70,8 @@ def write(backend: Backend) -> None:
         publish(backend, entry)
     assert isinstance(backend, SqlBackend)
     backend.leases.acquire(a_key(5), "a host that is long gone", 60.0)
+    assert backend.sightings is not None
+    backend.sightings.note(SEEN)
 
 
 def use_golden(backend: Backend, revision: str) -> None:
@@ -88,6 +92,11 @@ def use_golden(backend: Backend, revision: str) -> None:
     assert backend.usage() == Usage(3, 3000, 6000, 0, 1, age)
     assert backend.leases is not None
     assert backend.leases.acquire(a_key(6), "an owner", 60.0).owner == "an owner"
+    index = sightings_of(backend)
+    assert index is not None
+    assert index.seen(SEEN) == (3 if revision >= "0003" else 0)
+    index.note([*SEEN, digest("seen now")])
+    assert index.seen([*SEEN, digest("seen now")]) == 4
     assert backend.evict(0, CREATED_AT) == Evicted(2, 2000)
     assert backend.evict(0, CREATED_AT, namespace="tenant ü") == Evicted(0, 0)
 

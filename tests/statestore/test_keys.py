@@ -29,6 +29,8 @@ from statestore.keys import (
     Plan,
     Role,
     StateKey,
+    fork_at,
+    fork_place,
     named_key,
     plan,
 )
@@ -186,8 +188,54 @@ def test_a_plan_reads_the_segments_in_order(segments: list[list[int]]) -> None:
     made = plan(segments, bytes(32), SMALL)
     assert made.tokens == struct.pack(f"<{len(flat)}I", *flat)
     assert made.n_tokens == len(flat) == made.ends[-1] == made.boundaries[-1].position
-    assert made.keys_deepest_first == tuple(b.key for b in reversed(made.boundaries))
+    assert [key.n_tokens for key in made.keys] == list(made.ends)
+    assert made.keys_deepest_first == made.keys[::-1]
     assert all(b.key.n_tokens == b.position for b in made.boundaries)
+    assert {b.key for b in made.boundaries} <= set(made.keys)
+    for position in (0, *made.ends, made.n_tokens + 1):
+        behind = [key for key in made.keys if key.n_tokens > position]
+        assert list(made.keys_behind(position)) == behind[::-1]
+        last = made.boundaries[-1]
+        stays = [key for key in behind if key.n_tokens < made.n_tokens or last.stable]
+        assert list(made.stable_behind(position)) == stays
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=4),
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=2),
+)
+def test_a_fork_is_the_boundary_that_another_plan_may_have_there(
+    segments: list[list[int]], more: list[list[int]]
+) -> None:
+    if not any(segments):
+        return
+    space = Namespace("a.b", b"salt")
+    short = plan(segments, bytes(32), SMALL, space)
+    long = plan([*segments, *more], bytes(32), SMALL, space)
+    assert set(short.stable_behind(0)) <= set(long.keys)
+    known = {b.key: b for b in long.boundaries if b.stable}
+    for key in long.stable_behind(0):
+        made = fork_at(long, key, space)
+        assert (made.role, made.stable, made.position) == (Role.FORK, True, key.n_tokens)
+        if key in known:
+            assert replace(made, role=known[key].role) == known[key]
+
+
+@pytest.mark.parametrize(
+    ("sighted", "found", "end", "place"),
+    [
+        (0, 0, 5, None),
+        (3, 0, 5, 2),
+        (3, 2, 5, 2),
+        (3, 3, 5, None),
+        (6, 0, 5, None),
+        (1, 0, 0, None),
+    ],
+)
+def test_a_fork_lies_between_what_was_found_and_the_end(
+    sighted: int, found: int, end: int, place: int | None
+) -> None:
+    assert fork_place(sighted, found, end) == place
 
 
 @given(
@@ -345,7 +393,7 @@ def test_named_keys_are_apart_from_each_other_and_from_prefixes() -> None:
 
 
 def test_roles_have_the_names_that_catalogs_keep() -> None:
-    assert [role.value for role in Role] == ["segment", "prompt", "sparse", "named"]
+    assert [role.value for role in Role] == ["segment", "prompt", "fork", "sparse", "named"]
 
 
 if __name__ == "__main__":

@@ -160,8 +160,7 @@ def test_a_golden_catalog_is_opened_and_used(tmp_path: Path, revision: str) -> N
     backend.close()
 
 
-@pytest.mark.parametrize("revision", tables.REVISIONS[1:])
-def test_totals_survive_the_way_down_and_up(tmp_path: Path, revision: str) -> None:
+def test_totals_survive_the_way_down_and_up(tmp_path: Path) -> None:
     backend = open_file_backend(tmp_path)
     for number in range(300):
         name = f"tenant {number % 3}"
@@ -171,7 +170,7 @@ def test_totals_survive_the_way_down_and_up(tmp_path: Path, revision: str) -> No
     before = [backend.usage(name) for name in names]
     backend.close()
     with of_file(tmp_path) as revisions:
-        revisions.downgrade(tables.REVISIONS[tables.REVISIONS.index(revision) - 1])
+        revisions.downgrade("0001")
     sums = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned")
     assert query(tmp_path, f"SELECT {', '.join(f'sum({name})' for name in sums)} FROM totals") == [
         tuple(getattr(before[0], name) for name in sums)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sqlalchemy import event
 from statestore import open_store
 from statestore.backends.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.sql import SqlBackend
+from statestore.backends.sql_sightings import SqlSightings
 from statestore.entry import EntryFilter
 from statestore.errors import SettingsError, UnavailableError
 from statestore.url import StoreURL, redacted
@@ -25,6 +27,7 @@ from tests.statestore.test_backend_model import BackendModel
 from tests.statestore.test_eviction_contract import EvictionContract
 from tests.statestore.test_lease_contract import LeaseContract
 from tests.statestore.test_listing_contract import ListingContract
+from tests.statestore.test_sightings_contract import SightingsContract, bounded
 
 ROWS = 20_000
 
@@ -58,6 +61,21 @@ class TestPostgresLeases(LeaseContract):
     @pytest.fixture
     def place(self, place: PostgresPlace) -> Place:
         return place
+
+
+class TestPostgresSightings(SightingsContract):
+    @pytest.fixture
+    def place(self, place: PostgresPlace) -> Place:
+        return place
+
+
+def test_the_newest_sightings_are_kept(place: PostgresPlace) -> None:
+    with closing(place.open()) as backend:
+
+        def rows() -> int:
+            return int(place.query("SELECT count(*) AS rows FROM sightings")[0]["rows"])
+
+        bounded(SqlSightings(backend._database, 100), rows)
 
 
 class PostgresModel(BackendModel):

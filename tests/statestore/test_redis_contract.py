@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import closing
 from typing import ClassVar
 
 import pytest
@@ -12,6 +13,10 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from statestore.backends.base import Backend
+from statestore.backends.redis.address import Address
+from statestore.backends.redis.keyspace import Keyspace
+from statestore.backends.redis.server import Server
+from statestore.backends.redis.sightings import RedisSightings
 from statestore.entry import EntryFilter, Evicted
 from tests.statestore.backend_places import (
     CREATED_AT,
@@ -28,6 +33,7 @@ from tests.statestore.test_backend_model import BackendModel
 from tests.statestore.test_eviction_contract import EvictionContract
 from tests.statestore.test_lease_contract import LeaseContract
 from tests.statestore.test_listing_contract import NOW, ListingContract
+from tests.statestore.test_sightings_contract import SightingsContract, a_prompt
 
 prefixes = (f"test{number}" for number in itertools.count())
 
@@ -112,6 +118,27 @@ class TestRedisLeases(OnOneServer, LeaseContract):
 
 
 class TestClusterLeases(OnACluster, LeaseContract):
+    pass
+
+
+class TestRedisSightings(OnOneServer, SightingsContract):
+    def test_it_is_bounded_and_expires_when_nobody_uses_it(self, server: RedisServer) -> None:
+        prefix = next(prefixes)
+        address = Address.of("redis", f"127.0.0.1:{server.port}", "", {})
+        with closing(Server(address)) as connection, server.client() as client:
+            index = RedisSightings(connection, Keyspace(prefix, 1), sightings=1024)
+            for number in range(64):
+                index.note(a_prompt(f"{number}", 64))
+            name = f"{prefix}:1:{{00}}:sightings"
+            assert client.strlen(name) == 4 * 1024
+            assert 29 < client.ttl(name) / 86400 <= 30
+            newest = [index.seen([a_prompt(f"{number}", 64)[-1]]) for number in range(56, 64)]
+            assert sum(newest) == 8
+            oldest = [index.seen([one]) for n in range(16) for one in a_prompt(f"{n}", 64)]
+            assert sum(oldest) < 64  # of 1,024
+
+
+class TestClusterSightings(OnACluster, SightingsContract):
     pass
 
 

@@ -36,7 +36,9 @@ from statestore.backends.redis.rows import (
 )
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command, call
+from statestore.backends.redis.sightings import RedisSightings
 from statestore.backends.redis.sweeping import Sweep
+from statestore.backends.sightings import Sightings
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, FullError, InputError, UnavailableError
 from statestore.keys import StateKey
@@ -75,6 +77,7 @@ class RedisBackend:
         self._url = url
         self._clock = clock
         self._leases = RedisLeases(server, keyspace)
+        self._sightings = RedisSightings(server, keyspace)
 
     @property
     def url(self) -> str:
@@ -85,6 +88,11 @@ class RedisBackend:
     def leases(self) -> Leases | None:
         """The rights to compute a key that are given out here."""
         return self._leases
+
+    @property
+    def sightings(self) -> Sightings | None:
+        """The prefixes that were seen lately."""
+        return self._sightings
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`; one round trip."""

@@ -18,6 +18,8 @@ a Cluster has `CLUSTER_SHARDS`, which CRC16 spreads evenly over 2 to 16 nodes.
                                  (``entries:<namespace>``), and the highest score evicted (``age``)
     departed            hash     digest -> what is remembered of a removed entry
     departures          zset     departed_at -> digest
+    sightings           string   the prefixes that were seen lately, on the first shard alone, see
+                                 `sightings`; expires when it is not used
     lease:<state key>   string   who computes it, or what came of that, see `leases`; expires
 
 One name has no tag: ``<prefix>:1:released``, the channel where releases of leases are told.
@@ -66,6 +68,11 @@ class Keyspace:
     def lease(self, key: StateKey) -> str:
         """The key of a lease."""
         return f"{self.base(key.digest)}lease:{key}"
+
+    @property
+    def sightings(self) -> str:
+        """The key of the index of seen prefixes."""
+        return f"{self.base_of(0)}sightings"
 
     @property
     def releases(self) -> str:

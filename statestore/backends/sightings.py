@@ -1,0 +1,146 @@
+"""Which prefixes were seen before: the index behind the rule of second sight.
+
+A *sighting* is a prefix digest of a prompt that had to be computed. The index is bounded, the
+oldest sightings go, and a few may get lost or be made up (digests are cut short): a lost one costs
+computing once more, a false one a state too many. Nothing else hangs on it.
+
+Digests are given as they lie along a prompt: whoever saw one saw all before it. So a lookup halves
+its way, and costs the logarithm of the prompt's length.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final, Protocol, runtime_checkable
+
+from statestore.backends.base import Backend
+from statestore.complaints import Complaints
+from statestore.errors import BackendError
+from statestore.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+#: Sightings that an index keeps, about.
+SIGHTINGS: Final = 1 << 20
+
+#: Of the sightings that fall into one bucket the newest so many are kept.
+BUCKET: Final = 16
+#: Bytes of one sighting in a bucket; and in a digest, what names the bucket.
+PRINT: Final = 4
+
+
+class Sightings(Protocol):
+    """An index of seen prefixes. Safe to use from several threads, processes and hosts.
+
+    Both methods raise `UnavailableError` where the place cannot answer, and `FullError` where it
+    takes nothing.
+    """
+
+    def seen(self, digests: Sequence[bytes]) -> int:
+        """How many of a prompt's `digests`, shallow first, were noted: the deepest that was, and
+        those before it.
+        """
+
+    def note(self, digests: Sequence[bytes]) -> None:
+        """These were seen. What was noted already is no error."""
+
+
+@runtime_checkable
+class Sighting(Protocol):
+    """A `Backend` that may keep such an index, shared by all who use the place."""
+
+    @property
+    def sightings(self) -> Sightings | None:
+        """The index; ``None``: this place has none."""
+
+
+def sightings_of(backend: Backend) -> Sightings | None:
+    """The index that `backend` keeps, if it does."""
+    return backend.sightings if isinstance(backend, Sighting) else None
+
+
+class LocalSightings:
+    """Among the threads of one process, in 4 bytes for each sighting.
+
+    A digest's first four bytes choose a bucket, the next four are kept there, newest first. Memory
+    is taken at the first note. Two threads that note at once may lose a sighting: there is no lock
+    that a fork could leave shut.
+    """
+
+    def __init__(self, sightings: int = SIGHTINGS) -> None:
+        self._buckets = max(1, sightings // BUCKET)
+        self._prints = bytearray()
+
+    def seen(self, digests: Sequence[bytes]) -> int:
+        """As the port says."""
+        if not self._prints:
+            return 0
+        return bisect_left(range(len(digests)), 1, key=lambda place: self._absent(digests[place]))
+
+    def note(self, digests: Sequence[bytes]) -> None:
+        """As the port says."""
+        size = BUCKET * PRINT
+        if digests and not self._prints:
+            self._prints = bytearray(self._buckets * size)
+        for digest in digests:
+            if self._absent(digest):
+                first = self._bucket(digest)
+                held = self._prints[first : first + size - PRINT]
+                self._prints[first : first + size] = _print(digest) + held
+
+    def _absent(self, digest: bytes) -> bool:
+        first = self._bucket(digest)
+        bucket = bytes(self._prints[first : first + BUCKET * PRINT])
+        wanted, at = _print(digest), -1
+        while (at := bucket.find(wanted, at + 1)) >= 0:
+            if at % PRINT == 0:
+                return False
+        return True
+
+    def _bucket(self, digest: bytes) -> int:
+        return int.from_bytes(digest[:PRINT], "big") % self._buckets * BUCKET * PRINT
+
+
+def _print(digest: bytes) -> bytes:
+    return digest[PRINT : 2 * PRINT]
+
+
+class Unfailing:
+    """`shared`, and where that fails, or is not there, an index of this process. Never raises.
+
+    Args:
+        shared: asked first.
+        metrics: counts what was kept from the caller.
+    """
+
+    def __init__(self, shared: Sightings | None, metrics: Metrics) -> None:
+        self._shared = shared
+        self._own = LocalSightings()
+        self._metrics = metrics
+        self._complaints = Complaints(log)
+
+    def seen(self, digests: Sequence[bytes]) -> int:
+        """As the port says."""
+        if self._shared is not None and digests:
+            try:
+                return self._shared.seen(digests)
+            except BackendError as error:
+                self._kept("seen", error)
+        return self._own.seen(digests)
+
+    def note(self, digests: Sequence[bytes]) -> None:
+        """As the port says."""
+        if self._shared is not None and digests:
+            try:
+                self._shared.note(digests)
+            except BackendError as error:
+                self._kept("note", error)
+            else:
+                return
+        self._own.note(digests)
+
+    def _kept(self, operation: str, error: BackendError) -> None:
+        self._metrics.errors.labels(operation=operation).inc()
+        self._complaints.add(operation, "went on with sightings of this process: %s", error)
