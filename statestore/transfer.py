@@ -21,7 +21,7 @@ from statestore.backends.wrapper import Wrapper
 from statestore.codec.container import read_whole
 from statestore.codec.frames import check_sum
 from statestore.entry import Entry, EntryFilter, Status
-from statestore.errors import ContainerError, LockedError
+from statestore.errors import BackendError, ContainerError, LockedError
 from statestore.store import StateStore
 
 
@@ -126,8 +126,8 @@ def bring(store: StateStore, entry: Entry, blob: Buffer) -> Outcome:
     """Publish a sound blob with its entry as it is, but under a write id of its own.
 
     Raises:
-        BackendError: the place fails, has no room, or cannot take what is encrypted with a key
-            that it does not have.
+        BackendError: the place fails, or has no room.
+        ContainerError: the place encrypts, and has not the key that this one is encrypted with.
         InputError: the entry says what no catalog holds.
     """
     if present(store, entry):
@@ -143,14 +143,22 @@ def bring(store: StateStore, entry: Entry, blob: Buffer) -> Outcome:
         tier="",
     )
     backend = untimed(store.backend)
-    if backend.publish(copy, [blob], durable=True):
+    if _publish(backend, copy, blob):
         return Outcome.COPIED
     if present(store, entry):
         return Outcome.PRESENT
     # What was there has expired, but not yet when this state was made.
     backend.delete(entry.key, "expired")
-    published = backend.publish(copy, [blob], durable=True)
-    return Outcome.COPIED if published else Outcome.PRESENT
+    return Outcome.COPIED if _publish(backend, copy, blob) else Outcome.PRESENT
+
+
+def _publish(backend: Backend, entry: Entry, blob: Buffer) -> bool:
+    try:
+        return backend.publish(entry, [blob], durable=True)
+    except BackendError as error:
+        if isinstance(error.__cause__, ContainerError):
+            raise error.__cause__ from None
+        raise
 
 
 def locked(problem: str) -> bool:
@@ -162,3 +170,20 @@ def _innermost(backend: Backend) -> Backend:
     while isinstance(backend, Wrapper):
         backend = backend.inner
     return backend
+
+
+class Tally:
+    """What became of many states."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(Outcome, 0)
+        self.blob_bytes = 0  # of those that were copied
+        self.problems: list[tuple[str, str]] = []  # key, what is wrong
+
+    def add(self, loaded: Loaded, outcome: Outcome) -> None:
+        """Count one."""
+        self.counts[outcome] += 1
+        if outcome is Outcome.COPIED:
+            self.blob_bytes += len(loaded.blob or b"")
+        elif outcome is Outcome.DAMAGED:
+            self.problems.append((str(loaded.entry.key), loaded.problem))

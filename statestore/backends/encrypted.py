@@ -16,6 +16,7 @@ from typing import Final
 
 from statestore.backends.base import Backend, Blob
 from statestore.backends.wrapper import Wrapper
+from statestore.codec import read_header
 from statestore.codec.sealing import require_cryptography, seal, unseal
 from statestore.entry import Entry
 from statestore.errors import BackendError, ContainerError, LockedError
@@ -58,10 +59,11 @@ class Encrypted(Wrapper):
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
         """As the port says; the entry's `blob_bytes` are those of the sealed container.
 
-        Raises `BackendError` for bytes that are no container: they do not leave here clear.
+        What comes encrypted with one of the keys stays as it is. Raises `BackendError` for bytes
+        that are no container, or that no key here opens: they do not leave here clear.
         """
         try:
-            sealed = seal(blob, self._keys.first)
+            sealed = self._sealed(blob)
         except ContainerError as error:
             raise BackendError(f"not stored, since it cannot be encrypted: {error}") from error
         entry = replace(entry, blob_bytes=sum(len(part) for part in sealed))
@@ -70,3 +72,10 @@ class Encrypted(Wrapper):
             self.inner.delete(entry.key, "locked", blob=locked.blob)
             entry = replace(entry, pinned=entry.pinned or locked.pinned)
         return self.inner.publish(entry, sealed, durable=durable)
+
+    def _sealed(self, blob: Blob) -> Blob:
+        whole = blob[0] if len(blob) == 1 else b"".join(blob)
+        if read_header(whole).seal is None:
+            return seal([whole], self._keys.first)
+        unseal(whole, self._keys)
+        return [whole]

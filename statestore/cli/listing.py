@@ -1,95 +1,83 @@
-"""`statestore ls` and `show`: what is stored, in all and one by one."""
+"""`statestore ls`: what is stored, as a table or as JSON, as a stream wherever it can be one."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any, Final
 
 import click
 
+from statestore.cli.columns import emit_listing
 from statestore.cli.options import as_json_option
-from statestore.cli.render import age, digits, emit_fields, emit_json, emit_table, record, size
-from statestore.entry import Entry, EntryFilter, Role, Status
+from statestore.cli.render import record
+from statestore.cli.selecting import Selection, selection_options
+from statestore.entry import Entry
 from statestore.settings import open_store
+
+#: What a listing may be sorted by: the highest comes first.
+SORTS: Final[dict[str, Callable[[Entry], Any]]] = {
+    "used": lambda entry: entry.used_at,
+    "created": lambda entry: entry.created_at,
+    "size": lambda entry: entry.blob_bytes,
+    "tokens": lambda entry: entry.key.n_tokens,
+    "hits": lambda entry: entry.hits,
+    "cost": lambda entry: entry.cost_s,
+}
 
 
 @click.command("ls")
-@click.option("--model", help="Only states of this model name.")
-@click.option("--namespace", help="Only this namespace.")
-@click.option("--role", type=click.Choice([role.value for role in Role]), help="Only this role.")
-@click.option("--quarantined", is_flag=True, help="Only states that are barred from use.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many, newest use first.")
+@selection_options
+@click.option(
+    "--sort", type=click.Choice(list(SORTS)), default="used", help="What is highest comes first."
+)
+@click.option("--reverse", is_flag=True, help="What is lowest comes first.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
 @as_json_option
 @click.pass_obj
 def list_entries(
-    url: str,
-    model: str | None,
-    namespace: str | None,
-    role: str | None,
-    quarantined: bool,
-    limit: int | None,
-    as_json: bool,
+    url: str, selection: Selection, sort: str, reverse: bool, limit: int | None, as_json: bool
 ) -> None:
     """List what is stored, newest use first.
 
-    Of several tiers, the last one is listed, which holds everything.
+    Of several tiers, the last one is listed, which holds everything. A listing by use is printed
+    as it is read; for another order all entries, or the first --limit, are kept in memory.
 
     \b
-    Example:
+    Examples:
       statestore --store ./states ls --role segment --limit 10
-    """
-    where = EntryFilter(
-        model=model,
-        namespace=namespace,
-        role=Role(role) if role else None,
-        status=Status.QUARANTINED if quarantined else None,
-    )
-    with open_store(url, create=False) as store:
-        entries = list(islice(store.list(where), limit))
-    if as_json:
-        emit_json([record(entry) for entry in entries])
-    else:
-        _table(entries)
-
-
-@click.command()
-@click.argument("key")
-@as_json_option
-@click.pass_obj
-def show(url: str, key: str, as_json: bool) -> None:
-    """Show one entry. KEY may be its first few hex digits.
-
-    \b
-    Example:
-      statestore --store ./states show 3fa9
+      statestore --store ./states ls --label title --sort hits
+      statestore --store ./states ls --unused-for 7d --larger-than 10MiB --json
     """
     with open_store(url, create=False) as store:
-        fields = record(store.entry(digits(key)))
-    if as_json:
-        emit_json(fields)
-    else:
-        emit_fields(fields)
+        entries = _ordered(selection.entries(store), sort, limit, reverse=reverse)
+        if as_json:
+            _emit_json(entries)
+        elif not emit_listing(entries, store.now()):
+            click.echo(
+                "no such state is stored" if selection.text else "nothing is stored here yet"
+            )
 
 
-def _table(entries: Sequence[Entry]) -> None:
-    now = time.time()
-    columns = ["key", ">tokens", "role", "model", "namespace", ">size", ">hits", ">used", "status"]
-    rows = [
-        [
-            entry.key.hex[:16],
-            str(entry.key.n_tokens),
-            entry.role.value,
-            entry.model or entry.fingerprint.hex()[:12],
-            entry.namespace,
-            size(entry.blob_bytes),
-            str(entry.hits),
-            f"{age(now - entry.used_at)} ago",
-            entry.status.value + (", pinned" if entry.pinned else ""),
-        ]
-        for entry in entries
-    ]
-    if rows:
-        emit_table(columns, rows)
-    else:
-        click.echo("nothing is stored here yet")
+def _ordered(
+    entries: Iterator[Entry], sort: str, limit: int | None, *, reverse: bool
+) -> Iterable[Entry]:
+    """The first `limit` entries in the order asked for."""
+    if sort == "used" and not reverse:
+        return islice(entries, limit)
+    if limit is not None:
+        best = heapq.nsmallest if reverse else heapq.nlargest
+        return best(limit, entries, SORTS[sort])
+    return sorted(entries, key=SORTS[sort], reverse=not reverse)
+
+
+def _emit_json(entries: Iterable[Entry]) -> None:
+    """Print a JSON array with one entry on each line."""
+    click.echo("[", nl=False)
+    comma = ""
+    for entry in entries:
+        click.echo(f"{comma}\n  {json.dumps(record(entry))}", nl=False)
+        comma = ","
+    click.echo("\n]" if comma else "]")

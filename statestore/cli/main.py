@@ -17,15 +17,22 @@ from statestore.config import load
 _TABLE: Final = {
     "Look": {
         "ls": ("listing:list_entries", "List what is stored, newest use first."),
-        "show": ("listing:show", "Show one entry."),
+        "show": (
+            "showing:show",
+            "Show one state: its entry, what a hit saves, its container.",
+        ),
+        "explain": (
+            "explain:explain_tokens",
+            "Say why a prompt would hit or miss, boundary by boundary.",
+        ),
         "stats": ("stats:stats", "Totals of what is stored."),
         "verify": ("verify:verify", "Read and check every blob that may be used."),
     },
     "Tidy": {
-        "pin": ("room:pin", "Keep a state when room is made."),
-        "unpin": ("room:unpin", "Let a state go when room is made."),
-        "evict": ("room:evict", "Remove what is worth least until the rest comes to SIZE."),
-        "rm": ("room:rm", "Remove one state."),
+        "pin": ("room:pin", "Keep states when room is made."),
+        "unpin": ("room:unpin", "Let states go when room is made."),
+        "evict": ("room:evict", "Remove what is worth least."),
+        "rm": ("room:rm", "Remove states."),
         "gc": ("sweeping:gc", "Remove expired entries, and what interrupted writes left behind."),
     },
     "Set up": {

@@ -141,7 +141,8 @@ def test_verify_finds_and_fixes_damage(url: str, tmp_path: Path) -> None:
 
 def test_rm_asks_and_removes(url: str) -> None:
     key = run_json("--store", url, "ls")[0]["key"]
-    assert run("--store", url, "rm", key[:12], stdin="n\n").returncode == 1
+    refused = run("--store", url, "rm", key[:12], stdin="n\n")
+    assert (refused.returncode, "--yes" in refused.stderr) == (2, True), "nobody can be asked"
     assert len(run_json("--store", url, "ls")) == 3
     assert run("--store", url, "rm", key[:12], "--yes").returncode == 0
     assert len(run_json("--store", url, "ls")) == 2

@@ -51,14 +51,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "postgresql":
         server.drop_database(database)
     else:
-        assert run("--store", address, "evict", "--to", "0").returncode == 0
+        assert run("--store", address, "evict", "--to", "0", "--yes").returncode == 0
 
 
 def test_a_place_is_looked_at_checked_and_emptied(url: str) -> None:
     rows = run_json("--store", url, "ls")
     key = rows[0]["key"]
     assert len(rows) == 3
-    assert run_json("--store", url, "show", key[:16]) == rows[0]
+    assert run_json("--store", url, "show", key[:16]).items() >= rows[0].items()
     assert run_json("--store", url, "stats")["blob_bytes"] == sum(r["blob_bytes"] for r in rows)
     assert run_json("--store", url, "stats", "--namespace", "none")["entries"] == 0
     assert run_json("--store", url, "verify") == {"checked": 3, "unsound": []}
@@ -70,12 +70,12 @@ def test_a_place_is_looked_at_checked_and_emptied(url: str) -> None:
 def test_what_is_pinned_outlives_an_eviction(url: str) -> None:
     kept, *others = run_json("--store", url, "ls")
     assert run("--store", url, "pin", kept["key"]).returncode == 0
-    gone = run_json("--store", url, "evict", "--to", "0")
+    gone = run_json("--store", url, "evict", "--to", "0", "--yes")
     assert gone["entries"] == 2
     assert gone["blob_bytes"] == sum(row["blob_bytes"] for row in others)
     assert [row["key"] for row in run_json("--store", url, "ls")] == [kept["key"]]
     assert run("--store", url, "unpin", kept["key"]).returncode == 0
-    assert run_json("--store", url, "evict", "--to", "0")["left_bytes"] == 0
+    assert run_json("--store", url, "evict", "--to", "0", "--yes")["left_bytes"] == 0
 
 
 def test_no_password_is_shown(url: str) -> None:

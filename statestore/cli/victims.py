@@ -1,0 +1,97 @@
+"""What goes to make room, in which order: the stored scores', or those that a policy would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+from statestore.cli.selecting import Selection
+from statestore.entry import Entry, Status
+from statestore.eviction import DEFAULT, POLICIES, Policy, make_policy
+from statestore.eviction.policy import HOLD_S
+from statestore.keys import StateKey
+from statestore.lanes import in_lanes
+from statestore.store import StateStore
+
+#: Policies that know an entry's worth by the entry alone.
+BY_ENTRY: Final = tuple(name for name in POLICIES if name != DEFAULT)
+
+_LANES: Final = 8  # removals at a time
+
+
+class Victim(NamedTuple):
+    """A state that goes."""
+
+    ready: bool  # what is quarantined goes first
+    score: float
+    key: StateKey
+    blob: str
+    blob_bytes: int
+    tier: str
+
+    @classmethod
+    def of(cls, entry: Entry, score: float) -> Victim:
+        """What is needed of an entry: a million of them shall fit."""
+        ready = entry.status is Status.READY
+        return cls(ready, score, entry.key, entry.blob, entry.blob_bytes, entry.tier)
+
+
+def choose(
+    store: StateStore, selection: Selection, to_bytes: int | None, policy: str | None
+) -> list[Victim]:
+    """Those of the selection that go, in order, until what was selected comes to `to_bytes`.
+
+    Without `to_bytes` all of them. Pinned ones count and stay, unless it is them who were asked
+    for.
+    """
+    score = attrgetter("score") if policy is None else _scores(store, selection, policy)
+    total = 0
+    victims: list[Victim] = []
+    for entry in selection.entries(store):
+        total += entry.blob_bytes
+        if not entry.pinned or selection.where.pinned:
+            victims.append(Victim.of(entry, score(entry)))
+    victims.sort()
+    return victims if to_bytes is None else list(_until(victims, total, to_bytes))
+
+
+def remove(store: StateStore, victims: Iterable[Victim], reason: str) -> Iterator[Victim]:
+    """Remove them; those that were still there, as they go."""
+
+    def work(victim: Victim) -> Victim | None:
+        # Tiers have copies of other names, and all of them are to go.
+        blob = None if victim.tier else victim.blob
+        return victim if store.backend.delete(victim.key, reason, blob=blob) else None
+
+    return (gone for gone in in_lanes(victims, work, _LANES) if gone is not None)
+
+
+def _until(victims: Sequence[Victim], total: int, to_bytes: int) -> Iterator[Victim]:
+    for victim in victims:
+        if total <= to_bytes:
+            return
+        total -= victim.blob_bytes
+        yield victim
+
+
+def _scores(store: StateStore, selection: Selection, name: str) -> Callable[[Entry], float]:
+    """What the policy would have written at each entry's last use, had it been here all along."""
+    policy = make_policy(name)
+    now, age = store.now(), store.usage().age
+    hold_s = max(now - age, HOLD_S) if age > 0 else HOLD_S
+    for entry in selection.entries(store):  # so that it knows what common worth is
+        _put(policy, entry, hold_s)
+
+    def score(entry: Entry) -> float:
+        if entry.hits == 0:
+            return _put(policy, entry, hold_s)
+        before = replace(entry, hits=entry.hits - 1)
+        return policy.hit(before, entry.used_at - hold_s, entry.used_at)
+
+    return score
+
+
+def _put(policy: Policy, entry: Entry, hold_s: float) -> float:
+    return policy.put(entry, entry.created_at - hold_s, entry.created_at)
