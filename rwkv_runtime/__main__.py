@@ -9,6 +9,7 @@ import click
 from rwkv_runtime.commands.ask import ask
 from rwkv_runtime.commands.chat import chat
 from rwkv_runtime.commands.demo import demo
+from rwkv_runtime.commands.explain import explain
 from rwkv_runtime.commands.fingerprint import fingerprint
 from rwkv_runtime.commands.generate import generate
 from rwkv_runtime.commands.options import defaults_of
@@ -35,7 +36,7 @@ def main(ctx: click.Context, file: Path | None) -> None:
     ctx.default_map = dict.fromkeys(main.commands, defaults_of(settings))
 
 
-for command in (demo, ask, chat, generate, warm, fingerprint):
+for command in (demo, ask, chat, generate, warm, explain, fingerprint):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ _TABLE: Final = {
             "explain:explain_tokens",
             "Say why a prompt would hit or miss, boundary by boundary.",
         ),
+        "explain": (
+            "explain:explain_tokens",
+            "Say why a prompt would hit or miss, boundary by boundary.",
+        ),
         "stats": ("stats:stats", "Totals of what is stored."),
         "verify": ("verify:verify", "Read and check every blob that may be used."),
     },
