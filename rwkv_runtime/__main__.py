@@ -13,6 +13,7 @@ from rwkv_runtime.commands.explain import explain
 from rwkv_runtime.commands.fingerprint import fingerprint
 from rwkv_runtime.commands.generate import generate
 from rwkv_runtime.commands.options import defaults_of
+from rwkv_runtime.commands.serve import serve
 from rwkv_runtime.commands.warm import warm
 from statestore.cli.group import ErrorGroup
 from statestore.cli.options import CONFIG, config_option
@@ -36,7 +37,7 @@ def main(ctx: click.Context, file: Path | None) -> None:
     ctx.default_map = dict.fromkeys(main.commands, defaults_of(settings))
 
 
-for command in (demo, ask, chat, generate, warm, explain, fingerprint):
+for command in (demo, ask, chat, generate, warm, explain, fingerprint, serve):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Each store has a registry of its own, so two stores in one process do not mix, and a server may add
 it to whatever it exposes. Values of one process; reading them costs nothing on the request's path.
+Where prometheus_client adds up several processes, a breaker's state is the worst of those that live.
 
 | instrument | labels | counts |
 | --- | --- | --- |
@@ -46,6 +47,7 @@ class Metrics:
             "Breakers: 0 closed, 1 half-open, 2 open",
             ("place", "calls"),
             registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self.breaker_openings = self._counter(
             "breaker_openings", "Times that a breaker opened", "place", "calls"
@@ -58,7 +60,10 @@ class Metrics:
             "write_behind", "Work behind the requests, by outcome", "kind", "outcome"
         )
         self.write_behind_bytes = Gauge(
-            "statestore_write_behind_bytes", "Blob bytes that wait", registry=self.registry
+            "statestore_write_behind_bytes",
+            "Blob bytes that wait",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
 
     def value(self, name: str, **labels: str) -> float:

@@ -1,0 +1,57 @@
+"""HTTP/1.1 as uvicorn speaks it, with a deadline for request lines and headers: a client that sends
+them a byte at a time does not keep a connection for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+HEADER_TIMEOUT_S: Final = 10.0
+
+
+class TimedProtocol(H11Protocol):
+    """Closes a connection whose next request has begun and does not come to its body in time, and
+    one on which nothing comes at all.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is here."""
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of a request."""
+        super().data_received(data)
+        cycle: RequestResponseCycle | None = self.cycle  # none before the first request
+        if cycle is not None and not cycle.response_complete:
+            self._met()
+        elif self._deadline is None:
+            self._expect()
+
+    def on_response_complete(self) -> None:
+        """From here on uvicorn's own timeout counts, until something comes."""
+        self._met()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._met()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self._late)
+
+    def _met(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _late(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self.transport.close()

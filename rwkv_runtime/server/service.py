@@ -1,0 +1,102 @@
+"""What the endpoints of one worker share: streams over a runtime, documents, keys, instruments."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from starlette.requests import Request
+
+from rwkv_runtime.runtime import Runtime
+from rwkv_runtime.server.access import Access
+from rwkv_runtime.server.bodies import Bodies
+from rwkv_runtime.server.documents import Documents
+from rwkv_runtime.server.errors import ApiError
+from rwkv_runtime.server.instruments import Instruments
+from rwkv_runtime.server.prompts import Prompts
+from rwkv_runtime.server.relay import Hub
+from rwkv_runtime.serving.streams import Streams
+from statestore.config import ServerSettings
+from statestore.keys import Namespace
+from statestore.store import StateStore
+
+HELD_BYTES: Final = 512 << 20  # of all requests' bodies at once
+BODY_TIMEOUT_S: Final = 60.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One worker's parts. Made in the thread of its event loop."""
+
+    settings: ServerSettings
+    model_name: str
+    runtime: Runtime
+    store: StateStore
+    streams: Streams
+    access: Access
+    documents: Documents
+    prompts: Prompts
+    instruments: Instruments
+    figures: Path  # the directory of all workers' values
+    created: int  # seconds since the epoch; of the weights
+    bodies: Bodies = field(init=False)
+    hub: Hub = field(init=False, default_factory=Hub)
+    quick: ThreadPoolExecutor = field(init=False)  # tokenising, lookups
+    slow: ThreadPoolExecutor = field(init=False)  # documents that are read
+
+    def __post_init__(self) -> None:
+        held = max(HELD_BYTES, self.settings.max_body_bytes, self.settings.max_document_bytes)
+        object.__setattr__(self, "bodies", Bodies(held, BODY_TIMEOUT_S))
+        object.__setattr__(self, "quick", ThreadPoolExecutor(4, "asked"))
+        object.__setattr__(self, "slow", ThreadPoolExecutor(self.settings.readers, "document"))
+
+    @property
+    def fingerprint(self) -> str:
+        """Which weights and numerics answer, in OpenAI's form."""
+        return f"fp_{self.runtime.engine.fingerprint.digest.hex()[:16]}"
+
+    def namespace(self, request: Request) -> Namespace:
+        """Whose request it is.
+
+        Raises:
+            ApiError: 401.
+        """
+        return self.access.namespace(request.headers.get("authorization"))
+
+    def check_model(self, name: str | None) -> None:
+        """Raises `ApiError`, 404, for another model than the one that is served."""
+        if name is not None and name != self.model_name:
+            raise ApiError(
+                404,
+                f"model {name[:100]!r} is not served here; {self.model_name!r} is",
+                "model",
+                "model_not_found",
+            )
+
+    async def quickly(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a call that may compute or ask the store for a moment, beside the event loop."""
+        return await _within(self.quick, call, *args, **kwargs)
+
+    async def slowly(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a call that may take minutes, beside the event loop."""
+        return await _within(self.slow, call, *args, **kwargs)
+
+    def close(self) -> None:
+        """No more calls; those that are being made go on."""
+        self.quick.shutdown(wait=False)
+        self.slow.shutdown(wait=False)
+
+
+async def _within(
+    pool: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(pool, functools.partial(call, *args, **kwargs))
