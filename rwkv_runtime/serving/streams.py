@@ -217,7 +217,7 @@ class Streams:
             try:
                 self._serve(waiting)
             except CancelledError:
-                waiting.ticket.end(Ended("cancelled", 0))
+                waiting.ticket.end(Ended("cancelled", waiting.ticket.pieces))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's alone
                 waiting.ticket.end(Failed(error))
             finally:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from rwkv_runtime.serving.events import Ended, Event, Failed, OnEvent, Request
+from rwkv_runtime.serving.events import Ended, Event, Failed, OnEvent, Piece, Request
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class Ticket:
         self.request = request
         self.cancelled = False
         self.over = False
+        self.pieces = 0  # that were told
         self._on_event = on_event
         self._on_cancel = on_cancel
         self._on_end = on_end
@@ -59,6 +60,7 @@ class Ticket:
         """Pass an event on; nothing after the last one."""
         with self._speaking:
             if not self.over:
+                self.pieces += isinstance(event, Piece)
                 self._pass(event)
 
     def end(self, event: Ended | Failed) -> None:
