@@ -12,16 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     RowMapping,
-    ScalarSelect,
     Select,
-    bindparam,
     delete,
-    func,
     insert,
-    or_,
     select,
     tuple_,
     update,
@@ -31,11 +26,8 @@ from statestore.backends import totals
 from statestore.backends.departures import forget, remember, remembered
 from statestore.backends.rows import (
     HOLDING,
-    WANTED,
     Holding,
     conditions,
-    digest_at,
-    packed,
     to_entries,
     to_entry,
     to_holding,
@@ -49,32 +41,6 @@ from statestore.tables import entries
 Place: TypeAlias = tuple[float, bytes]
 
 _COUNTED: Final = frozenset({"status", "pinned"})  # of what `change` may set, in the totals
-_NEAR: Final = 64  # keys of a prompt that grew by as many chunks
-
-
-def _usable(now: ColumnElement[float]) -> ColumnElement[bool]:
-    """Ready, and not expired at `now`."""
-    unexpired = or_(entries.c.expires_at.is_(None), entries.c.expires_at > now)
-    return (entries.c.status == Status.READY.value) & unexpired
-
-
-def _first(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
-    """The least position that is stored and usable."""
-    stored = WANTED.join(entries, entries.c.digest == digest_at(WANTED.c.position))
-    least = select(func.min(WANTED.c.position)).select_from(stored)
-    return least.where(_usable(bindparam("now")), *conditions).scalar_subquery()
-
-
-# COALESCE asks for the rest only where the near ones have nothing. Not materialised, the search
-# would be written out, and run, for each mention of its result.
-_near: Final = _first(WANTED.c.position < _NEAR)
-_far: Final = _first(WANTED.c.position >= _NEAR)
-_deepest: Final = (
-    select(func.coalesce(_near, _far).label("position")).cte("deepest").prefix_with("MATERIALIZED")
-)
-_LONGEST: Final = select(_deepest.c.position, entries).select_from(
-    _deepest.join(entries, entries.c.digest == digest_at(_deepest.c.position))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +49,6 @@ class Admitted:
 
     won: bool
     replaced: Holding | None = None  # its blob is no longer named
-
-
-def longest(connection: Connection, keys: Sequence[StateKey], now: float) -> Entry | None:
-    """The first of `keys` that is stored and usable at `now`."""
-    start = 0
-    while start < len(keys):
-        row = connection.execute(_LONGEST, {**packed(keys[start:]), "now": now}).mappings().first()
-        if row is None:
-            return None
-        start += row["position"]
-        entry = to_entry(row)
-        if entry is not None and entry.key == keys[start]:
-            return entry
-        start += 1  # damaged, or the same digest after another number of tokens
-    return None
 
 
 def usable(connection: Connection, digest: bytes, now: float) -> bool:
@@ -180,8 +131,8 @@ def page(
     if after is not None:
         statement = statement.where(tuple_(entries.c.used_at, entries.c.digest) < tuple_(*after))
     order = (entries.c.used_at.desc(), entries.c.digest.desc())
-    rows = connection.execute(statement.order_by(*order).limit(limit)).mappings().all()
-    last = (rows[-1]["used_at"], rows[-1]["digest"]) if len(rows) == limit else None
+    rows = connection.execute(statement.order_by(*order).limit(limit)).all()
+    last = (rows[-1].used_at, rows[-1].digest) if len(rows) == limit else None
     return to_entries(rows), last
 
 
@@ -202,7 +153,7 @@ def _of(digest: bytes) -> Select[Any]:
 
 
 def _is_usable(row: RowMapping | None, now: float) -> bool:
-    entry = None if row is None else to_entry(row)
+    entry = None if row is None else to_entry(tuple(row.values()))
     if entry is None or entry.status is not Status.READY:
         return False
     return entry.expires_at is None or entry.expires_at > now

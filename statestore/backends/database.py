@@ -2,26 +2,31 @@
 
 `Database.read`, `Database.write` and `Database.apply` run a function inside a transaction. The
 function may run again when the database was busy, so it must touch nothing but its connection.
-What is special about one database product is a `Dialect`; ``sqlite`` has one. Knows nothing of
-states or tables.
+`Database.rows` gives the rows of one SELECT with as little as possible around it. What is special
+about one database product is a `Dialect`; ``sqlite`` has one. Knows nothing of states or tables.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Select
+from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from statestore.backends.forks import Turnstile
 from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
 
 T = TypeVar("T")
+
+#: A row as the driver gives it, in the order of the statement's columns.
+Row: TypeAlias = Sequence[Any]
 
 #: Execution option of a transaction that is going to write.
 WRITES: Final = "statestore_writes"
@@ -46,6 +51,18 @@ class Dialect:
 
     classify: Callable[[DBAPIError], Fault]
     remedy: str  # ends the message of an unexpected failure
+    #: How statements are spelt that go past SQLAlchemy; ``None``: as the engine's.
+    spelling: DialectOfSQLAlchemy | None = None
+
+
+class Shortcut(Protocol):
+    """A way to a database past SQLAlchemy, for reading."""
+
+    def rows(self, text: str, parameters: Mapping[str, Any]) -> list[Row]:
+        """The rows of one SELECT, whose parameters are named. Raises ``DBAPIError``."""
+
+    def clear(self) -> None:
+        """Close every connection; nobody is in `rows`."""
 
 
 class Database:
@@ -56,16 +73,42 @@ class Database:
         place: names the database in messages, without secrets.
         dialect: how its exceptions are read.
         patience_s: how long a transaction is tried again while the database is busy.
+        shortcut: what `rows` goes by; closed by `close`.
     """
 
-    def __init__(self, engine: Engine, place: str, dialect: Dialect, patience_s: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        place: str,
+        dialect: Dialect,
+        patience_s: float,
+        shortcut: Shortcut | None = None,
+    ) -> None:
         self.place = place
         self._reader = engine
         self._dialect = dialect
         self._patience_s = patience_s
+        self._shortcut = shortcut
         self._engines: dict[tuple[bool, float], Engine] = {(False, patience_s): engine}
+        self._texts: dict[Select[Any], tuple[str, Mapping[str, Any]]] = {}
         self._closed = False
-        self._turnstile = Turnstile(engine.dispose)
+        self._turnstile = Turnstile(self._disconnect)
+
+    @property
+    def product(self) -> str:
+        """``"sqlite"`` or ``"postgresql"``."""
+        return self._reader.dialect.name
+
+    def rows(self, statement: Select[Any], parameters: Mapping[str, Any]) -> list[Row]:
+        """The rows of `statement` as the driver gives them: SQLite's truth is 0 or 1.
+
+        Raises as `read`.
+        """
+        text, constants = self._texts.get(statement) or self._compiled(statement)
+        given = {**constants, **parameters}
+        if self._shortcut is None:
+            return self.read(lambda tx: list(tx.exec_driver_sql(text, given)))
+        return self._persist(partial(self._shortcut.rows, text, given), self._patience_s)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """The result of `work`, which only reads, in a transaction of its own.
@@ -106,14 +149,22 @@ class Database:
 
     def _run(self, work: Callable[[Connection], T], *, writes: bool, patience_s: float) -> T:
         engine = self._engine(writes=writes, patience_s=patience_s)
+
+        def transaction() -> T:
+            with engine.begin() as connection:
+                return work(connection)
+
+        return self._persist(transaction, patience_s)
+
+    def _persist(self, attempt: Callable[[], T], patience_s: float) -> T:
+        """The result of `attempt`, which is made again while the database is busy."""
         deadline = time.monotonic() + patience_s
         while True:
             try:
                 with self._turnstile.inside():
                     if self._closed:
                         raise ClosedError(f"{self.place} was closed")
-                    with engine.begin() as connection:
-                        return work(connection)
+                    return attempt()
             except DBAPIError as error:
                 fault = self._dialect.classify(error)
                 if fault is not Fault.BUSY or time.monotonic() > deadline:
@@ -122,6 +173,18 @@ class Database:
                 # a driver fails to decode its own message where a damaged table's name is in it
                 raise UnavailableError(f"{self.place}: {error}; {self._dialect.remedy}") from error
             time.sleep(random.uniform(0, 2 * _PAUSE_S))  # noqa: S311 - not a secret
+
+    def _compiled(self, statement: Select[Any]) -> tuple[str, Mapping[str, Any]]:
+        """The text of `statement`, and those of its parameters that have a value already."""
+        compiled = statement.compile(dialect=self._dialect.spelling or self._reader.dialect)
+        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        self._texts[statement] = known = str(compiled), constants
+        return known
+
+    def _disconnect(self) -> None:
+        if self._shortcut is not None:
+            self._shortcut.clear()
+        self._reader.dispose()
 
     def _translated(self, error: DBAPIError, fault: Fault, patience_s: float) -> BackendError:
         if fault is Fault.FULL:

@@ -38,7 +38,8 @@ class Turnstile:
         entered = False
         try:
             with self._changed:
-                self._changed.wait_for(lambda: not self._shut)
+                while self._shut:
+                    self._changed.wait()
                 self._inside += 1
                 entered = True  # a Ctrl-C may come anywhere behind this
             yield
@@ -46,7 +47,8 @@ class Turnstile:
             if entered:
                 with self._changed:
                     self._inside -= 1
-                    self._changed.notify_all()
+                    if self._shut:  # somebody waits for it
+                        self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -104,17 +104,19 @@ def to_row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def to_entry(row: RowMapping) -> Entry | None:
-    """The entry of a row; ``None``, and a warning, where none can have written such a row."""
+def to_entry(row: Sequence[Any]) -> Entry | None:
+    """The entry of a row, in the order of the table's columns; ``None``, and a warning, where none
+    can have written such a row.
+    """
     try:
         return _entry(row)
     except (TypeError, ValueError) as error:
-        where = bytes(row["digest"]).hex()
+        where = bytes(row[0]).hex()
         log.warning("the catalog's row of digest %s is damaged, and passed over: %s", where, error)
         return None
 
 
-def to_entries(rows: Sequence[RowMapping]) -> list[Entry]:
+def to_entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
     """The entries of those `rows` that are sound."""
     found = (to_entry(row) for row in rows)
     return [entry for entry in found if entry is not None]
@@ -140,31 +142,62 @@ def _whole(value: object) -> int:
     return value if type(value) is int and 0 <= value < TOKENS_LIMIT else 0
 
 
-def _entry(row: RowMapping) -> Entry:
+def _entry(row: Sequence[Any]) -> Entry:
+    (
+        digest,
+        n_tokens,
+        namespace,
+        fingerprint,
+        token_digest,
+        schema_id,
+        role,
+        blob,
+        blob_bytes,
+        state_bytes,
+        has_output,
+        cost_s,
+        created_at,
+        used_at,
+        hits,
+        score,
+        pinned,
+        expires_at,
+        status,
+        reason,
+        model,
+        labels,
+        ancestor_tokens,
+    ) = row
     return Entry(
-        key=StateKey(bytes(row["digest"]), row["n_tokens"]),
-        namespace=row["namespace"],
-        fingerprint=bytes(row["fingerprint"]),
-        token_digest=bytes(row["token_digest"]),
-        schema_id=row["schema_id"],
-        role=Role(row["role"]),
-        blob=_blob_name(row["blob"]),
-        blob_bytes=int(row["blob_bytes"]),
-        state_bytes=int(row["state_bytes"]),
-        has_output=row["has_output"],
-        cost_s=float(row["cost_s"]),
-        created_at=float(row["created_at"]),
-        used_at=float(row["used_at"]),
-        hits=int(row["hits"]),
-        score=float(row["score"]),
-        pinned=row["pinned"],
-        expires_at=None if row["expires_at"] is None else float(row["expires_at"]),
-        status=Status(row["status"]),
-        reason=row["reason"],
-        model=row["model"],
-        labels=_labels(row["labels"]),
-        ancestor_tokens=int(row["ancestor_tokens"]),
+        key=StateKey(bytes(digest), n_tokens),
+        namespace=namespace,
+        fingerprint=bytes(fingerprint),
+        token_digest=bytes(token_digest),
+        schema_id=schema_id,
+        role=Role(role),
+        blob=_blob_name(blob),
+        blob_bytes=int(blob_bytes),
+        state_bytes=int(state_bytes),
+        has_output=_truth(has_output),
+        cost_s=float(cost_s),
+        created_at=float(created_at),
+        used_at=float(used_at),
+        hits=int(hits),
+        score=float(score),
+        pinned=_truth(pinned),
+        expires_at=None if expires_at is None else float(expires_at),
+        status=Status(status),
+        reason=reason,
+        model=model,
+        labels=_labels(labels),
+        ancestor_tokens=int(ancestor_tokens),
     )
+
+
+def _truth(value: object) -> bool:
+    if value not in (0, 1):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return bool(value)
 
 
 def to_departed(row: RowMapping) -> Departed:
@@ -242,6 +275,8 @@ def _blob_name(name: str) -> str:
 
 
 def _labels(stored: str) -> dict[str, str]:
+    if stored == "{}":
+        return {}
     labels = json.loads(stored)
     if not isinstance(labels, dict):
         raise TypeError(f"{stored!r} are no labels")

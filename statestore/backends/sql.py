@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from statestore.backends import catalog, departures, sql_tallies, totals
+from statestore.backends import catalog, departures, search, sql_tallies, totals
 from statestore.backends.base import Blob, Orphan, Swept
 from statestore.backends.bell import Line
 from statestore.backends.database import Database
@@ -25,8 +25,8 @@ from statestore.backends.recounting import recount
 from statestore.backends.rows import Holding, expiry, has_labels, labels_text, text
 from statestore.backends.sightings import Sightings
 from statestore.backends.sql_leases import SqlLeases
-from statestore.backends.tallies import Tally
 from statestore.backends.sql_sightings import SqlSightings
+from statestore.backends.tallies import Tally
 from statestore.blobs.base import BlobStore, RemovesMany
 from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
@@ -85,7 +85,7 @@ class SqlBackend:
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`."""
-        return self._database.read(lambda tx: catalog.longest(tx, keys, now))
+        return search.longest(self._database, keys, now)
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where it has gone."""

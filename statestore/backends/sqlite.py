@@ -15,15 +15,17 @@ The catalog lies on a local disk: WAL shares memory between processes of one hos
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from statestore.backends.database import PATIENCE, WRITES, Database, Dialect, Fault
+from statestore.backends.database import PATIENCE, WRITES, Database, Dialect, Fault, Row
 from statestore.errors import UnavailableError
 
 _IDLE_CONNECTIONS: Final = (
@@ -50,10 +52,7 @@ def open_database(path: Path, patience_s: float) -> Database:
     @event.listens_for(engine, "connect")
     def prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         assert isinstance(connection, sqlite3.Connection)
-        connection.isolation_level = None  # transactions are begun below, not guessed by the driver
-        _enter_wal(connection, place)
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        _prepare(connection, place)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -64,7 +63,9 @@ def open_database(path: Path, patience_s: float) -> Database:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     remedy = "is it a SQLite database, on a local disk that this user may write?"
-    return Database(engine, place, Dialect(classify, remedy), patience_s)
+    shortcut = SqliteShortcut(path, place, patience_s)
+    dialect = Dialect(classify, remedy, SQLiteDialect(paramstyle="named"))
+    return Database(engine, place, dialect, patience_s, shortcut)
 
 
 def classify(error: DBAPIError) -> Fault:
@@ -74,6 +75,60 @@ def classify(error: DBAPIError) -> Fault:
     if primary in _BUSY:
         return Fault.BUSY
     return Fault.FULL if primary == sqlite3.SQLITE_FULL or code in _NO_ROOM else Fault.OTHER
+
+
+class SqliteShortcut:
+    """Connections that only read, one statement at a time, each its own transaction."""
+
+    def __init__(self, path: Path, place: str, patience_s: float) -> None:
+        self._path = path
+        self._place = place
+        self._patience_s = patience_s
+        self._idle: list[sqlite3.Connection] = []
+
+    def rows(self, text: str, parameters: Mapping[str, Any]) -> list[Row]:
+        """The rows of one SELECT."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            rows = connection.execute(text, parameters).fetchall()
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise DBAPIError(text, None, error) from error
+            raise
+        if len(self._idle) < _IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return rows
+
+    def clear(self) -> None:
+        """Close every connection; nobody is in `rows`."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(
+                self._path,
+                timeout=self._patience_s,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            _prepare(connection, self._place)
+        except sqlite3.Error as error:
+            raise DBAPIError(None, None, error) from error
+        return connection
+
+
+def _prepare(connection: sqlite3.Connection, place: str) -> None:
+    connection.isolation_level = None  # transactions are begun by `begin`, not by the driver
+    _enter_wal(connection, place)
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
 
 
 def _enter_wal(connection: sqlite3.Connection, place: str) -> None:

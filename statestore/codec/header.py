@@ -168,9 +168,10 @@ def pack_header(header: Header) -> bytes:
     return cast("bytes", msgpack.packb(named))
 
 
+@lru_cache(maxsize=64)  # what is read once is read again soon: the start of many prompts
 def parse_header(data: bytes, limits: Limits, *, sealed: bool = False) -> tuple[Header, Image]:
     """The header spelt by `data`, and the image that its tensors make; `sealed`: of an encrypted
-    container.
+    container. The same header is given to all who ask; nobody changes it.
 
     Raises `LayoutError`, `LimitError` or `UnsupportedVersionError`; offsets of frames are not
     looked at.

@@ -36,8 +36,11 @@ def for_each(
     """
     wanted = default_threads() if threads is None else min(threads, MAX_THREADS)
     helpers = min(wanted, count) - 1
+    if helpers <= 0:
+        worker = make_worker()
+        return [worker(i) for i in range(count)]
     job = _Job(count, make_worker)
-    if helpers > 0 and not sys.is_finalizing():  # helpers stand still once the interpreter ends
+    if not sys.is_finalizing():  # helpers stand still once the interpreter ends
         _HELPERS.call(job, helpers)
     job.work()
     return job.results()

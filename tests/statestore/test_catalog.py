@@ -50,8 +50,19 @@ def statements_of(database: Database, call: Callable[[], Any]) -> list[tuple[str
             plan = driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
             seen.append((statement, [step[3] for step in plan]))
 
+    shortcut = database._shortcut
+    assert shortcut is not None
+    rows = shortcut.rows
+
+    def noted_rows(text: str, parameters: Any) -> Any:
+        plan = rows(f"EXPLAIN QUERY PLAN {text}", parameters)
+        seen.append((text, [step[3] for step in plan]))
+        return rows(text, parameters)
+
     event.listen(database._reader, "before_cursor_execute", note)
+    shortcut.rows = noted_rows  # type: ignore[method-assign]
     call()
+    shortcut.rows = rows  # type: ignore[method-assign]
     event.remove(database._reader, "before_cursor_execute", note)
     return seen
 

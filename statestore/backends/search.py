@@ -1,0 +1,61 @@
+"""The longest stored prefix: one statement, whatever the number of keys.
+
+A prompt that grew finds its state near its end, so the newest `NEAR` keys are asked for first; the
+others only where those have nothing, and still by the same statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, ScalarSelect, Select, bindparam, func, or_, select
+
+from statestore.backends.database import Database
+from statestore.backends.rows import WANTED, digest_at, packed, to_entry
+from statestore.entry import Entry, Status
+from statestore.keys import StateKey
+from statestore.tables import entries
+
+NEAR: Final = 64  # keys of a prompt that grew by as many chunks
+
+
+def _usable(now: ColumnElement[float]) -> ColumnElement[bool]:
+    """Ready, and not expired at `now`."""
+    unexpired = or_(entries.c.expires_at.is_(None), entries.c.expires_at > now)
+    return (entries.c.status == Status.READY.value) & unexpired
+
+
+def _first(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    """The least position that is stored and usable."""
+    stored = WANTED.join(entries, entries.c.digest == digest_at(WANTED.c.position))
+    least = select(func.min(WANTED.c.position)).select_from(stored)
+    return least.where(_usable(bindparam("now")), *conditions).scalar_subquery()
+
+
+# COALESCE asks for the rest only where the near ones have nothing. Not materialised, the search
+# would be written out, and run, for each mention of its result.
+_NEAR: Final = _first(WANTED.c.position < NEAR)
+_FAR: Final = _first(WANTED.c.position >= NEAR)
+_DEEPEST: Final = (
+    select(func.coalesce(_NEAR, _FAR).label("position")).cte("deepest").prefix_with("MATERIALIZED")
+)
+_LONGEST: Final[Select[Any]] = select(_DEEPEST.c.position, entries).select_from(
+    _DEEPEST.join(entries, entries.c.digest == digest_at(_DEEPEST.c.position))
+)
+
+
+def longest(database: Database, keys: Sequence[StateKey], now: float) -> Entry | None:
+    """The first of `keys` that is stored and usable at `now`. Raises as `Database.read`."""
+    start = 0
+    while start < len(keys):
+        rows = database.rows(_LONGEST, {**packed(keys[start:]), "now": now})
+        if not rows:
+            return None
+        position, *row = rows[0]
+        start += position
+        entry = to_entry(row)
+        if entry is not None and entry.key == keys[start]:
+            return entry
+        start += 1  # damaged, or the same digest after another number of tokens
+    return None
