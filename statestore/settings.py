@@ -184,7 +184,7 @@ def open_store(url: str, *, create: bool = True, flush_on_sigterm: bool = True) 
         0
     """
     metrics = Metrics()
-    urls = [_parsed(text) for text in places(url)]
+    urls = [parse_place(text) for text in places(url)]
     codecs = [_codec_of(place) for place in urls]
     if len(urls) == 1:
         backend = _open_backend(urls[0], metrics, create=create)
@@ -220,7 +220,7 @@ def _open_tiers(
 def tiers_of(url: str) -> dict[str, str]:
     """The URLs of a store's places by their names in metrics and listings, nearest first."""
     texts = places(url)
-    return dict(zip(_tier_names([_parsed(text) for text in texts]), texts, strict=True))
+    return dict(zip(_tier_names([parse_place(text) for text in texts]), texts, strict=True))
 
 
 def _tier_names(urls: Sequence[StoreURL]) -> list[str]:
@@ -232,8 +232,12 @@ def _tier_names(urls: Sequence[StoreURL]) -> list[str]:
     return names
 
 
-def _parsed(text: str) -> StoreURL:
-    """One place's URL, its common options apart."""
+def parse_place(text: str) -> StoreURL:
+    """One place's URL, its common options apart; nothing is opened.
+
+    Raises:
+        SettingsError: it is malformed, or of no scheme that is known.
+    """
     url = StoreURL.parse(text)
     if url.scheme not in _OPENERS:
         known = ", ".join(f"{scheme}://" for scheme in _OPENERS)  # memory:// is right as well
@@ -270,7 +274,7 @@ def open_revisions(url: str) -> Revisions:
     Raises:
         SettingsError: the URL means nothing, or its store has no SQL catalog.
     """
-    place = _parsed(places(url)[-1])  # of tiers, the home's
+    place = parse_place(places(url)[-1])  # of tiers, the home's
     if place.scheme not in _REVISIONS:
         raise place.error("it has no SQL catalog to upgrade")
     return _REVISIONS[place.scheme](place)

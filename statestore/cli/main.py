@@ -50,6 +50,7 @@ _TABLE: Final = {
             "Print the script that completes this command's words in SHELL.",
         ),
         "config": ("settings:config", "Show the settings, and where each one came from."),
+        "bench": ("bench:bench", "Measure this store on this machine; nothing is left behind."),
         "simulate": (
             "simulate:simulate",
             "Replay recorded requests and show what would have been found, stored and dropped.",

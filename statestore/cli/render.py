@@ -33,6 +33,12 @@ def age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
+def milliseconds(seconds: float) -> str:
+    """A short time: ``0.31 ms``, ``12 ms``."""
+    ms = 1e3 * seconds
+    return f"{ms:.2f} ms" if ms < 1 else f"{ms:.1f} ms" if ms < 10 else f"{ms:,.0f} ms"
+
+
 def digits(key: str) -> str:
     """The digest's part of a key, which other commands print with its number of tokens."""
     return key.partition("-")[0]
