@@ -12,12 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rwkv_runtime.errors import NumericsError, SamplingError
+
+Ids: TypeAlias = npt.NDArray[np.int64]
+Weights: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +119,20 @@ def sample(
         NumericsError: the logits hold NaN or infinity.
         SamplingError: randomness is wanted and no generator given.
     """
-    if not bool(logits.isfinite().all()):
+    values = _values(logits)
+    # NaN wins both; numpy, because a torch call takes ten times as long, and it is a dozen calls.
+    if not (isfinite(values.max()) and isfinite(values.min())):
         raise NumericsError(
             "the logits hold NaN or infinity: the weights are damaged, or overflow in this dtype"
         )
     if sampling.temperature == 0:
-        return int((logits == logits.max()).nonzero()[0, 0])  # argmax leaves ties open
+        return int(values.argmax())  # numpy's is the first of equals; torch leaves that open
     if generator is None:
         raise SamplingError("sampling at a temperature needs a torch.Generator")
-    tokens, weights = distribution(logits, sampling)
-    point = torch.rand((), dtype=torch.float64, generator=generator) * weights.sum()
-    index = int(torch.searchsorted(weights.cumsum(0), point, right=True))
+    tokens, weights = _distribution(values, sampling)
+    sums = weights.cumsum()
+    point = torch.rand((), dtype=torch.float64, generator=generator).item() * sums[-1]
+    index = int(sums.searchsorted(point, side="right"))
     return int(tokens[min(index, len(tokens) - 1)])
 
 
@@ -133,17 +141,27 @@ def likeliest(logits: Tensor) -> list[int | None]:
     row holds NaN or infinity.
     """
     rows = logits.detach().cpu().numpy()
-    sound = np.isfinite(rows.max(1)) & np.isfinite(rows.min(1))  # NaN wins both
-    first = rows.argmax(1)  # numpy's is the first of equals
+    sound = np.isfinite(rows.max(1)) & np.isfinite(rows.min(1))
+    first = rows.argmax(1)
     return [int(token) if good else None for token, good in zip(first, sound, strict=True)]
 
 
-def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The tokens that may be chosen, and their weights in float64, which need not add up to 1."""
-    logits = logits.detach().to("cpu", torch.float64)
-    scaled = (logits - logits.max()) / sampling.temperature  # 0 and below: no overflow to infinity
+def distribution(logits: Tensor, sampling: Sampling) -> tuple[Ids, Weights]:
+    """The tokens that may be chosen, and their weights, which need not add up to 1."""
+    return _distribution(_values(logits), sampling)
+
+
+def _values(logits: Tensor) -> Weights:
+    values: Weights = logits.detach().to("cpu", torch.float64).numpy()
+    return values
+
+
+def _distribution(values: Weights, sampling: Sampling) -> tuple[Ids, Weights]:
+    with np.errstate(over="ignore"):  # to minus infinity, at the smallest temperatures
+        scaled = (values - values.max()) / sampling.temperature  # 0 and below
     tokens = _candidates(scaled, sampling.top_k)
-    chances = torch.softmax(scaled[tokens], 0)
+    chances = np.exp(scaled[tokens])
+    chances /= chances.sum()
     if sampling.top_p < 1:
         tokens, chances = _nucleus(tokens, chances, sampling.top_p)
     if sampling.min_p > 0:
@@ -152,23 +170,24 @@ def distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     return tokens, chances
 
 
-def _nucleus(tokens: Tensor, chances: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+def _nucleus(tokens: Ids, chances: Weights, top_p: float) -> tuple[Ids, Weights]:
     """The smallest set of most likely tokens that holds `top_p`; never empty."""
     # All that are less likely than this hold less than 1 - top_p together: no need to sort them.
     likely = chances >= (1 - top_p) / len(tokens)
     tokens, chances = tokens[likely], chances[likely]
-    order = torch.sort(chances, descending=True, stable=True).indices
+    order = (-chances).argsort(kind="stable")
     tokens, chances = tokens[order], chances[order]
-    kept = chances.cumsum(0) - chances < top_p
+    kept = chances.cumsum() - chances < top_p
     kept[0] = True
     return tokens[kept], chances[kept]
 
 
-def _candidates(scaled: Tensor, top_k: int) -> Tensor:
+def _candidates(scaled: Weights, top_k: int) -> Ids:
     """Ids of the `top_k` largest, by ascending id; of those equal to the last one the lower ids."""
-    if top_k == 0 or top_k >= len(scaled):
-        return torch.arange(len(scaled))
-    least = torch.topk(scaled, top_k).values[-1]
-    above = (scaled > least).nonzero().flatten()
-    equal = (scaled == least).nonzero().flatten()[: top_k - len(above)]
-    return torch.cat((above, equal)).sort().values
+    size = len(scaled)
+    if top_k == 0 or top_k >= size:
+        return np.arange(size)
+    least = np.partition(scaled, size - top_k)[size - top_k]
+    above = np.flatnonzero(scaled > least)
+    equal = np.flatnonzero(scaled == least)[: top_k - len(above)]
+    return np.sort(np.concatenate((above, equal)))

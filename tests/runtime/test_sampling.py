@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_runtime.errors import NumericsError, SamplingError
-from rwkv_runtime.sampling import GREEDY, Penalties, Sampling, distribution, sample
+from rwkv_runtime.sampling import GREEDY, Penalties, Sampling, distribution, likeliest, sample
 
 # Few distinct values, so that ties are common.
 logits_lists = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=12)
@@ -60,6 +60,23 @@ def test_greedy_takes_the_first_of_the_best(values: list[float]) -> None:
 def test_top_1_is_greedy(values: list[float], seed: int) -> None:
     sampling = Sampling(1.0, top_k=1, seed=seed)
     assert sample(torch.tensor(values), sampling, sampling.generator()) == values.index(max(values))
+
+
+@given(
+    rows=st.integers(1, 6).flatmap(
+        lambda n: st.lists(
+            st.lists(st.sampled_from([-3.0, 0.5, 2.0]), min_size=n, max_size=n),
+            min_size=1,
+            max_size=5,
+        )
+    ),
+    bad=st.sampled_from([None, math.nan, math.inf, -math.inf]),
+)
+def test_many_rows_at_once_give_what_each_gives(rows: list[list[float]], bad: float | None) -> None:
+    if bad is not None:
+        rows = [[bad, *rows[0][1:]], *rows[1:]]
+    expected = [None if bad is not None and row is rows[0] else row.index(max(row)) for row in rows]
+    assert likeliest(torch.tensor(rows)) == expected
 
 
 def test_a_seed_repeats_the_tokens_and_another_does_not() -> None:
