@@ -5,8 +5,11 @@
   come back.
 * Stops along a long segment are kept while it is read, so that another worker can take over. They
   are transient: the segment's own end replaces them.
-* Anything else must spare `gain_tokens` against the nearest state below it, and more seconds of
-  computing than it costs to fetch. A short question's end is not worth a state of megabytes.
+* Forks, where a prompt leaves one that was read before it, are kept the second time their prefix
+  is seen: without a word from the caller, the third prompt begins there.
+* Anything else, forks included, must spare `gain_tokens` against the nearest state below it, and
+  more seconds of computing than it costs to fetch. A short question's end is not worth a state of
+  megabytes.
 
 Measured times decide what is stored, and never a bit of an answer.
 """
@@ -35,6 +38,7 @@ class Admission:
     declared_tokens: int = 256
     gain_tokens: int = 64
     transient: bool = True  # stops are dropped when their segment's end is stored
+    forks: bool = True  # are looked for at all
 
     def admits(self, candidate: Candidate, costs: Costs) -> bool:
         """Whether to keep the state at this boundary."""
@@ -53,6 +57,7 @@ class Everything(Admission):
     """Keeps the state at every boundary, for good."""
 
     transient: bool = False
+    forks: bool = False  # between two boundaries
 
     def admits(self, candidate: Candidate, costs: Costs) -> bool:  # noqa: ARG002 - whatever it is
         """Yes."""

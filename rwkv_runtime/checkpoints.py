@@ -7,7 +7,7 @@ for among the ends of segments and prompts alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rwkv_runtime.admission import Admission, Candidate
 from rwkv_runtime.pace import Costs
@@ -23,6 +23,7 @@ def to_save(
     named_segments: int = 0,
     *,
     grows: bool = False,
+    fork: KeyedBoundary | None = None,
 ) -> Iterator[KeyedBoundary]:
     """Boundaries to save, ascending.
 
@@ -34,22 +35,36 @@ def to_save(
         costs: what computing and fetching take.
         named_segments: so many, from the first on, were asked for by name.
         grows: the next prompt will begin with this one, so the last end that stays is named too.
+        fork: where other prompts leave this one.
     """
     last = max((b.position for b in plan.boundaries if b.stable), default=0) if grows else 0
     declared = 0
-    for boundary in plan.boundaries:
+    for boundary in _with(plan.boundaries, fork):
         stop = boundary.role is Role.SPARSE
+        parts = boundary.role is Role.FORK
         if boundary.position > resumed_at:
             candidate = Candidate(
                 transient=stop,
                 gain_tokens=boundary.position - lasting,
-                declared_tokens=boundary.position - declared if boundary.stable else 0,
-                named=boundary.segment < named_segments or boundary.position == last,
+                declared_tokens=0 if parts or not boundary.stable else boundary.position - declared,
+                named=not parts
+                and (boundary.segment < named_segments or boundary.position == last),
             )
             if admission.admits(candidate, costs):
                 yield boundary
                 lasting = lasting if stop else boundary.position
-        declared = declared if stop else boundary.position
+        declared = declared if stop or parts else boundary.position
+
+
+def _with(
+    boundaries: Sequence[KeyedBoundary], fork: KeyedBoundary | None
+) -> Sequence[KeyedBoundary]:
+    """`boundaries` and the fork, which takes the place of a stop, and of nothing else."""
+    if fork is None:
+        return boundaries
+    there = {b.position: b for b in boundaries if b.role is not Role.SPARSE}
+    kept = [b for b in boundaries if b.position != fork.position]
+    return sorted([*kept, there.get(fork.position, fork)], key=lambda b: b.position)
 
 
 def stops_below(plan: Plan, end: KeyedBoundary) -> tuple[KeyedBoundary, ...]:

@@ -213,8 +213,7 @@ class Reading:
 
     def _look(self) -> None:
         """Go on from a deeper state, in this process's hands or stored by now."""
-        beyond = [b.key for b in self._plan.boundaries if b.position > self.point.position]
-        found = self._places.once.held(beyond[::-1])
+        found = self._places.once.held(self._plan.keys_behind(self.point.position))
         found = found or self._places.find(self._plan, self.point.position)
         self._stored = self.point.position if found is None else found.position
         if found is not None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ from rwkv_runtime.sampling import GREEDY, Sampling
 from rwkv_runtime.session import Bookmark, Prefill, Progress, Session
 from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
 from rwkv_runtime.writer import Put, Writer
+from statestore.accesslog import AccessLog
 from statestore.backends import ending
 from statestore.explain import Verdict, explain
 from statestore.keys import Namespace, Tokens
@@ -52,6 +54,8 @@ class Runtime:
         admission: which states are worth keeping; see `rwkv_runtime.admission`.
         lease_s: seconds for which the right to compute a state is held at least; a runtime that
             dies on another machine is waited for as long.
+        access_log: a file that gets a line for each prompt, to be replayed by ``statestore
+            simulate``; see `statestore.accesslog`.
         flush_on_sigterm: write what waits before SIGTERM ends the process. Where the signal has a
             handler already, or this is not the main thread, nothing is changed.
     """
@@ -66,6 +70,7 @@ class Runtime:
         model: str = "",
         admission: Admission | None = None,
         lease_s: float = 10.0,
+        access_log: Path | None = None,
         flush_on_sigterm: bool = True,
     ) -> None:
         self.engine = engine
@@ -80,6 +85,7 @@ class Runtime:
             self._writer,
             admission or Admission(),
             lease_s,
+            None if access_log is None else AccessLog(access_log),
         )
         if store is not None and flush_on_sigterm:
             ending.flush_on_sigterm()

@@ -28,9 +28,11 @@ from torch import Tensor
 from rwkv_runtime.admission import Admission
 from rwkv_runtime.checkpoints import stops_below, to_save
 from rwkv_runtime.engines import Engine, EngineState, check_tokens
+from rwkv_runtime.forks import Forks, Sight
 from rwkv_runtime.pace import Pace
 from rwkv_runtime.reading import AtOnce, Bookmark, Fresh, Point, Progress, Reading, Turns
 from rwkv_runtime.writer import Put, Writer
+from statestore.accesslog import Access, AccessLog
 from statestore.backends.leases import Leases, Outcome
 from statestore.entry import Entry
 from statestore.errors import BackendError, StateError
@@ -66,6 +68,7 @@ class Session:
         writer: takes the puts.
         admission: which states are worth keeping.
         lease_s: seconds for which the right to compute a state is taken at least.
+        access_log: gets a line for each prompt.
 
     Attributes:
         turns: where everything is computed.
@@ -80,6 +83,7 @@ class Session:
         writer: Writer,
         admission: Admission,
         lease_s: float,
+        access_log: AccessLog | None = None,
     ) -> None:
         self.engine = engine
         self.store = store
@@ -90,6 +94,8 @@ class Session:
         self.once = Once[Point](self._leases, least_ttl_s=lease_s)
         self._writer = writer
         self.admission = admission
+        self._forks = Forks(store, admission)
+        self._log = access_log
         self.turns: Turns = AtOnce()
 
     def within(self, namespace: Namespace | None) -> Session:
@@ -144,9 +150,10 @@ class Session:
         tokens = torch.from_numpy(np.frombuffer(prompt.tokens, "<u4").astype(np.int64))
         check_tokens(tokens, self.engine.vocabulary)
         start = self._start(prompt, bookmark)
+        sight = self._forks.look(prompt, start.position, self.namespace)
         reading = Reading(self, prompt, tokens, start, progress=progress, bookmark=bookmark)
         reading.run(
-            self._to_save(prompt, start, named_segments, grows=grows),
+            self._to_save(prompt, start, named_segments, grows=grows, fork=sight.fork),
             shared=self.store is not None and not self._writer.closed,
         )
         end = reading.point
@@ -165,7 +172,8 @@ class Session:
             computed_tokens=reading.computed,
             seconds=time.perf_counter() - began,
         )
-        return result, self._later(prompt, reading)
+        access = None if self._log is None else self._access(prompt, result)
+        return result, self._later(prompt, reading, sight, access)
 
     def submit(self, puts: Iterable[Put], *, wait: bool = True) -> None:
         """Hand things over to the writer; states that it drops are counted with the store's puts.
@@ -178,7 +186,8 @@ class Session:
                 put = left[0]
                 gives_way = isinstance(put, _Save) and put.passing
                 drop = partial(self._drop, put) if gives_way else None
-                if not self._writer.submit(put, wait=wait, drop=drop):
+                small = isinstance(put, _Note)
+                if not self._writer.submit(put, wait=wait, small=small, drop=drop):
                     self._drop(put)
                 del left[0]
         except BaseException:
@@ -199,8 +208,8 @@ class Session:
     # For a reading.
 
     def find(self, plan: Plan, beyond: int) -> Point | None:
-        """The deepest stored boundary behind `beyond` tokens."""
-        keys = tuple(b.key for b in reversed(plan.boundaries) if b.position > beyond)
+        """The deepest stored chunk end behind `beyond` tokens."""
+        keys = plan.keys_behind(beyond)
         while self.store is not None and keys:
             began = time.perf_counter()
             found = self.store.find(self.identity, keys, touch=False)
@@ -222,8 +231,8 @@ class Session:
     # The ways of one prompt.
 
     def _start(self, prompt: Plan, bookmark: Bookmark | None) -> Point:
-        """Where to begin: what this process has at hand, the deepest stored boundary, or the empty
-        state.
+        """Where to begin: what this process has at hand, the deepest stored state, or the empty
+        one.
         """
         marked = None if bookmark is None else bookmark.fits(prompt)
         if marked is not None:
@@ -239,12 +248,12 @@ class Session:
         return Point(0, self.engine.initial_state(), None, 0.0, 0)
 
     def _to_save(
-        self, prompt: Plan, start: Point, named: int, *, grows: bool
+        self, prompt: Plan, start: Point, named: int, *, grows: bool, fork: KeyedBoundary | None
     ) -> tuple[KeyedBoundary, ...]:
         if self.store is None:
             return ()
         known = (start.position, start.lasting, self.admission, self.pace.costs)
-        return tuple(to_save(prompt, *known, named, grows=grows))
+        return tuple(to_save(prompt, *known, named, grows=grows, fork=fork))
 
     def _load(self, store: StateStore, found: Found) -> Point | None:
         try:
@@ -257,16 +266,39 @@ class Session:
         lasting = entry.ancestor_tokens if entry.role is Role.SPARSE else position
         return Point(position, state, output, entry.cost_s, lasting, entry)
 
-    def _later(self, prompt: Plan, reading: Reading) -> tuple[Put, ...]:
+    def _later(
+        self, prompt: Plan, reading: Reading, sight: Sight, access: Access | None
+    ) -> tuple[Put, ...]:
         """A database's write lock is nothing to wait for before an answer."""
-        if self.store is None:
-            return ()
         later: list[Put] = []
-        if reading.used is not None:
-            later.append(partial(self.store.touch, reading.used))
-        if reading.fresh is not None:
+        if reading.used is not None or sight.unseen or access is not None:
+            later.append(_Note(self, reading.used, sight, access))
+        if reading.fresh is not None and self.store is not None:
             later.append(_Save(self, self.store, prompt, reading.fresh))
         return tuple(later)
+
+    def _access(self, prompt: Plan, result: Prefill) -> Access:
+        ends = [key for key in prompt.stable_behind(0) if key.n_tokens < prompt.n_tokens]
+        ends.append(prompt.keys[-1])
+        return Access(
+            time_s=time.time() - result.seconds,
+            namespace=self.namespace.name,
+            n_tokens=prompt.n_tokens,
+            positions=[key.n_tokens for key in ends],
+            digests=[key.digest for key in ends],
+            segments=[b.position for b in prompt.boundaries if b.role is Role.SEGMENT],
+            stable=prompt.boundaries[-1].stable,
+            cached_tokens=result.cached_tokens,
+            seconds=result.seconds,
+        )
+
+    def note(self, used: Entry | None, sight: Sight, access: Access | None) -> None:
+        """Write down what a reading used, what was new in it, and that it was."""
+        if used is not None and self.store is not None:
+            self.store.touch(used)
+        self._forks.note(sight)
+        if access is not None and self._log is not None:
+            self._log.append(access)
 
     def _leases(self) -> Leases | None:
         return None if self.store is None else self.store.leases
@@ -303,6 +335,19 @@ class Session:
 
 def _is_transient(entry: Entry) -> bool:
     return entry.role is Role.SPARSE and not entry.pinned
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """Writes down what became of a reading, in the writer's thread."""
+
+    session: Session
+    used: Entry | None
+    sight: Sight
+    access: Access | None
+
+    def __call__(self) -> None:
+        self.session.note(self.used, self.sight, self.access)
 
 
 @dataclass(frozen=True, slots=True)

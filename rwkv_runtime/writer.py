@@ -22,12 +22,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from statestore.backends.ending import at_end
 
 log = logging.getLogger(__name__)
 
 Put = Callable[[], object]
+
+#: Puts without a state that may wait.
+SMALL: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Writer:
         Args:
             put: what to run.
             wait: for room.
-            small: it holds no state; it always has room, and takes none.
+            small: it holds no state; `SMALL` of them have room, and take none.
             drop: called if it gives way to another later; ``None``: it should not.
         """
         gone = self._give_way() if drop is None and not small else None
@@ -87,7 +91,7 @@ class Writer:
             with self._changed:
                 if not small and not self._has_room(wait=wait):
                     gone = gone or self._give_way()
-                if self._closed or not (small or self._room()):
+                if self._closed or not (self._small_room() if small else self._room()):
                     self.dropped += 1
                     return False
                 self._start()
@@ -129,6 +133,9 @@ class Writer:
 
     def _room(self) -> bool:
         return sum(not waiting.small for waiting in self._waiting) < self._depth
+
+    def _small_room(self) -> bool:
+        return sum(waiting.small for waiting in self._waiting) < SMALL
 
     def _first_left(self) -> int:
         """The number of the first put that is not done yet, or the next one to come."""
