@@ -29,6 +29,10 @@ _TABLE: Final = {
             "explain:explain_tokens",
             "Say why a prompt would hit or miss, boundary by boundary.",
         ),
+        "doctor": (
+            "doctor:doctor",
+            "Look at settings, places and speed, and say what to do about what is wrong.",
+        ),
         "stats": ("stats:stats", "Totals of what is stored."),
         "verify": ("verify:verify", "Read and check every blob that may be used."),
     },

@@ -1,0 +1,111 @@
+"""A disk: room against the budget, how long a sync takes, who else can read, which file system."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from statestore.cli.checkup.finding import Finding
+from statestore.cli.checkup.settings import open_to_others
+from statestore.cli.render import milliseconds, size
+from statestore.errors import FullError, UnavailableError
+
+_SYNCS: Final = 5
+_SLOW_SYNC_S: Final = 0.05
+_LOW_SHARE: Final = 0.05  # of the disk
+_LOW_BYTES: Final = 1 << 30  # 1 GiB
+_NONE_BYTES: Final = 64 << 20  # 64 MiB: less than two large states
+_NETWORK: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "ceph")
+
+
+def disk_findings(
+    directory: Path, budget_bytes: int | None, used_bytes: int, *, holds_catalog: bool
+) -> Iterator[Finding]:
+    """What there is to say of the disk below `directory`."""
+    yield _room(directory, budget_bytes, used_bytes)
+    yield _sync(directory)
+    if mode := open_to_others(directory):
+        yield Finding.doubtful(
+            "access",
+            f"{directory} is open to others (mode {mode}): states tell what was read",
+            f"chmod 700 {directory}, unless servers share it through their group",
+        )
+    kind = file_system(directory)
+    if holds_catalog and kind in _NETWORK:
+        yield Finding.doubtful(
+            "disk",
+            f"{directory} is on a network's file system ({kind}), where SQLite's locks fail",
+            "keep a file store on a disk of this machine; share states by postgresql:// or redis://",
+            file_system=kind,
+        )
+
+
+def _room(directory: Path, budget_bytes: int | None, used_bytes: int) -> Finding:
+    disk = shutil.disk_usage(directory)
+    text = f"{size(disk.free)} of {size(disk.total)} are free"
+    facts = {"free_bytes": disk.free, "total_bytes": disk.total}
+    if disk.free < _NONE_BYTES:
+        return Finding.bad(
+            "disk", FullError(f"{directory}: {text}"), "free some, or `statestore evict --to SIZE`"
+        )
+    if budget_bytes is not None and budget_bytes - used_bytes > disk.free:
+        fits = size(used_bytes + int(0.9 * disk.free))
+        return Finding.doubtful(
+            "disk",
+            f"{text}: the disk is full before the budget of {size(budget_bytes)} is",
+            f"lower the budget to {fits}",
+            **facts,
+        )
+    if disk.free < max(_LOW_BYTES, _LOW_SHARE * disk.total) and budget_bytes is None:
+        return Finding.doubtful("disk", text, "free some, or give the URL a budget=", **facts)
+    return Finding.good("disk", text, **facts)
+
+
+def _sync(directory: Path) -> Finding:
+    path = directory / f".doctor-{secrets.token_hex(8)}"
+    try:
+        taken = [_sync_once(path) for _ in range(_SYNCS)]
+    except OSError as error:
+        return Finding.bad(
+            "disk",
+            UnavailableError(f"{directory} cannot be written: {error.strerror}"),
+            "look at the disk, and at who owns the directory",
+        )
+    finally:
+        path.unlink(missing_ok=True)
+    median_s = statistics.median(taken)
+    text = f"a sync takes {milliseconds(median_s)}"
+    if median_s > _SLOW_SYNC_S:
+        return Finding.doubtful(
+            "sync", text, "each put waits for it: a faster disk helps", seconds=median_s
+        )
+    return Finding.good("sync", text, seconds=median_s)
+
+
+def _sync_once(path: Path) -> float:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(descriptor, bytes(4096))
+        begun = time.perf_counter()
+        os.fsync(descriptor)
+        return time.perf_counter() - begun
+    finally:
+        os.close(descriptor)
+
+
+def file_system(directory: Path) -> str:
+    """Its kind, as Linux calls it; ``""`` where that cannot be told."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    place = directory.resolve()
+    found = [line.split()[1:3] for line in mounts.splitlines() if len(line.split()) > 2]
+    over = [(point, kind) for point, kind in found if place.is_relative_to(point)]
+    return max(over, key=lambda pair: len(pair[0]))[1] if over else ""
