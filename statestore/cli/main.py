@@ -25,10 +25,6 @@ _TABLE: Final = {
             "explain:explain_tokens",
             "Say why a prompt would hit or miss, boundary by boundary.",
         ),
-        "explain": (
-            "explain:explain_tokens",
-            "Say why a prompt would hit or miss, boundary by boundary.",
-        ),
         "doctor": (
             "doctor:doctor",
             "Look at settings, places and speed, and say what to do about what is wrong.",
@@ -42,6 +38,11 @@ _TABLE: Final = {
         "evict": ("room:evict", "Remove what is worth least."),
         "rm": ("room:rm", "Remove states."),
         "gc": ("sweeping:gc", "Remove expired entries, and what interrupted writes left behind."),
+    },
+    "Move": {
+        "export": ("exporting:export", "Write states into one FILE."),
+        "import": ("importing:import_states", "Store the states of a FILE that `export` wrote."),
+        "copy": ("copying:copy", "Copy states from one store to another, of whatever kind."),
     },
     "Set up": {
         "db": ("database:database", "Look at the catalog's tables, upgrade them, take them back."),
@@ -61,7 +62,7 @@ _TABLE: Final = {
         ),
     },
 }
-_STORELESS: Final = ("completion", "keygen", "simulate")  # broken settings do not stop them
+_STORELESS: Final = ("completion", "copy", "keygen", "simulate")  # broken settings do not stop them
 _LINES: Final = [
     Line(name, f"statestore.cli.{place}", summary, section)
     for section, commands in _TABLE.items()

@@ -74,9 +74,9 @@ def record(entry: Entry) -> dict[str, object]:
     }
 
 
-def emit_json(value: object) -> None:
-    """Print `value` as JSON, in ASCII: no locale stands in its way."""
-    click.echo(json.dumps(value, indent=2))
+def emit_json(value: object, *, err: bool = False) -> None:
+    """Print `value` as JSON, in ASCII: no locale stands in its way; with `err` to stderr."""
+    click.echo(json.dumps(value, indent=2), err=err)
 
 
 def emit_fields(fields: Mapping[str, object]) -> None:
