@@ -179,15 +179,11 @@ def _cells(taken: Times) -> list[str]:
 def _sentence(state: StateTimes) -> str:
     """What the figures mean."""
     found = state.find.median_s
-    tokens = found * _SPEED
-    text = (
+    return (
         f"A state of a {state.name} model is back in {milliseconds(found)}: as long as computing "
-        f"{tokens:,.0f} tokens at {_SPEED:,} a second. "
+        f"{found * _SPEED:,.0f} tokens at {_SPEED:,} a second. "
         f"{1 / state.put.median_s:,.0f} puts a second, one after the other."
     )
-    if state.plain_read is not None:
-        text += f" The plain read takes {state.plain_read.median_s / found:.0%} of that time."
-    return text
 
 
 @contextmanager
