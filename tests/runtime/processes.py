@@ -34,11 +34,12 @@ class Worker:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 
-    def send(self, segments: list[list[int]], store: str | None, tokens: int = 4) -> None:
+    def send(
+        self, segments: list[list[int]], store: str | None, tokens: int = 4, **more: object
+    ) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(
-            json.dumps({"segments": segments, "store": store, "tokens": tokens}) + "\n"
-        )
+        asked = {"segments": segments, "store": store, "tokens": tokens, **more}
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
@@ -49,9 +50,9 @@ class Worker:
         return answer
 
     def prefill(
-        self, segments: list[list[int]], store: str | None, tokens: int = 4
+        self, segments: list[list[int]], store: str | None, tokens: int = 4, **more: object
     ) -> dict[str, Any]:
-        self.send(segments, store, tokens)
+        self.send(segments, store, tokens, **more)
         return self.receive()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """A second process for tests: loads a model once, then prefills what it is told, line by line.
 
-Reads a JSON object per line: {"segments": [[...]], "store": URL or null, "tokens": N}. Answers
+Reads a JSON object per line: {"segments": [[...]], "store": URL or null, "tokens": N, "all": bool};
+by default the state at every boundary is kept, worth it or not. Answers
 with digests of the logits' and every state tensor's bytes, N greedy tokens, and what was cached.
 """
 
@@ -13,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rwkv_runtime import Runtime, load_engine
-from rwkv_runtime.admission import Everything
+from rwkv_runtime.admission import Admission, Everything
 from rwkv_runtime.engines.lossy import LossyEngine
 from statestore import ChunkRule, open_store
 from statestore.schema import Tensor
@@ -35,7 +36,8 @@ def main(
         asked = json.loads(line)
         with ExitStack() as stack:
             store = stack.enter_context(open_store(asked["store"])) if asked["store"] else None
-            runtime = stack.enter_context(Runtime(engine, store, admission=Everything()))
+            admission = Everything() if asked.get("all", True) else Admission()
+            runtime = stack.enter_context(Runtime(engine, store, admission=admission))
             result = runtime.prefill(asked["segments"])
             new = list(runtime.continue_from(result, max_tokens=asked.get("tokens", 4)))
             stored = engine.to_stored(result.state, result.output)
