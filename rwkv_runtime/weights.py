@@ -6,9 +6,10 @@ for must be there in its shape, and no other: a name that is not known would cha
 outputs, so it is refused, not ignored. What is recognised but cannot be run here (RWKV-4 to 6,
 DeepEmbed, tuned states, other formats) is refused by name.
 
-The file is mapped and copied tensor by tensor into the wanted dtype. Always copied: whoever
-overwrites the file later must not change a running model, and a matrix product's bits may depend on
-how its operands are aligned.
+The file is mapped and copied tensor by tensor into the wanted dtype, and what was copied is let go
+of on the way: loading takes little more memory than the model. Always copied: whoever overwrites
+the file later must not change a running model, and a matrix product's bits may depend on how its
+operands are aligned.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +226,8 @@ def weights_files(path: Path) -> tuple[Path, ...]:
     return files_of(path) if path.is_dir() else (path,)
 
 
-Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor]]
+Load = Callable[[str], Tensor]
+Opened = tuple[Mapping[str, tuple[int, ...]], Load]
 
 
 @contextmanager
@@ -257,27 +260,66 @@ def open_tensors(path: Path) -> Iterator[Opened]:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        with _opened_safetensors(path) as opened:
-            yield opened
-    elif head.startswith((b"PK\x03\x04", b"\x80\x02")):
-        yield _opened_pth(path, size, mapped=head.startswith(b"PK"))
+        tensors = _Mapped(path, partial(_opened_safetensors, path), size)
+    elif head.startswith(b"PK\x03\x04"):
+        tensors = _Mapped(path, partial(_opened_pth, path, size), size)
+    elif head.startswith(b"\x80\x02"):  # from before PyTorch 1.6: no zip archive, cannot be mapped
+        yield _opened_pth(path, size, mapped=False)
+        return
     else:
         raise WeightsError(f"{path}: expected {WANTED}, found {_described(head)}")
+    try:
+        yield tensors.shapes, tensors.load
+    finally:
+        tensors.close()
 
 
-@contextmanager
-def _opened_safetensors(path: Path) -> Iterator[Opened]:
+class _Mapped:
+    """Tensors of a mapped file.
+
+    The pages that were read count as memory for as long as the mapping stands, so it is renewed
+    after each sixteenth of the file.
+    """
+
+    def __init__(self, path: Path, opened: Callable[[], Opened], size: int) -> None:
+        self._path = path
+        self._load: Load | None
+        self.shapes, self._load = opened()
+        self._open: Callable[[], Opened] | None = opened
+        self._share = self._left = max(size // 16, 16 << 20)  # bytes
+
+    def load(self, name: str) -> Tensor:
+        """The tensor, in the mapping's memory, which may go with it."""
+        if self._load is None:
+            self._renew()
+        assert self._load is not None
+        tensor = self._load(name)
+        self._left -= tensor.nbytes
+        if self._left < 0:
+            self._load = None
+        return tensor
+
+    def close(self) -> None:
+        """Nothing can be loaded any more. What was loaded keeps its memory."""
+        self._open = self._load = None
+
+    def _renew(self) -> None:
+        assert self._open is not None
+        shapes, self._load = self._open()
+        if shapes != self.shapes:
+            raise WeightsError(f"{self._path}: it changed while it was read; load it again")
+        self._left = self._share
+
+
+def _opened_safetensors(path: Path) -> Opened:
     try:
         file: Any = safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: damaged or truncated .safetensors file: {error}") from error
-    with file:
-        names = file.keys()
-        yield {name: tuple(file.get_slice(name).get_shape()) for name in names}, file.get_tensor
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118 - it is no mapping
 
 
-def _opened_pth(path: Path, size: int, *, mapped: bool) -> Opened:
-    """Files from before PyTorch 1.6 are no zip archives and cannot be mapped."""
+def _opened_pth(path: Path, size: int, *, mapped: bool = True) -> Opened:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -298,7 +340,9 @@ def _opened_pth(path: Path, size: int, *, mapped: bool) -> Opened:
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
     if claimed > size:
         raise WeightsError(f"{path}: its tensors claim {claimed} bytes, more than the file holds")
-    return {name: tuple(tensor.shape) for name, tensor in content.items()}, content.__getitem__
+    shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+    # What is not mapped is given away, so that it goes once it is copied.
+    return shapes, content.__getitem__ if mapped else content.pop
 
 
 def _described(head: bytes) -> str:
