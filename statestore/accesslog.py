@@ -84,6 +84,7 @@ class AccessLog:
         self.path = path
         self._limit_bytes = limit_bytes
         self._kept = kept
+        self._torn = False  # the last line; the next one ends it
         self._complaints = Complaints(log)
         self._salt_path = path.with_name(f"{path.name}.salt")
         try:
@@ -97,13 +98,12 @@ class AccessLog:
 
     def append(self, access: Access) -> bool:
         """Write a line; ``False``: it is lost, with a warning."""
-        line = self._line(access)
+        line = b"\n" * self._torn + self._line(access)
         try:
             file = os.open(self.path, _APPEND, _MODE)
             try:
                 written = os.write(file, line)
-                if written < len(line):  # the disk is full: end the torn line where it ends
-                    os.write(file, b"\n")
+                self._torn = written < len(line)  # the disk is full
                 size = os.fstat(file).st_size
             finally:
                 os.close(file)
@@ -112,7 +112,7 @@ class AccessLog:
         except OSError as error:
             self._complaints.add("append", "access log %s lost a line: %s", self.path, error)
             return False
-        return written == len(line)
+        return not self._torn
 
     def _line(self, access: Access) -> bytes:
         fields = {
