@@ -2,6 +2,7 @@
 
 address    a URL taken apart
 server     the connection: commands in, replies or our errors out
+wire       the quick way to read from one server
 keyspace   the name of every key
 rows       between entries and the fields of a hash
 shard      what scripts in Lua share: names, sums, orders, removals

@@ -118,7 +118,10 @@ class RedisBackend:
             )
             for shard, places in shards.items()
         ]
-        replies = zip(shards.values(), self._server.run(commands), strict=True)
+        asked = (
+            [self._server.ask(commands[0])] if len(commands) == 1 else self._server.run(commands)
+        )
+        replies = zip(shards.values(), asked, strict=True)
         found = [(places[reply[0]], reply[1]) for places, reply in replies if reply]
         return min(found, default=None)
 

@@ -11,7 +11,7 @@ A part expires `UNPUBLISHED_S` after it was written, unless the entry is publish
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 from statestore import buffers
 from statestore.backends.base import Blob
@@ -49,20 +49,11 @@ def read(server: Server, names: Names, size: int) -> memoryview | None:
     Where a part has another length than it should, so has the result.
     """
     buffer = buffers.take(size + 1)
-    count, at = count_parts(size), 0
-    for first in range(0, count, _IN_FLIGHT):
-        indexes = range(first, min(first + _IN_FLIGHT, count))
-        commands = [_reads(names(index), index, size) for index in indexes]
-        if size == 0:
-            commands.append(("EXISTS", names(0)))
-        replies: list[Any] = server.run(commands)
-        if not replies.pop() if size == 0 else not all(replies):
-            return None
-        for part in replies:
-            end = min(at + len(part), size + 1)
-            buffer[at:end] = part[: end - at]
-            at = end
-    return buffer[:at].toreadonly()
+    commands = [_reads(names(index), index, size) for index in range(count_parts(size))]
+    lengths = server.gather(commands, buffer)
+    if size == 0:
+        return buffer[:0].toreadonly() if server.ask(("EXISTS", names(0))) else None
+    return buffer[: sum(lengths)].toreadonly() if all(lengths) else None
 
 
 def unlink(server: Server, names: Names, size: int) -> None:

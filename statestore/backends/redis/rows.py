@@ -87,42 +87,66 @@ def to_entry(values: Sequence[Any]) -> Entry | None:
     """The entry whose fields, in the order of `FIELDS`, are `values`; ``None``, and a line in the
     log, where none can have written such fields.
     """
-    row = dict(zip(FIELDS, values, strict=True))
     try:
-        return _entry(row)
+        return _entry(values)
     except (AttributeError, TypeError, ValueError, msgpack.UnpackException) as error:
-        where = (row["digest"] or b"").hex()
+        where = (values[0] or b"").hex()
         log.warning("the entry of digest %s is damaged and passed over: %s", where, error)
         return None
 
 
-def _entry(row: Mapping[str, Any]) -> Entry:
-    size = int(row["blob_bytes"])
+def _entry(values: Sequence[Any]) -> Entry:
+    (
+        digest,
+        n_tokens,
+        namespace,
+        fingerprint,
+        token_digest,
+        schema_id,
+        role,
+        blob,
+        blob_bytes,
+        state_bytes,
+        has_output,
+        cost_s,
+        created_at,
+        used_at,
+        hits,
+        score,
+        pinned,
+        expires_at,
+        status,
+        reason,
+        model,
+        labels,
+        ancestor_tokens,
+    ) = values
+    size = int(blob_bytes)
     if size < 0:
         raise ValueError(f"blob_bytes is {size}")
     return Entry(
-        key=StateKey(row["digest"], int(row["n_tokens"])),
-        namespace=row["namespace"].decode(),
-        fingerprint=row["fingerprint"],
-        token_digest=row["token_digest"],
-        schema_id=row["schema_id"].decode(),
-        role=Role(row["role"].decode()),
-        blob=row["blob"].decode(),
+        key=StateKey(digest, int(n_tokens)),
+        namespace=namespace.decode(),
+        fingerprint=fingerprint,
+        token_digest=token_digest,
+        schema_id=schema_id.decode(),
+        role=Role(role.decode()),
+        blob=blob.decode(),
         blob_bytes=size,
-        state_bytes=int(row["state_bytes"]),
-        has_output=row["has_output"] == b"1",
-        cost_s=float(row["cost_s"]),
-        created_at=float(row["created_at"]),
-        used_at=float(row["used_at"]),
-        hits=int(row["hits"]),
-        score=float(row["score"]),
-        pinned=row["pinned"] == b"1",
-        expires_at=float(row["expires_at"]) if row["expires_at"] else None,
-        status=Status(row["status"].decode()),
-        reason=row["reason"].decode(),
-        model=row["model"].decode(),
-        labels=_labels(row["labels"]),
-        ancestor_tokens=int(row["ancestor_tokens"] or 0),  # absent in entries of 0.1
+        state_bytes=int(state_bytes),
+        has_output=has_output == b"1",
+        cost_s=float(cost_s),
+        created_at=float(created_at),
+        used_at=float(used_at),
+        hits=int(hits),
+        score=float(score),
+        pinned=pinned == b"1",
+        expires_at=float(expires_at) if expires_at else None,
+        status=Status(status.decode()),
+        reason=reason.decode(),
+        model=model.decode(),
+        labels=_labels(labels),
+        ancestor_tokens=int(ancestor_tokens or 0),  # absent in entries of 0.1
     )
 
 

@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ from statestore.backends.redis.address import Address
 from statestore.backends.redis.connect import new_client
 from statestore.backends.redis.line import Line
 from statestore.backends.redis.shard import Command
+from statestore.backends.redis.wire import IN_FLIGHT, OddReplyError, Wires
 from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
 
 _SCAN_KEYS: Final = 1000  # looked at in one step
@@ -55,6 +56,7 @@ class Server:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._client: Any | None = None
+        self._wires: Wires | None = None
         self._inside = 0
 
     def run(self, commands: Sequence[Command]) -> list[Any]:
@@ -90,6 +92,33 @@ class Server:
             pipeline.execute_command(*command)
         replies: list[Any] = pipeline.execute(raise_on_error=False)
         return replies
+
+    def ask(self, command: Command) -> Any:  # noqa: ANN401 - a reply
+        """The reply to a command that only reads, with as little as possible around it.
+
+        Raises as `run`.
+        """
+        asked = _by_digest(command)
+        with self._using() as client, suppress(OddReplyError):
+            if wires := self._wires_of(client):
+                return wires.use(lambda wire: wire.ask(asked))
+        return self.run([command])[0]
+
+    def gather(self, commands: Sequence[Command], buffer: memoryview) -> list[int]:
+        """Put the strings that are the replies into `buffer`, one behind the other, those that are
+        cut short by its end included; their lengths. Raises as `run`.
+        """
+        with self._using() as client, suppress(OddReplyError):
+            if wires := self._wires_of(client):
+                return wires.use(lambda wire: wire.gather(commands, buffer))
+        lengths: list[int] = []
+        for first in range(0, len(commands), IN_FLIGHT):
+            for reply in self.run(commands[first : first + IN_FLIGHT]):
+                part = reply[: len(buffer)]
+                buffer[: len(part)] = part
+                buffer = buffer[len(part) :]
+                lengths.append(len(part))
+        return lengths
 
     def scan(self, pattern: str) -> Iterator[str]:
         """Every key that matches, at every primary; some may come twice. Raises as `run`."""
@@ -149,18 +178,32 @@ class Server:
         if not adopted:
             client.close()
 
+    def _wires_of(self, client: Any) -> Wires | None:  # noqa: ANN401 - as above
+        """The quick way; ``None`` over TLS, and in a Cluster, which sends questions on."""
+        if self._address.tls or self._address.kind == "cluster":
+            return None
+        with self._lock:
+            if self._wires is None:
+                self._wires = Wires(client.connection_pool)
+            return self._wires
+
     def _disconnect(self) -> None:
         with self._lock:
             client, self._client = self._client, None
+            wires, self._wires = self._wires, None
+        if wires is not None:
+            wires.clear()
         if client is not None:
             client.close()
 
     def leave_behind(self) -> None:
         """In a forked child. Collecting a client takes locks that a thread may have held."""
-        _inherited.append(self._client)
+        _inherited.append((self._client, self._wires))
         self._begin()
 
     def _forget_idle_connections(self) -> None:
+        if self._wires is not None:
+            self._wires.clear()
         pool = getattr(self._client, "connection_pool", None)
         if pool is not None:
             pool.disconnect(inuse_connections=False)
