@@ -70,13 +70,14 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A model together with --store, --tokenizer and --namespace."""
+    """A model together with --store, --tokenizer, --namespace and --access-log."""
 
     model: Model
     url: str | None
     tokenizer: str | None
     namespace: str
     salt: bytes = field(default=b"", repr=False)
+    access_log: Path | None = None
 
     @contextmanager
     def runtime(self) -> Iterator[Runtime]:
@@ -94,6 +95,7 @@ class Opening:
                 namespace=namespace,
                 tokenizer=tokenizer,
                 model=self.model.path.name,
+                access_log=self.access_log,
             ) as runtime,
         ):
             runtime.warm_up()
@@ -152,6 +154,12 @@ _STORE = (
         help="By default the one that fits the model's vocabulary.",
     ),
     click.option("--namespace", default="default", show_default=True, help="Whose states."),
+    click.option(
+        "--access-log",
+        metavar="FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Append a line for each prompt, without its text, for `statestore simulate`.",
+    ),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -182,11 +190,16 @@ def runtime_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(
-        model: Model, url: str | None, tokenizer: str | None, namespace: str, **rest: object
+        model: Model,
+        url: str | None,
+        tokenizer: str | None,
+        namespace: str,
+        access_log: Path | None,
+        **rest: object,
     ) -> object:
         settings: Config = click.get_current_context().meta.get(CONFIG) or Config()
         salt = settings.store.salt(namespace)
-        return command(Opening(model, url, tokenizer, namespace, salt), **rest)
+        return command(Opening(model, url, tokenizer, namespace, salt, access_log), **rest)
 
     return model_options(_with(_STORE, run))
 

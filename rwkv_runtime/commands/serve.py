@@ -193,6 +193,7 @@ def _run(server: ServerSettings, workers: int, opening: Opening) -> int:
             engine=_engine_of(opening.model),
             store_url=url,
             tokenizer=opening.tokenizer,
+            access_log=opening.access_log,
             model_name=name,
             created=int(opening.model.path.stat().st_mtime),
             figures=figures,

@@ -52,6 +52,7 @@ class Setup:
     engine: Callable[[], Engine]
     store_url: str
     tokenizer: str | None
+    access_log: Path | None
     model_name: str
     created: int  # seconds since the epoch; of the weights
     figures: Path  # the directory of all workers' values
@@ -84,6 +85,7 @@ def run(setup: Setup, place: int, lifeline: int, ready: Callable[[], None]) -> i
             namespace=setup.access.default,
             tokenizer=tokenizer,
             model=setup.model_name,
+            access_log=setup.access_log,
             flush_on_sigterm=False,
         ) as runtime,
     ):

@@ -71,6 +71,7 @@ class RuntimeSettings:
     tokenizer: str | None = _key(
         None, kinds.choice("bytes", "world"), "By default the one that fits the model."
     )
+    access_log: Path | None = _key(None, kinds.path, "Gets a line for each prompt, without text.")
 
 
 @dataclass(frozen=True, slots=True)
