@@ -22,11 +22,16 @@ def memory(field: str) -> int:
     return int(found[1]) * 1024
 
 
+def reset_peak() -> None:
+    """Count VmHWM from now on."""
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
 def main() -> None:
     model, dtype = sys.argv[1:]
     torch.zeros(8, 8) @ torch.zeros(8, 8)
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak counts from here
+    reset_peak()
     engine = load_engine(model, dtype=dtype, threads=1)  # type: ignore[arg-type]
     assert isinstance(engine, Rwkv7Engine)
     peak = memory("VmHWM") - before
