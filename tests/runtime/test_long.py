@@ -1,5 +1,5 @@
 """A very long prompt: memory does not grow with it, and it goes on from any of its stops bit for
-bit. By default 100,000 tokens; RWKV_STATESTORE_LONG says how many else; a million take some minutes.
+bit. 100,000 tokens, or as many as RWKV_STATESTORE_LONG says; a million take some minutes.
 """
 
 from __future__ import annotations
