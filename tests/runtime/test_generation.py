@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import cast
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rwkv_runtime import Generated, Stop
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.errors import NumericsError, TokenizerError
-from rwkv_runtime.generation import generate
+from rwkv_runtime.generation import Continuation, generate
 from rwkv_runtime.sampling import GREEDY, Sampling
-from rwkv_runtime.tokenizer import ByteTokenizer, Tokenizer
+from rwkv_runtime.tokenizer import ByteTokenizer, Tokenizer, WorldTokenizer
 
 END = 3
 
@@ -93,6 +96,49 @@ def test_a_stop_text_is_found_across_tokens() -> None:
 def test_characters_are_never_split() -> None:
     pieces = [one.text for one in written("aé€".encode())]
     assert pieces == ["a", "", "é", "", "", "€"]
+
+
+class Pieces(ByteTokenizer):
+    """Any bytes as tokens: half characters, several of them, parts of a stop text."""
+
+    def __init__(self, data: bytes, cuts: Iterable[int]) -> None:
+        edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(data)}), len(data)]
+        self.pieces = [data[a:b] for a, b in pairwise(edges)]
+        super().__init__(len(self.pieces))
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        return b"".join(self.pieces[token] for token in tokens)
+
+
+words = st.text(alphabet="aé€😀\n:U", max_size=12)
+world = WorldTokenizer()
+
+
+@given(
+    text=st.one_of(words, st.text()).filter(bool),
+    stops=st.lists(words.filter(bool), max_size=3),
+    cuts=st.sets(st.integers(0, 60)),
+)
+def test_text_comes_in_whole_characters_up_to_a_stop(
+    text: str, stops: list[str], cuts: set[int]
+) -> None:
+    pieces = Pieces(text.encode(), cuts)
+    for tokenizer, tokens in (
+        (ByteTokenizer(), list(text.encode())),
+        (world, world.encode(text)),
+        (pieces, range(len(pieces.pieces))),
+    ):
+        going_on = Continuation(tokenizer, len(tokens), GREEDY, Stop.at(*stops))
+        new = []
+        for token in tokens:
+            new += [going_on.take(token)]
+            if going_on.ended is not None:
+                break
+        said = "".join(one.text for one in new if one is not None)
+        stopped = going_on.ended == "stop"
+        assert text.startswith(said)
+        assert not any(stop in said for stop in stops)
+        assert text[len(said) :].startswith(tuple(stops)) if stopped else said == text
 
 
 def test_a_stop_text_needs_a_tokenizer() -> None:
