@@ -10,15 +10,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
+from statestore.backends.sightings import SIGHTINGS, LocalSightings
 from statestore.errors import InputError
-from statestore.keys import Role, StateKey
+from statestore.keys import Role, StateKey, fork_place
 
-#: Prefixes that are remembered as seen; about 150 MB where all are.
-SEEN: Final = 1 << 20
 STRIDE: Final = 16  # blocks
 
 ADMISSIONS: Final = ("end+fork", "end", "end+fork+sparse", "every")
@@ -27,10 +25,9 @@ ADMISSIONS: Final = ("end+fork", "end", "end+fork+sparse", "every")
 class Admission:
     """A rule, and the prefixes that it has seen."""
 
-    def __init__(self, name: str, seen: int = SEEN) -> None:
+    def __init__(self, name: str, sightings: int = SIGHTINGS) -> None:
         self.name = name
-        self._limit = seen
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._index = LocalSightings(sightings)
 
     def stored(self, keys: Sequence[StateKey], found: int) -> list[tuple[int, Role]]:
         """Places in `keys` (shallow first) to store, and why; the first `found` were read from
@@ -42,22 +39,17 @@ class Admission:
             wanted = dict.fromkeys(range(found, last), Role.SEGMENT)
         if "sparse" in self.name:
             wanted = dict.fromkeys(range(STRIDE - 1, last, STRIDE), Role.SPARSE)
-        if "fork" in self.name:
-            wanted[self._second_sight(keys) - 1] = Role.SEGMENT
+        if "fork" in self.name and (fork := self._fork(keys, found)) is not None:
+            wanted[fork] = Role.FORK
         wanted[last] = Role.PROMPT
         return sorted((place, role) for place, role in wanted.items() if place >= found)
 
-    def _second_sight(self, keys: Sequence[StateKey]) -> int:
-        """How many of `keys` were seen before; all of them are now."""
-        depth = len(keys)
-        while depth and keys[depth - 1].digest not in self._seen:
-            depth -= 1
-        for key in keys:
-            self._seen[key.digest] = None
-            self._seen.move_to_end(key.digest)
-        while len(self._seen) > self._limit:
-            self._seen.popitem(last=False)
-        return depth
+    def _fork(self, keys: Sequence[StateKey], found: int) -> int | None:
+        """The place of the fork; as the runtime does it, what was found asks and notes nothing."""
+        digests = [key.digest for key in keys[found:]]
+        seen = self._index.seen(digests)
+        self._index.note(digests[seen:])
+        return fork_place(found + seen, found, len(keys) - 1)
 
 
 def make_admission(name: str = ADMISSIONS[0]) -> Admission:

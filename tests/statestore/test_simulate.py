@@ -69,18 +69,10 @@ def test_a_fork_is_stored_at_second_sight() -> None:
     admission = make_admission("end+fork")
     stem = [key("a", 1), key("ab", 2)]
     assert admission.stored([*stem, key("abc", 3)], 0) == [(2, Role.PROMPT)]
-    wanted = [(1, Role.SEGMENT), (3, Role.PROMPT)]
+    wanted = [(1, Role.FORK), (3, Role.PROMPT)]
     assert admission.stored([*stem, key("abd", 3), key("abde", 4)], 0) == wanted
     assert admission.stored([*stem, key("abf", 3)], 2) == [(2, Role.PROMPT)]
     assert admission.stored(stem, 2) == []
-
-
-def test_what_was_seen_is_bounded() -> None:
-    admission = make_admission("end+fork")
-    admission._limit = 10
-    for number in range(100):
-        admission.stored([key(f"{number}-{place}", place) for place in range(1, 6)], 0)
-    assert len(admission._seen) == 10
 
 
 def test_sparse_stops_go_first() -> None:
