@@ -52,6 +52,9 @@ class Watched:
     def prefill(self, tokens: torch.Tensor, state: object) -> tuple[torch.Tensor, object]:
         return self._noted(self._inner.prefill(tokens, state))
 
+    def decode(self, token: int, state: object) -> tuple[torch.Tensor, object]:
+        return self._noted(self._inner.decode(token, state))
+
     def logits(self, output: torch.Tensor) -> torch.Tensor:
         if self.fails:
             raise MemoryError
@@ -166,8 +169,48 @@ def test_a_stream_does_not_hold_the_prompt_s_state(engine: Watched, backend: Bac
         for _ in range(3):
             next(stream)
         runtime.flush()
-        assert engine.alive() == 0
+        assert engine.alive() == 1, "the stream's own, and not the prompt's"
         next(stream)
+
+
+class CallerLeftError(Exception):
+    """The caller went away."""
+
+
+def test_a_reading_cancelled_between_chunks_holds_nothing_and_is_gone_on_with(
+    engine: Watched, backend: Backend
+) -> None:
+    """By whoever comes next, at once: nobody waits for its leases to lapse."""
+
+    def cancel(done: int, whole: int) -> None:
+        if done >= 160:
+            raise CallerLeftError
+
+    with runtime_of(engine, backend) as runtime:
+        with pytest.raises(CallerLeftError):
+            next(runtime.generate([DOCUMENT], progress=cancel))
+        runtime.flush()
+        assert engine.alive() == 0
+        leases = [
+            leases_of(backend).wait(boundary.key, 0.0)
+            for boundary in plan(
+                [DOCUMENT], session_of(runtime).identity.fingerprint, RULE
+            ).boundaries
+        ]
+        assert [lease for lease in leases if lease is not None and lease.outcome is None] == []
+        with runtime_of(engine, backend) as other:
+            assert 0 < other.warm([DOCUMENT]).computed_tokens <= len(DOCUMENT) - 160 + RULE.chunk
+
+
+def test_a_text_cancelled_between_tokens_holds_nothing(engine: Watched, backend: Backend) -> None:
+    with runtime_of(engine, backend) as runtime:
+        stream = runtime.generate([DOCUMENT], max_tokens=50)
+        for _ in range(3):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        runtime.flush()
+        assert engine.alive() == 0
+        assert runtime.prefill([DOCUMENT]).computed_tokens == 0
 
 
 def first() -> Callable[[], bool]:
