@@ -78,7 +78,7 @@ def _remedy(place: Premises, error: StateStoreError) -> str:
 def _tables(place: Premises) -> Iterator[Finding]:
     if place.kind not in ("file", "postgresql"):
         return
-    if place.directory is not None and not place.directory.is_dir():
+    if place.kind == "file" and place.directory is not None and not place.directory.is_dir():
         return  # opening it says so
     with open_revisions(place.url.text) as revisions:
         status = revisions.status()

@@ -1,0 +1,536 @@
+"""`statestore stats`, `doctor`, `bench`, `explain`, `config`, `completion` by real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statestore import ChunkRule, Identity, Namespace, StateStore, errors, open_store, plan
+from statestore.backends.tallies import Tally, tallies
+from statestore.entry import EntryFilter
+from statestore.keys import KeyedBoundary
+from tests.statestore.postgres_servers import shared_server
+from tests.statestore.redis_servers import running
+from tests.statestore.test_cli import IDENTITY, make_state, run, run_json
+
+SALT = "s4lt-of-the-tenant"
+DEAD = "redis://:hush@127.0.0.1:1/0?connect_timeout_s=0.2"
+
+
+def boundaries(segments: Sequence[Sequence[int]], name: str = "default") -> list[KeyedBoundary]:
+    salt = SALT.encode() if name == "tenant" else b""
+    made = plan(segments, IDENTITY.fingerprint, ChunkRule(), Namespace(name, salt))
+    return list(made.boundaries)
+
+
+def put(store: StateStore, boundary: KeyedBoundary, **options: Any) -> None:
+    name = options.pop("namespace", "default")
+    store.put(
+        Identity(IDENTITY.fingerprint, name),
+        boundary.key,
+        make_state(1),
+        token_digest=boundary.token_digest,
+        role=boundary.role,
+        **options,
+    )
+
+
+def fill(store: StateStore) -> None:
+    """Three states of two namespaces and two models, of which two were hit three times."""
+    put(store, boundaries([[1] * 300])[0], model="a.pth", cost_s=2.0)
+    put(store, boundaries([[2] * 600])[0], model="b.pth", cost_s=5.0, pinned=True)
+    put(store, boundaries([[1] * 64], "tenant")[0], model="a.pth", cost_s=0.5, namespace="tenant")
+    for entry in store.list():
+        for _ in range({300: 2, 64: 1}.get(entry.key.n_tokens, 0)):
+            store.touch(entry)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("place") / "a store"
+    with open_store(str(path)) as store:
+        fill(store)
+    return path
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    options = ("--requirepass", "hush", "--maxmemory", "200mb", "--maxmemory-policy", "allkeys-lru")
+    with running(*options) as server:
+        yield f"redis://:hush@127.0.0.1:{server.port}/0"
+
+
+def listed(url: str) -> list[str]:
+    with open_store(url) as store:
+        return sorted(str(entry.key) for entry in store.list())
+
+
+def files(place: Path) -> list[str]:
+    found = (path for path in place.rglob("*") if path.is_file())
+    return sorted(path.name for path in found if not path.name.startswith("catalog"))
+
+
+# Tallies.
+
+
+@pytest.mark.parametrize("kind", ["file", "memory", "redis", "postgresql"])
+def test_tallies_are_the_sums_of_the_entries(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    server = shared_server() if kind == "postgresql" else None
+    database = "" if server is None else server.create_database(server.at_head)
+    urls = {"file": str(tmp_path / "s"), "memory": "memory:"}
+    if server is not None:
+        urls[kind] = server.url(database, tmp_path / "blobs")
+    url = urls.get(kind) or f"{request.getfixturevalue('redis_url')}?prefix=tallies"
+    with open_store(url) as store:
+        fill(store)
+        entry = next(store.list(EntryFilter(model="b.pth")))
+        assert store.quarantine(entry, "a test")
+        found = {(tally.namespace, tally.model): tally for tally in tallies(store.backend)}
+        size = entry.blob_bytes
+        state = entry.state_bytes
+        assert found == {
+            ("default", "a.pth"): Tally("default", "a.pth", 1, size, state, 0, 0, 1, 2, 600, 4.0),
+            ("default", "b.pth"): Tally("default", "b.pth", 1, size, state, 1, 1, 0, 0, 0, 0.0),
+            ("tenant", "a.pth"): Tally("tenant", "a.pth", 1, size, state, 0, 0, 1, 1, 64, 0.5),
+        }
+        assert [t.model for t in tallies(store.backend, "tenant")] == ["a.pth"]
+        assert tallies(store.backend, "nobody") == []
+    if server is not None:
+        server.drop_database(database)
+
+
+# stats
+
+
+def test_stats_say_what_hits_saved(place: Path) -> None:
+    seen = run_json("--store", str(place), "stats")
+    assert (seen["entries"], seen["pinned"], seen["hits"], seen["used"]) == (3, 1, 3, 2)
+    assert (seen["tokens_saved"], seen["seconds_saved"]) == (664, 4.5)
+    (tier,) = seen["tiers"]
+    groups = {(group["namespace"], group["model"]): group for group in tier["groups"]}
+    assert set(groups) == {("default", "a.pth"), ("default", "b.pth"), ("tenant", "a.pth")}
+    assert sum(group["blob_bytes"] for group in groups.values()) == seen["blob_bytes"]
+    one = run_json("--store", str(place), "stats", "--namespace", "tenant")
+    assert (one["entries"], one["tokens_saved"], len(one["tiers"][0]["groups"])) == (1, 64, 1)
+    shown = run("--store", str(place), "stats").stdout
+    assert "664 tokens" in shown
+    assert "67% of the states" in shown
+
+
+def test_stats_of_tiers_go_on_without_the_one_that_is_down(place: Path) -> None:
+    url = f"memory:?budget=1MiB {DEAD} {place}"
+    seen = run_json("--store", url, "stats")
+    assert [tier["tier"] for tier in seen["tiers"]] == ["memory", "redis", "file"]
+    assert "127.0.0.1:1" in seen["tiers"][1]["error"]
+    assert seen["tiers"][2]["entries"] == seen["entries"] == 3
+    done = run("--store", f"{place} {DEAD}", "stats")
+    assert done.returncode == 4, "the last one holds everything"
+    assert "664 tokens" in done.stdout
+    assert "hush" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_stats_watch_sees_what_is_put(as_json: bool, tmp_path: Path) -> None:
+    url = str(tmp_path / "s")
+    with open_store(url) as store:
+        put(store, boundaries([[1] * 40])[0])
+    command = [sys.executable, "-m", "statestore", "--store", url, "stats", "--watch", "0.1"]
+    command += ["--json"] if as_json else []
+
+    def entries(line: str) -> int:
+        return json.loads(line)["entries"] if as_json else int(line.split()[2])
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        first = watcher.stdout.readline()
+        with open_store(url) as store:
+            put(store, boundaries([[2] * 40])[0])
+        changed = next(line for line in watcher.stdout if entries(line) == 2)
+        watcher.send_signal(signal.SIGINT)
+        watcher.stdout.read()
+        assert watcher.wait(30) == 0
+    assert entries(first) == 1
+    assert as_json or "entries 2 (+1)" in changed
+
+
+def on_a_terminal(*arguments: str, until: str = "", **environ: str) -> tuple[str, int]:
+    """What a command writes to a terminal; with `until`, Ctrl-C comes once that was seen."""
+    keeper, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", **environ}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "statestore", *arguments],
+        stdout=terminal, stderr=terminal, stdin=terminal, env=environment,
+    )  # fmt: skip
+    os.close(terminal)
+    shown = ""
+    try:
+        while piece := os.read(keeper, 4096):
+            shown += piece.decode(errors="replace")
+            if until and until in shown:
+                process.send_signal(signal.SIGINT)
+                until = ""
+    except OSError:  # Linux says so at the end of a terminal
+        pass
+    finally:
+        os.close(keeper)
+    return shown, process.wait(60)
+
+
+def test_a_terminal_gets_a_live_table_and_colours(place: Path) -> None:
+    shown, code = on_a_terminal("--store", str(place), "stats", "--watch", "0.1", until="b.pth")
+    assert (code, "\x1b[" in shown, "a.pth" in shown) == (0, True, True)
+    shown, code = on_a_terminal("--store", str(place), "explain", "nowhere")
+    assert (code, "\x1b[31m" in shown) == (2, True)
+    shown, code = on_a_terminal("--store", str(place), "explain", "nowhere", NO_COLOR="1")
+    assert (code, "nowhere" in shown, "\x1b[" in shown) == (2, True, False)
+
+
+# doctor
+
+
+def findings(seen: dict[str, Any], level: str = "") -> dict[str, dict[str, Any]]:
+    """By place and check, the last one of a name."""
+    return {
+        f"{section['name']} {finding['check']}": finding
+        for section in seen["sections"]
+        for finding in section["findings"]
+        if not level or finding["level"] == level
+    }
+
+
+def doctor(*options: str, code: int = 0) -> dict[str, Any]:
+    done = run(*options, "doctor", "--json")
+    assert done.returncode == code, done.stdout + done.stderr
+    seen: dict[str, Any] = json.loads(done.stdout)
+    assert seen["exit_code"] == code
+    assert "hush" not in done.stdout + done.stderr
+    return seen
+
+
+def test_doctor_finds_a_directory_healthy_and_leaves_nothing(place: Path) -> None:
+    before = listed(str(place)), files(place)
+    seen = doctor("--store", f"{place}?budget=1MiB")
+    assert seen["healthy"]
+    good = findings(seen, "ok")
+    for check in (
+        "tables",
+        "holds",
+        "sample",
+        "leases",
+        "orphans",
+        "put",
+        "find",
+        "lookup",
+        "sync",
+    ):
+        assert f"file {check}" in good, seen
+    assert 0 < good["file find"]["facts"]["seconds"] < 60
+    assert good["settings settings"]["facts"]["origin"] == "--store"
+    assert (listed(str(place)), files(place)) == before, "a trial drops nothing, and goes"
+    shown = run("--store", str(place), "doctor")
+    assert shown.returncode == 0
+    assert "healthy" in shown.stdout.splitlines()[-1]
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
+    with open_store(str(tmp_path / "s")) as store:
+        put(store, boundaries([[1] * 40])[0])
+        put(store, boundaries([[2] * 40])[0])
+        assert store.quarantine(next(store.list()), "a test")
+    orphan = tmp_path / "s" / "blobs" / "00" / ("0" * 64 + "-1." + "f" * 16)
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"left over")
+    os.utime(orphan, (1, 1))
+    (tmp_path / "s").chmod(0o755)
+    config = tmp_path / "c.toml"
+    config.write_text("[store]\nurl = './s?budget=20KiB'\nsalts = {a = 'hush'}\n")
+    config.chmod(0o644)
+    doubts = findings(doctor("--config", str(config)), "warning")
+    assert set(doubts) == {
+        "settings settings", "file budget", "file quarantined", "file orphans", "file access"
+    }  # fmt: skip
+    assert "chmod 600" in doubts["settings settings"]["remedy"]
+    assert "evict" in doubts["file budget"]["remedy"]
+    assert "gc" in doubts["file orphans"]["remedy"]
+    for blob in (tmp_path / "s" / "blobs").rglob("*.*"):
+        blob.write_bytes(b"x" + blob.read_bytes()[1:])
+    failures = findings(doctor("--config", str(config), code=3), "failure")
+    assert set(failures) == {"file sample"}
+    assert "verify --fix" in failures["file sample"]["remedy"]
+
+
+def test_doctor_of_servers_looks_at_each_tier(redis_url: str, tmp_path: Path) -> None:
+    server = shared_server()
+    database = server.create_database("template1")
+    postgres = server.url(database, tmp_path / "blobs")
+    url = f"{redis_url}?prefix=doctor&budget=190MiB {DEAD} {postgres}"
+    seen = doctor("--store", url, code=4)
+    failures = findings(seen, "failure")
+    assert set(failures) == {"redis2 opens", "postgresql opens"}
+    assert "db upgrade" in failures["postgresql opens"]["text"]
+    assert "server" in failures["redis2 opens"]["remedy"]
+    doubts = findings(seen, "warning")
+    assert set(doubts) == {"redis memory", "redis policy"}
+    assert "noeviction" in doubts["redis policy"]["remedy"]
+    assert "redis clock" in findings(seen, "ok")
+    assert run("--store", postgres, "db", "upgrade").returncode == 0
+    good = findings(doctor("--store", postgres), "ok")
+    assert {"postgresql clock", "postgresql connections", "postgresql tables"} <= set(good)
+    server.drop_database(database)
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "words"),
+    [("typo", 2, "no store"), (DEAD, 4, "127.0.0.1:1"), ("ftp://h/x", 2, "ftp://")],
+)
+def test_doctor_ends_with_the_first_failure(
+    url: str, code: int, words: str, tmp_path: Path
+) -> None:
+    done = run("--store", str(tmp_path / url) if url == "typo" else url, "doctor")
+    assert done.returncode == code
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "typo").exists()
+
+
+def test_doctor_minds_a_key_that_others_can_read(tmp_path: Path) -> None:
+    keys = tmp_path / "states.keys"
+    assert run("keygen", str(keys)).returncode == 0
+    url = f"{tmp_path / 's'}?keys={keys}"
+    with open_store(url) as store:
+        put(store, boundaries([[1] * 40])[0])
+    assert "file keys" in findings(doctor("--store", url), "ok")
+    keys.chmod(0o644)
+    assert "chmod 600" in findings(doctor("--store", url), "warning")["file keys"]["remedy"]
+    without = findings(doctor("--store", str(tmp_path / "s"), code=3), "failure")
+    assert "keys=" in without["file sample"]["remedy"]
+
+
+# bench
+
+
+def test_bench_measures_and_leaves_nothing(place: Path, redis_url: str) -> None:
+    before = listed(str(place)), files(place)
+    url = f"memory: {redis_url}?prefix=bench {place}?budget=90KiB"
+    seen = run_json("--store", url, "bench", "--seconds", "0", "--state", "tiny")["places"]
+    assert [place["tier"] for place in seen] == ["memory", "redis", "file"]
+    for measured in seen:
+        (state,) = measured["states"]
+        plain = [] if measured["tier"] == "memory" else [state["plain_write"], state["plain_read"]]
+        assert [lookup["tokens"] for lookup in measured["lookups"]] == [1024, 32_768]
+        for times in (state["put"], state["find"], *measured["lookups"], *plain):
+            assert 0 < times["median_s"] <= times["p90_s"]
+            assert times["count"] >= 3
+    assert seen[0]["states"][0]["plain_write"] is None
+    assert (listed(str(place)), files(place)) == before, "no state went to make room"
+    assert listed(f"{redis_url}?prefix=bench") == []
+
+
+def test_bench_speaks_plainly_and_fails_clearly(place: Path) -> None:
+    done = run("--store", str(place), "bench", "--seconds", "0", "--state", "0.1B")
+    assert done.returncode == 0, done.stderr
+    assert "A state of a 0.1B model is back in" in done.stdout
+    assert "a plain write with fsync" in done.stdout
+    assert run("--store", DEAD, "bench", "--seconds", "0").returncode == 4
+    assert run("--store", str(place), "bench", "--state", "huge").returncode == 2
+
+
+# explain
+
+
+def test_explain_takes_token_ids(place: Path, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("1 " * 300 + "\n\n" + "7 " * 40)
+    digest = IDENTITY.fingerprint.hex()
+    base = ("--store", str(place), "explain", str(prompt))
+    seen = run_json(*base, "--fingerprint", digest)
+    assert (seen["tokens"], seen["found_tokens"]) == (340, 300)
+    assert [row["why"] for row in seen["boundaries"]] == ["found", "never stored"]
+    assert seen["found"] == seen["boundaries"][0]["key"] == str(boundaries([[1] * 300])[0].key)
+    assert run_json(*base) == seen, "all stored states have that fingerprint"
+    other = run_json(*base, "--fingerprint", "00" * 32)
+    assert (other["found"], other["boundaries"][0]["why"]) == (None, "other fingerprint")
+    shown = run(*base).stdout
+    assert "finds the first 300 of 340 tokens" in shown
+    assert "40 are to be computed" in shown
+
+
+def test_explain_reads_json_from_stdin_and_a_fingerprints_file(place: Path, tmp_path: Path) -> None:
+    made = tmp_path / "fingerprint.json"
+    made.write_text(
+        json.dumps({"digest": IDENTITY.fingerprint.hex(), "chunk": 256, "min_chunk": 32})
+    )
+    tokens = json.dumps([[1] * 100, [1] * 200])
+    base = ("--store", str(place), "explain", "-", "--fingerprint", str(made), "--json")
+    done = run(*base, stdin=tokens)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["boundaries"][-1]["why"] == "other segments"
+    flat = run(*base, stdin=json.dumps([1] * 300))
+    assert json.loads(flat.stdout)["boundaries"][-1]["why"] == "no output"
+
+
+def test_explain_knows_a_tenants_salt_from_the_settings(place: Path, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.json"
+    prompt.write_text(json.dumps([[1] * 64, [2] * 64]))
+    config = tmp_path / "c.toml"
+    config.write_text(
+        f"[store]\nurl = '{place}'\nnamespace = 'tenant'\nsalts = {{tenant = '{SALT}'}}\n"
+    )
+    salted = run_json("--config", str(config), "explain", str(prompt))
+    assert salted["found_tokens"] == 64
+    bare = run_json("--store", str(place), "explain", str(prompt), "--namespace", "tenant")
+    assert bare["found_tokens"] == 0
+    config.write_text(config.read_text().replace(SALT, "another"))
+    assert run_json("--config", str(config), "explain", str(prompt))["found_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        ("one two", (), "not token ids"),
+        ("[1, [2]]", (), "list of token ids"),
+        ("[[1.5]]", (), "list of token ids"),
+        ("[" * 100_000, (), "not JSON"),
+        ("-1 5", (), "segment 0"),
+        ("", (), "empty"),
+        ("1 2", ("--fingerprint", "abc"), "64 hex digits"),
+        ("1 2", ("--namespace", "nobody"), "give --fingerprint"),
+        ("1 2", ("--min-chunk", "999"), "min_chunk"),
+    ],
+)
+def test_explain_refuses_what_are_no_tokens(
+    place: Path, content: str, options: tuple[str, ...], words: str
+) -> None:
+    done = run("--store", str(place), "explain", "-", *options, stdin=content)
+    assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# config
+
+
+def test_config_show_says_where_values_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        "[store]\nurl = 'redis://:hush@h:1/0'\nsalts = {a = 'hush'}\n[server]\nport = 9000\n"
+    )
+    monkeypatch.setenv("RWKV_STATESTORE_CONFIG", str(file))
+    monkeypatch.setenv("RWKV_SERVER_PORT", "9001")
+    monkeypatch.setenv("RWKV_SERVER_PROT", "9002")
+    seen = run_json("--store", "postgresql://me:hush@h/db", "config", "show")
+    values = {row["name"]: (row["value"], row["source"], row["origin"]) for row in seen["settings"]}
+    assert seen["file"] == str(file)
+    assert seen["strays"] == ["RWKV_SERVER_PROT"]
+    assert values["store.url"] == ("postgresql://me:***@h/db", "flag", "--store")
+    assert values["server.port"] == (9001, "environment", "RWKV_SERVER_PORT")
+    assert values["store.salts"] == ({"a": "***"}, "file", f"{file}, line 3")
+    assert values["server.host"] == ("127.0.0.1", "default", "default")
+    shown = run("config", "show")
+    assert shown.returncode == 0
+    assert "hush" not in shown.stdout + shown.stderr
+    assert "RWKV_SERVER_PROT" in shown.stderr
+    file.write_text("[server]\nprot = 1\n")
+    refused = run("config", "show")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"{file}, line 2" in refused.stderr
+    assert "'port'" in refused.stderr
+    assert run("completion", "bash").returncode == 0, "a shell starts all the same"
+
+
+# completion, help and what they load
+
+
+def completed(*words: str) -> list[str]:
+    """What bash offers for the last of `words`."""
+    program = Path(sys.executable).with_name("statestore")
+    line = " ".join(words)
+    script = (
+        f'eval "$({program} completion bash)"\n'
+        f"COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}\n"
+        f'_statestore_completion {program}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_options_and_schemes() -> None:
+    assert completed("statestore", "st") == ["stats"]
+    assert completed("statestore", "stats", "--w") == ["--watch"]
+    assert completed("statestore", "--store", "post") == ["postgresql://"]
+    assert completed("statestore", "db", "u") == ["upgrade"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_scripts_too(shell: str) -> None:
+    assert "_STATESTORE_COMPLETE" in run("completion", shell).stdout
+    assert run("completion", "cmd.exe").returncode == 2
+
+
+def test_help_and_completion_load_nothing_heavy() -> None:
+    heavy = "{'numpy', 'sqlalchemy', 'redis', 'rich', 'torch', 'msgpack', 'statestore.store'}"
+    code = (
+        "import sys\nfrom statestore.cli import main\n"
+        f"main(['--help'], standalone_mode=False)\nprint(sorted({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_lists_the_exit_codes_of_the_error_tree() -> None:
+    shown = run("--help").stdout.partition("Exit codes:")[2].partition("Options:")[0]
+    told = {int(line.split()[0]) for line in shown.splitlines() if line.strip()[:1].isdigit()}
+    tree = [errors.StateStoreError]
+    for error in tree:
+        tree += error.__subclasses__()
+    assert told == {error.exit_code for error in tree} | {0, 130}
+
+
+# A store in use.
+
+WRITER = """
+import itertools, sys
+from statestore import open_store
+from tests.statestore.test_cli_operating import boundaries, put
+with open_store(sys.argv[1]) as store:
+    for number in itertools.count(10):
+        put(store, boundaries([[number] * 40])[0])
+        if number == 10:
+            print("begun", flush=True)
+        if number > 60:
+            store.delete(boundaries([[number - 50] * 40])[0].key)
+"""
+
+
+def test_commands_work_while_a_worker_writes(tmp_path: Path) -> None:
+    url = str(tmp_path / "s")
+    command = [sys.executable, "-c", WRITER, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "begun\n"
+            for words in (
+                ["stats"],
+                ["doctor"],
+                ["bench", "--seconds", "0", "--state", "tiny"],
+                ["explain", "-", "--fingerprint", IDENTITY.fingerprint.hex()],
+            ):
+                done = run("--store", url, *words, "--json", stdin="1 2 3")
+                assert done.returncode == 0, done.stdout + done.stderr
+                json.loads(done.stdout)
+            assert writer.poll() is None
+        finally:
+            writer.kill()
+    assert run("--store", url, "verify").returncode == 0
