@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rwkv_runtime.server.errors import ApiError
-from statestore.errors import SettingsError
+from statestore.errors import InputError, SettingsError
 from statestore.keys import Namespace
 
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -100,7 +100,10 @@ def _parsed(entry: object, place: str) -> ApiKey:
         raise SettingsError(f"{place}: give one of key and sha256")
     if "namespace" not in entry:
         raise SettingsError(f"{place}: the namespace is missing")
-    namespace = Namespace(entry["namespace"], entry.get("salt", "").encode())
+    try:
+        namespace = Namespace(entry["namespace"], entry.get("salt", "").encode())
+    except InputError as error:
+        raise SettingsError(f"{place}: {error}") from None
     return ApiKey(_digest(entry, place), namespace)
 
 

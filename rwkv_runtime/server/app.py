@@ -15,14 +15,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rwkv_runtime.server import completions, reading, standing
+from rwkv_runtime.server import completions, page, reading, standing
 from rwkv_runtime.server.answering import GONE
 from rwkv_runtime.server.errors import ApiError, api_error
 from rwkv_runtime.server.instruments import Instruments, Stopwatch
-from rwkv_runtime.server.page import Page
 from rwkv_runtime.server.service import Service
 from rwkv_runtime.server.shapes import Spent
 
@@ -48,7 +46,7 @@ def application(service: Service, *, local: bool) -> ASGIApp:
             *completions.routes(service),
             *reading.routes(service),
             *standing.routes(service),
-            Mount("/", Page(), name="page"),
+            *page.routes(),
         ],
         middleware=middleware,
         exception_handlers={ApiError: _refused, HTTPException: _no_such},

@@ -7,11 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.routing import Route
 
 DIRECTORY: Final = Path(__file__).with_name("page")
+INDEX: Final = "index.html"
 
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' "
@@ -19,19 +21,19 @@ _HEADERS: Final = {
     "form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
 
 
-class Page(StaticFiles):
-    """The page's files, `index.html` for the directory."""
+def routes() -> list[Route]:
+    """The page and the files beside it, as they were when the server began."""
+    files = {path.name: path for path in DIRECTORY.iterdir() if path.is_file()}
 
-    def __init__(self) -> None:
-        super().__init__(directory=DIRECTORY, html=True)
+    async def page(request: Request) -> Response:
+        path = files.get(request.path_params.get("name", INDEX))
+        if path is None:
+            raise HTTPException(404)
+        return FileResponse(path, headers=_HEADERS)
 
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        """A file, with the headers that every file of the page has."""
-        response = await super().get_response(path, scope)
-        if isinstance(response, FileResponse):
-            response.headers.update(_HEADERS)
-        return response
+    return [Route("/", page), Route("/{name}", page)]

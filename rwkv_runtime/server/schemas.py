@@ -161,7 +161,9 @@ def parse(kind: type[M], body: bytes | dict[str, object]) -> M:
 
 
 def _complaint(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_input=False)
+    # Of a union every member complains: the one of the right type knows more.
+    first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
     if first["type"] == "json_invalid":
         return invalid(None, f"the body is no JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     # Of a union pydantic also names the member that was tried: "stop.list[str].3".

@@ -6,6 +6,7 @@ document.
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ def routes(service: Service) -> list[Route]:
         load = service.streams.load()
         body = {
             "status": "ready" if load.ready else "not ready",
+            "worker": os.getpid(),
             "store": await service.quickly(place.state),
             "streams": {"active": load.active, "width": load.width, "waiting": load.waiting},
         }
