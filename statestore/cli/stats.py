@@ -15,6 +15,7 @@ from statestore.backends.tallies import Tally, tallies
 from statestore.backends.wrapper import Wrapper
 from statestore.cli.options import as_json_option
 from statestore.cli.render import age, emit_fields, emit_json, emit_table, size
+from statestore.cli.scraped import Lookups, scrape
 from statestore.cli.watching import INTERVAL_S, Glance, watch
 from statestore.entry import Usage
 from statestore.errors import StateStoreError
@@ -50,27 +51,42 @@ class Standing:
     metavar="[SECONDS]",
     help=f"Look again every so often, {INTERVAL_S:g} s by default, until Ctrl-C.",
 )
+@click.option(
+    "--metrics",
+    "servers",
+    multiple=True,
+    metavar="URL",
+    help="A server's /metrics, for the hit rate of its lookups; may be repeated.",
+)
 @as_json_option
 @click.pass_obj
-def stats(url: str, namespace: str | None, interval_s: float | None, as_json: bool) -> None:
+def stats(
+    url: str,
+    namespace: str | None,
+    interval_s: float | None,
+    servers: Sequence[str],
+    as_json: bool,
+) -> None:
     """Totals of what is stored, and what hits have saved.
 
     Each tier has a table by namespace and model. What is saved is counted from the states that are
     stored now: what was evicted took its hits with it. "used" is the share of states with a hit.
+    The hit rate of lookups is known to the servers alone: see --metrics.
 
     \b
     Examples:
       statestore --store ./states stats --json
       statestore --store ./states stats --watch 5
+      statestore --store ./states stats --metrics http://127.0.0.1:8000/metrics
     """
     if interval_s is not None:
-        watch(lambda: _glance(url, namespace), interval_s, as_json=as_json)
+        watch(lambda: _glance(url, namespace, servers), interval_s, as_json=as_json)
         return
-    tiers = standings(url, namespace)
+    tiers, lookups = standings(url, namespace), _lookups(servers)
     if as_json:
-        emit_json(record(tiers, namespace))
+        emit_json({**record(tiers, namespace), **_rates(lookups)})
     else:
-        _show(tiers, namespace)
+        _show(tiers, namespace, lookups)
     if tiers[-1].error is not None:
         raise tiers[-1].error
 
@@ -143,9 +159,23 @@ def _sums(tier: Standing) -> dict[str, object]:
     }
 
 
-def _glance(url: str, namespace: str | None) -> Glance:
+def _lookups(servers: Sequence[str]) -> Lookups | None:
+    return scrape(servers) if servers else None
+
+
+def _rates(lookups: Lookups | None) -> dict[str, object]:
+    if lookups is None:
+        return {}
+    return {
+        "lookups": dict(lookups.outcomes),
+        "hit_rate": lookups.hit_rate,
+        "tier_hits": dict(lookups.tiers),
+    }
+
+
+def _glance(url: str, namespace: str | None, servers: Sequence[str]) -> Glance:
     """What a watcher sees: the last tier's totals in a line, and all as a table."""
-    tiers = standings(url, namespace)
+    tiers, lookups = standings(url, namespace), _lookups(servers)
     home = tiers[-1]
     if home.error is not None:
         raise home.error
@@ -153,8 +183,10 @@ def _glance(url: str, namespace: str | None) -> Glance:
     counts = {"hits": total.hits, "tokens saved": total.tokens_saved}
     if usage is not None:
         counts = {"entries": usage.entries, "bytes": usage.blob_bytes, **counts}
+    if lookups is not None:
+        counts |= {"lookups": lookups.outcomes.total(), "found": lookups.outcomes["hit"]}
     rows = [row for tier in tiers for row in _rows(tier)]
-    return Glance(record(tiers, namespace), counts, _COLUMNS, rows)
+    return Glance({**record(tiers, namespace), **_rates(lookups)}, counts, _COLUMNS, rows)
 
 
 _COLUMNS: Final = (
@@ -163,7 +195,7 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-def _show(tiers: Sequence[Standing], namespace: str | None) -> None:
+def _show(tiers: Sequence[Standing], namespace: str | None, lookups: Lookups | None) -> None:
     for number, tier in enumerate(tiers):
         if number:
             click.echo()
@@ -174,6 +206,12 @@ def _show(tiers: Sequence[Standing], namespace: str | None) -> None:
     if rows:
         click.echo()
         emit_table(_COLUMNS, rows)
+    if lookups is not None:
+        rate = "-" if lookups.hit_rate is None else f"{lookups.hit_rate:.1%}"
+        tiers_ = "".join(f", {count:,} in {name}" for name, count in lookups.tiers.items())
+        click.echo(
+            f"\nlookups  {lookups.outcomes.total():,}, of which {rate} found a state{tiers_}"
+        )
 
 
 def _fields(tier: Standing) -> dict[str, object]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import start_http_server
 
 from statestore import ChunkRule, Identity, Namespace, StateStore, errors, open_store, plan
 from statestore.backends.tallies import Tally, tallies
@@ -138,6 +139,26 @@ def test_stats_of_tiers_go_on_without_the_one_that_is_down(place: Path) -> None:
     assert done.returncode == 4, "the last one holds everything"
     assert "664 tokens" in done.stdout
     assert "hush" not in done.stdout + done.stderr
+
+
+def test_stats_take_the_hit_rate_from_servers(place: Path) -> None:
+    with open_store(f"memory: {place}") as store:
+        keys = [boundaries([[1] * 300])[0].key]
+        for wanted in (keys, keys, keys, [boundaries([[9] * 40])[0].key]):
+            store.find(IDENTITY, wanted, touch=False)
+        server, thread = start_http_server(0, "127.0.0.1", store.metrics.registry)
+        url = f"http://127.0.0.1:{server.server_port}/metrics"
+        twice = ("--metrics", url, "--metrics", url)
+        seen = run_json("--store", str(place), "stats", *twice)
+        shown = run("--store", str(place), "stats", "--metrics", url).stdout
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert (seen["hit_rate"], seen["lookups"]) == (0.75, {"hit": 6, "miss": 2})
+    assert sum(seen["tier_hits"].values()) == 6
+    assert "4, of which 75.0% found a state" in shown
+    assert run("--store", str(place), "stats", "--metrics", url).returncode == 4
+    assert run("--store", str(place), "stats", "--metrics", "ftp://h").returncode == 2
 
 
 @pytest.mark.parametrize("as_json", [False, True])
