@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from rwkv_runtime.projection import Projection, projection
 from rwkv_runtime.wkv import wkv7
 
 LAYER_NORM_EPS = 1e-5
@@ -65,10 +66,10 @@ class Attention:
     k_k: Tensor  # [C]
     k_a: Tensor  # [C]
     r_k: Tensor  # [H, N]
-    receptance: Tensor  # [C, C], as all four: [out, in]
-    key: Tensor
-    value: Tensor
-    output: Tensor
+    receptance: Projection  # C -> C, as all four
+    key: Projection
+    value: Projection
+    output: Projection
     ln_x: Norm
 
 
@@ -77,8 +78,8 @@ class FeedForward:
     """The channel mixing of one block."""
 
     x_k: Tensor  # [C]
-    key: Tensor  # [4C, C]
-    value: Tensor  # [C, 4C]
+    key: Projection  # C -> 4C
+    value: Projection  # 4C -> C
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +100,21 @@ class Weights:
     ln0: Norm
     blocks: tuple[Block, ...]
     ln_out: Norm
-    head: Tensor  # [vocabulary, C]
+    head: Projection  # C -> vocabulary
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Weights":
-        """Bind tensors under their official names; KeyError names the first that is missing."""
+        """Bind tensors under their official names; KeyError names the first that is missing.
+
+        Matrices may be packed: see `projection`.
+        """
         layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
         return cls(
             emb=tensors["emb.weight"],
             ln0=_norm(tensors, "blocks.0.ln0"),
             blocks=tuple(_block(tensors, f"blocks.{layer}", layer) for layer in range(layers)),
             ln_out=_norm(tensors, "ln_out"),
-            head=tensors["head.weight"],
+            head=projection(tensors["head.weight"]),
         )
 
     @property
@@ -153,7 +157,7 @@ def forward_streams(
 
 def logits(weights: Weights, hidden: Tensor) -> Tensor:
     """[..., C] -> [..., vocabulary]"""
-    return F.linear(hidden, weights.head)
+    return weights.head(hidden)
 
 
 def _time_mix(
@@ -168,7 +172,7 @@ def _time_mix(
     split = (*xn.shape[:2], heads, width)
     delta = _shifted(xn, before.att_x_prev) - xn
     xr, xw, xk, xv, xa, xg = torch.addcmul(xn, delta, att.mix).unbind(0)
-    r, k, v = F.linear(xr, att.receptance), F.linear(xk, att.key), F.linear(xv, att.value)
+    r, k, v = att.receptance(xr), att.key(xk), att.value(xv)
     w_log = DECAY_SCALE * torch.sigmoid(_low_rank(att.w, xw, torch.tanh).to(state_dtype))
     a = torch.sigmoid(_low_rank(att.a, xa))
     g = _low_rank(att.g, xg, torch.sigmoid)
@@ -185,13 +189,13 @@ def _time_mix(
     y, kv = wkv7(rs, w_log.view(split), ks, vs, as_, bs, before.att_kv)
     bonus = (r * k * att.r_k).sum(-1, keepdim=True) * v
     y = _head_norm(y.to(xn.dtype), att.ln_x) + bonus.flatten(-2)
-    return F.linear(y * g, att.output), kv, v_first
+    return att.output(y * g), kv, v_first
 
 
 def _channel_mix(ffn: FeedForward, xn: Tensor, x_prev: Tensor) -> Tensor:
     """Normed x [B, T, C] -> what to add to x."""
     mixed = torch.addcmul(xn, _shifted(xn, x_prev) - xn, ffn.x_k)
-    return F.linear(F.linear(mixed, ffn.key).relu().square(), ffn.value)
+    return ffn.value(ffn.key(mixed).relu().square())
 
 
 def _last(x: Tensor) -> Tensor:
@@ -240,8 +244,8 @@ def _block(tensors: Mapping[str, Tensor], prefix: str, layer: int) -> Block:
         ln2=_norm(tensors, f"{prefix}.ln2"),
         ffn=FeedForward(
             x_k=tensors[f"{prefix}.ffn.x_k"].flatten(),
-            key=tensors[f"{prefix}.ffn.key.weight"],
-            value=tensors[f"{prefix}.ffn.value.weight"],
+            key=projection(tensors[f"{prefix}.ffn.key.weight"]),
+            value=projection(tensors[f"{prefix}.ffn.value.weight"]),
         ),
     )
 
@@ -263,9 +267,9 @@ def _attention(tensors: Mapping[str, Tensor], prefix: str, layer: int) -> Attent
         k_k=vector("k_k"),
         k_a=vector("k_a"),
         r_k=tensors[f"{prefix}.r_k"],
-        receptance=tensors[f"{prefix}.receptance.weight"],
-        key=tensors[f"{prefix}.key.weight"],
-        value=tensors[f"{prefix}.value.weight"],
-        output=tensors[f"{prefix}.output.weight"],
+        receptance=projection(tensors[f"{prefix}.receptance.weight"]),
+        key=projection(tensors[f"{prefix}.key.weight"]),
+        value=projection(tensors[f"{prefix}.value.weight"]),
+        output=projection(tensors[f"{prefix}.output.weight"]),
         ln_x=_norm(tensors, f"{prefix}.ln_x"),
     )

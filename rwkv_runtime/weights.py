@@ -30,8 +30,10 @@ from torch import Tensor
 from rwkv_runtime.digests import FileIdentity
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.huggingface import check_config_beside, files_of, is_huggingface, official
+from rwkv_runtime.projection import packed
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MATRIX = re.compile(r"head\.weight|.*\.(receptance|key|value|output)\.weight")
 BLOCK_NAME = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.(.+)")
 WANTED = "an RWKV-7 weights file, .pth or .safetensors"
 FOREIGN_MAGICS = {
@@ -109,8 +111,16 @@ class WeightsFile:
     tensors: Mapping[str, Tensor]
 
 
-def read_weights(path: Path, dtype: torch.dtype, device: torch.device) -> WeightsFile:
+def read_weights(
+    path: Path, dtype: torch.dtype, device: torch.device, *, rows: int = 0
+) -> WeightsFile:
     """Read the weights at `path`: a file, or a directory as Hugging Face has it.
+
+    Args:
+        path: of the file or directory.
+        dtype: to convert to.
+        device: to bring them to.
+        rows: of the products that the large matrices are packed for; 0: they stay plain.
 
     Raises:
         WeightsError: the file cannot be read, is something else, or its tensors do not fit
@@ -121,10 +131,11 @@ def read_weights(path: Path, dtype: torch.dtype, device: torch.device) -> Weight
             check_config_beside(path)
             shapes, load = official(path, shapes, load)
         architecture = infer(path, shapes)
-        tensors = {
-            name: _converted(path, name, load(name), shape, dtype, device)
-            for name, shape in architecture.shapes().items()
-        }
+        tensors = {}
+        for name, shape in architecture.shapes().items():
+            tensor = _converted(path, name, load(name), shape, dtype, device)
+            # One at a time, so that no more than one is there twice.
+            tensors[name] = packed(tensor, rows) if rows and MATRIX.fullmatch(name) else tensor
     return WeightsFile(architecture, tensors)
 
 

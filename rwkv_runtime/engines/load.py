@@ -70,7 +70,7 @@ def load_engine(
         threads = torch.get_num_threads()
     rule = rule or ChunkRule()
     digest, identities = _digest_of(weights_files(path), cache_dir, progress)
-    weights = read_weights(path, torch_dtype, torch_device)
+    weights = read_weights(path, torch_dtype, torch_device, rows=rule.chunk)
     for file, identity in identities.items():
         check_unchanged(file, identity)
     dimensions = weights.architecture

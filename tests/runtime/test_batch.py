@@ -14,15 +14,22 @@ from rwkv_runtime.engines.batch import Batch
 from rwkv_runtime.engines.load import DTypeName
 from rwkv_runtime.errors import VocabularyError
 from rwkv_runtime.model import ModelState
+from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore.errors import InputError
 
 DTYPES: tuple[DTypeName, ...] = ("fp32", "bf16")
 TEXTS = [[(31 * i * s + s) % 256 for i in range(10)] for s in range(1, 18)]
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def engine(request: pytest.FixtureRequest, model_path: Path) -> Rwkv7Engine:
-    return load_engine(model_path, dtype=request.param, threads=2)
+@pytest.fixture(scope="module", params=[(d, wide) for wide in (False, True) for d in DTYPES])
+def engine(
+    request: pytest.FixtureRequest, model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Rwkv7Engine:
+    dtype, wide = request.param
+    if wide:  # so that its matrices are packed
+        model_path = tmp_path_factory.mktemp("wide") / "wide.safetensors"
+        write_random_weights(model_path, small_architecture(layers=2, width=512, heads=8))
+    return load_engine(model_path, dtype=dtype, threads=2)
 
 
 def read(engine: Rwkv7Engine, text: Sequence[int]) -> ModelState:

@@ -49,7 +49,9 @@ def computed(dtype: DTypeName, scratch: Path) -> tuple[list[float], State]:
 
 def engine_of(dtype: DTypeName, scratch: Path) -> Rwkv7Engine:
     path = scratch / "golden.safetensors"
-    write_random_weights(path, small_architecture(width=64, heads=2, vocabulary=50), seed=20)
+    # Wide enough for packed matrices, see `rwkv_runtime.projection`.
+    architecture = small_architecture(width=512, heads=8, vocabulary=50)
+    write_random_weights(path, architecture, seed=20)
     return load_engine(path, dtype=dtype, threads=1, cache_dir=scratch)
 
 
