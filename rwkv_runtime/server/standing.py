@@ -44,7 +44,12 @@ def routes(service: Service) -> list[Route]:
             "status": "ready" if load.ready else "not ready",
             "worker": os.getpid(),
             "store": await service.quickly(place.state),
-            "streams": {"active": load.active, "width": load.width, "waiting": load.waiting},
+            "streams": {
+                "active": load.active,
+                "reading": load.reading + load.documents,
+                "waiting": load.waiting,
+                "width": load.width,
+            },
         }
         return JSONResponse(body, 200 if load.ready else 503)
 

@@ -1,4 +1,4 @@
-"""Many clients at once, as `openai` makes them: each asks, reads its stream to the end, asks again."""
+"""Many clients at once, as `openai` makes them: each asks, reads its stream, asks again."""
 
 from __future__ import annotations
 

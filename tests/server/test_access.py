@@ -70,8 +70,7 @@ def test_who_has_no_key_is_not_let_in(tmp_path: Path, header: str | None) -> Non
         (f'[[keys]]\nkey = "{KEY}"\nnamespace = "a"\nname = "x"\n', "name is not known"),
         (f'[[keys]]\nkey = "{KEY}"\nnamespace = "a"\n' * 2, "there twice"),
         (
-            f'[[keys]]\nkey = "{KEY}"\nnamespace = "a"\n'
-            f'[[keys]]\nkey = "{OTHER}"\nnamespace = "a"\nsalt = "s"\n',
+            f'[[keys]]\nkey="{KEY}"\nnamespace="a"\n[[keys]]\nkey="{OTHER}"\nnamespace="a"\nsalt="s"',
             "two salts",
         ),
     ],

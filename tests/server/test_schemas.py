@@ -15,6 +15,14 @@ from rwkv_runtime.server.schemas import ChatRequest, CompletionRequest, Document
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 
 
+def status(kind: type, body: bytes) -> int:
+    try:
+        parse(kind, body)
+    except ApiError as error:
+        return error.status
+    return 200
+
+
 def refusal(kind: type, fields: dict[str, Any]) -> ApiError:
     with pytest.raises(ApiError) as refused:
         parse(kind, json.dumps(fields).encode())
@@ -123,10 +131,7 @@ def test_bodies_that_are_no_request(body: bytes, said: str) -> None:
 @given(st.binary(max_size=200))
 def test_whatever_comes_is_a_request_or_a_refusal(body: bytes) -> None:
     for kind in (ChatRequest, CompletionRequest, DocumentRequest):
-        try:
-            parse(kind, body)
-        except ApiError as error:
-            assert error.status == 400
+        assert status(kind, body) in (200, 400)
 
 
 @given(
@@ -141,8 +146,4 @@ def test_whatever_comes_is_a_request_or_a_refusal(body: bytes) -> None:
     )
 )
 def test_whatever_fields_there_are(fields: dict[str, Any]) -> None:
-    try:
-        parse(ChatRequest, json.dumps(CHAT | fields).encode())
-    except ApiError as error:
-        assert error.status == 400
-        assert error.body["error"]
+    assert status(ChatRequest, json.dumps(CHAT | fields).encode()) in (200, 400)

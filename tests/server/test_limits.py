@@ -1,0 +1,194 @@
+"""Keys and their namespaces, sizes, times and queues: a server with little room."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from rwkv_runtime.demo.corpus import Document
+from tests.runtime.commanded import run
+from tests.server.servers import Server, serving, wait_until
+
+ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789"
+STREAMS = 8
+TAKEN = STREAMS + 2  # one more whose prompt is read, one that waits
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One worker, two keys."""
+    directory = tmp_path_factory.mktemp("small")
+    keys = directory / "keys.toml"
+    keys.write_text(
+        f'[[keys]]\nkey = "{ALICE}"\nnamespace = "alice"\nsalt = "hers"\n'
+        f'[[keys]]\nkey = "{BOB}"\nnamespace = "bob"\n',
+        encoding="utf-8",
+    )
+    options = {
+        "--workers": 1,
+        "--streams": STREAMS,
+        "--readers": 1,
+        "--queue": 1,
+        "--max-tokens": 5000,
+        "--max-body-bytes": 4000,
+        "--max-document-bytes": 6000,
+        "--api-keys": keys,
+        "--host": "0.0.0.0",
+    }
+    arguments = [str(each) for pair in options.items() for each in pair]
+    with serving(*arguments, store=(directory / "states").as_uri()) as running:
+        yield running
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def address(server: Server) -> tuple[str, int]:
+    return "127.0.0.1", int(server.url.rpartition(":")[2])
+
+
+@pytest.fixture(scope="module")
+def slow(small: Server) -> Iterator[socket.socket]:
+    """A client that has not sent its headers yet; it comes early, and is looked at late."""
+    with socket.create_connection(address(small)) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        yield client
+
+
+@pytest.mark.usefixtures("slow")
+def test_without_a_key_nobody_is_let_in(small: Server) -> None:
+    client = small.client(key="sk-nobody-0123456789")
+    for call in (
+        client.models.list,
+        lambda: client.completions.create(model="demo", prompt="x"),
+        lambda: client.chat.completions.create(model="demo", messages=[]),
+    ):
+        with pytest.raises(openai.AuthenticationError, match="not known here"):
+            call()
+    for method, path in (("GET", "/v1/documents"), ("PUT", "/v1/documents"), ("GET", "/v1/store")):
+        answer = small.request(method, path)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "no_api_key"
+    for path in ("/healthz", "/readyz", "/metrics", "/"):
+        assert small.request("GET", path).status_code == 200
+
+
+def test_namespaces_see_nothing_of_each_other(small: Server, fresh: Document) -> None:
+    text = fresh.text[:600]
+    put = small.request(
+        "PUT", "/v1/documents", json={"text": text, "name": "a secret"}, headers=bearer(ALICE)
+    ).json()
+    assert (put["cached"], put["tokens"]) == (0, len(text.encode()))
+    assert small.request("GET", "/v1/documents", headers=bearer(BOB)).json()["data"] == []
+    for method in ("GET", "DELETE"):
+        path = f"/v1/documents/{put['id']}"
+        assert small.request(method, path, headers=bearer(BOB)).status_code == 404
+    body = {"prompt": "x", "documents": [put["id"]]}
+    refused = small.request("POST", "/v1/completions", json=body, headers=bearer(BOB))
+    assert refused.status_code == 404
+    his = small.request("PUT", "/v1/documents", json={"text": text}, headers=bearer(BOB)).json()
+    assert his["cached"] == 0
+    assert his["id"] != put["id"]
+    again = small.request("PUT", "/v1/documents", json={"text": text}, headers=bearer(ALICE)).json()
+    assert (again["id"], again["cached"]) == (put["id"], put["tokens"])
+    store = small.request("GET", "/v1/store", headers=bearer(ALICE)).json()
+    assert store["namespace"] == "alice"
+    assert ALICE not in small.log
+
+
+def test_large_bodies_are_refused_before_they_are_read(small: Server) -> None:
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\n"
+    head += "Content-Type: application/json\r\n"
+    for length, body in (
+        ("Content-Length: 4000000000", b""),
+        ("Transfer-Encoding: chunked", b"1000\r\n" + b" " * 4096 + b"\r\n"),
+    ):
+        with socket.create_connection(address(small)) as client:
+            client.settimeout(30)
+            client.sendall(f"{head}{length}\r\n\r\n".encode() + body)
+            said = b"".join(iter(lambda: client.recv(4096), b""))  # and then it hears no more
+            assert said.startswith(b"HTTP/1.1 413"), said
+            assert b"4000 bytes" in said
+    fits = json.dumps({"prompt": "x" * 3000, "max_tokens": 1})
+    for text, status in ((fits, 200), (fits + " " * 1000, 413)):
+        headers = {**bearer(ALICE), "Content-Type": "application/json"}
+        answer = small.request("POST", "/v1/completions", content=text, headers=headers)
+        assert answer.status_code == status
+    document = small.request("PUT", "/v1/documents", content=b"x" * 6001, headers=bearer(ALICE))
+    assert document.status_code == 413
+    assert "6000 bytes" in document.json()["error"]["message"]
+
+
+def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
+    client = small.client(key=BOB)
+    question: dict[str, Any] = {"model": "demo", "prompt": "x", "max_tokens": 5000, "seed": 1}
+    with ExitStack() as stack:
+        for _ in range(TAKEN):
+            raw = json.dumps({**question, "stream": True}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {BOB}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+            waiting = stack.enter_context(socket.create_connection(address(small)))
+            before = busy(small)
+            waiting.sendall(head.encode() + raw)
+            wait_until(lambda before=before: busy(small) > before, "one more stream")
+        with pytest.raises(openai.RateLimitError, match="wait already") as refused:
+            client.completions.create(**question)
+        assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
+        assert refused.value.type == "rate_limit_error"
+        assert small.request("GET", "/readyz").status_code == 200
+    wait_until(lambda: busy(small) == 0, "places that are free again")
+    assert client.completions.create(model="demo", prompt="x", max_tokens=2).choices
+
+
+def busy(server: Server) -> int:
+    streams = server.request("GET", "/readyz").json()["streams"]
+    return int(streams["active"] + streams["reading"] + streams["waiting"])
+
+
+def test_headers_that_do_not_come_in_time(slow: socket.socket) -> None:
+    began = time.monotonic()
+    slow.settimeout(60)
+    assert slow.recv(100) == b""
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--streams", "7"), 2, "expected one of (8, 16, 32, 64, 128)"),
+        (("--api-keys", "/nowhere/keys.toml"), 2, "No such file"),
+        (("--host", "203.0.113.1"), 2, "choose others with --host"),
+        (("--store", "nonsense://x"), 2, "no backend for nonsense"),
+        (("no-such-model.pth",), 2, "no-such-model.pth"),
+    ],
+)
+def test_what_cannot_be_served_says_why(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    store = ("--store", (tmp_path / "states").as_uri())
+    done = run("serve", "--port", "0", "--workers", "1", *store, *arguments)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_another_server_has(small: Server, tmp_path: Path) -> None:
+    port = str(address(small)[1])
+    done = run("serve", "--port", port, "--store", (tmp_path / "states").as_uri())
+    assert done.returncode == 2
+    assert "in use" in done.stderr
+
+
+def test_who_lets_everybody_in_is_warned(tmp_path: Path) -> None:
+    with serving("--host", "0.0.0.0", store=(tmp_path / "states").as_uri()) as server:
+        assert "everybody who reaches" in server.log
+        assert server.request("GET", "/healthz", headers={"Host": "a.example"}).status_code == 200

@@ -1,0 +1,77 @@
+"""A store that goes and comes back, under a server that goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import httpx
+
+from rwkv_runtime.demo.corpus import Document
+from tests.server.servers import Server, serving, wait_until
+from tests.statestore.redis_servers import running
+
+
+def ask(server: Server, document: str, question: Any) -> tuple[int, str, int]:
+    answer = server.request(
+        "POST",
+        "/v1/chat/completions",
+        json={
+            "documents": [document],
+            "messages": [{"role": "user", "content": question.text}],
+            "temperature": 0,
+            "max_tokens": 32,
+        },
+    )
+    if answer.status_code != 200:
+        return answer.status_code, answer.json()["error"]["message"], 0
+    body = answer.json()
+    cached = body["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return 200, body["choices"][0]["message"]["content"], cached
+
+
+def test_requests_go_on_without_the_store(text: Document) -> None:
+    tokens = len(text.text.encode())
+    with running() as redis, serving("--workers", "1", store=redis.url) as server:
+        put = server.request("PUT", "/v1/documents", json={"text": text.text}).json()
+        assert put["computed"] == tokens
+        questions = iter(text.questions)
+        question = next(questions)
+        assert ask(server, put["id"], question) == (200, question.answer, tokens)
+
+        redis.stop()
+        question = next(questions)
+        assert ask(server, put["id"], question) == (200, question.answer, 0)
+        assert ask(server, f"doc-{'0' * 64}", question)[0] == 503
+        refused = server.request("PUT", "/v1/documents", json={"text": "Another text. " * 40})
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        ready = server.request("GET", "/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["store"].startswith("down")
+
+        old = ready.json()["worker"]
+        os.kill(old, signal.SIGKILL)  # its successor begins without the store
+
+        def another() -> bool:
+            try:
+                return bool(server.request("GET", "/readyz").json()["worker"] != old)
+            except httpx.TransportError:
+                return False
+
+        wait_until(another, "another worker")
+        answer = server.request("POST", "/v1/completions", json={"prompt": "x"})
+        assert answer.status_code == 200
+        assert ask(server, put["id"], question)[0] == 503  # its tokens are nowhere
+
+        redis.start()  # with nothing in it
+        wait_until(
+            lambda: server.request("GET", "/readyz").json()["store"] == "ok", "the store to be seen"
+        )
+        wait_until(
+            lambda: server.request("PUT", "/v1/documents", json={"text": text.text}).is_success,
+            "a put that is kept",
+        )
+        question = next(questions)
+        assert ask(server, put["id"], question)[:2] == (200, question.answer)
