@@ -1,4 +1,4 @@
-"""From URLs and the environment to built objects; the only reader of the environment.
+"""From URLs to built objects. This and `statestore.config` alone read the environment.
 
     file:///var/lib/states                  SQLite catalog + blob files; the embedded default
     file:///var/lib/states?codec=raw        options follow the path
