@@ -8,8 +8,9 @@ from torch import Tensor
 
 from rwkv_runtime.wkv.chunked import SUB_CHUNK, wkv7_chunked
 from rwkv_runtime.wkv.reference import wkv7_reference, wkv7_step
+from rwkv_runtime.wkv.step import wkv7_single
 
-__all__ = ["SUB_CHUNK", "wkv7", "wkv7_chunked", "wkv7_reference", "wkv7_step"]
+__all__ = ["SUB_CHUNK", "wkv7", "wkv7_chunked", "wkv7_reference", "wkv7_single", "wkv7_step"]
 
 
 def wkv7(
@@ -21,5 +22,6 @@ def wkv7(
     of the state [B, H, V, K]. Returns y [B, T, H, V] and the state after the last token.
     """
     if r.shape[1] == 1:
-        return wkv7_reference(r, w_log, k, v, a, b, state)
+        y, after = wkv7_single(r[:, 0], w_log[:, 0], k[:, 0], v[:, 0], a[:, 0], b[:, 0], state)
+        return y.unsqueeze(1), after
     return wkv7_chunked(r, w_log, k, v, a, b, state)

@@ -4,8 +4,8 @@ Per head, with the state S of shape [V, K]:
 
     S = S diag(w) + (S a) b^T + v k^T;    y = S r
 
-The chunked form is judged against this one in float64. It also serves single tokens, where it is
-the cheaper form. Differentiable; computes in the dtype of its state.
+The forms that are computed are judged against this one in float64. Differentiable; computes in the
+dtype of its state.
 """
 
 import torch

@@ -135,10 +135,35 @@ def test_the_state_passed_in_is_left_alone() -> None:
         assert torch.equal(state, before)
 
 
-@pytest.mark.parametrize("length", [SUB_CHUNK, 2 * SUB_CHUNK + 3])
+@pytest.mark.parametrize("decay", ["random", "lowest", "none"])
+def test_token_by_token_is_no_worse_than_the_token_loop(decay: str) -> None:
+    inputs = make_inputs(2000, decay=decay, rate="one", width=16)
+    exact = wkv7_reference(*inputs)
+    *vectors, state = single = to_single(inputs)
+    outputs = []
+    for t in range(2000):
+        y, state = wkv7(*(x[:, t : t + 1] for x in vectors), state)
+        outputs.append(y)
+    loop = worst_error(wkv7_reference(*single), exact)
+    assert worst_error((torch.cat(outputs, 1), state), exact) <= max(BOUND, 2 * loop)
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 64, 128])
+def test_single_tokens_do_not_depend_on_neighbours_or_place(width: int) -> None:
+    inputs = to_single(make_inputs(1, batch=width))
+    _, expected = wkv7(*inputs)
+    for place in (0, width - 1):
+        others = to_single(make_inputs(1, batch=width, seed=2))
+        for mine, theirs in zip(inputs, others, strict=True):
+            theirs[place] = mine[3]
+        _, found = wkv7(*others)
+        assert torch.equal(found[place], expected[3])
+
+
+@pytest.mark.parametrize("length", [1, SUB_CHUNK, 2 * SUB_CHUNK + 3])
 def test_gradients_agree_with_the_token_loop(length: int) -> None:
     gradients = []
-    for function in (wkv7_chunked, wkv7_reference):
+    for function in (wkv7, wkv7_reference):
         inputs = [x.clone().requires_grad_() for x in make_inputs(length, width=16)]
         y, state = function(*inputs)  # type: ignore[arg-type]
         gradients.append(torch.autograd.grad(y.sin().sum() + state.cos().sum(), inputs))
