@@ -1,0 +1,160 @@
+"""What admission and policy cost each request, with 10^6 prefixes seen and (``--entries``) stored.
+
+Counted in CPU time of this process: for a file that is all; what a server does comes on top, and is
+in the wall time. A request is a prompt of so many chunks of which nothing is stored and a
+half was seen before: the dearest. In its way are the question how far it was seen (`look`) and the
+rule (`to_save`); behind its answer the note of what was new; the policy sees the lookup and gives
+the scores of a hit and of two puts.
+
+    python -m benchmarks.admission --entries 1000000
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from statistics import median, quantiles
+from typing import TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.servers import (
+    create_database,
+    has_redis,
+    postgres_binaries,
+    private_postgres,
+    private_redis,
+)
+from benchmarks.storage_scale import fill
+from rwkv_runtime.admission import Admission
+from rwkv_runtime.checkpoints import to_save
+from rwkv_runtime.forks import Forks
+from rwkv_runtime.pace import Costs
+from statestore import open_store
+from statestore.backends.file import CATALOG
+from statestore.backends.sightings import SIGHTINGS, sightings_of
+from statestore.backends.sqlite import open_database
+from statestore.eviction import make_policy
+from statestore.keys import ChunkRule, Namespace, Plan, Role, plan
+from statestore.simulate.replay import an_entry
+from statestore.store import StateStore
+
+KINDS = ("memory", "file", "postgres", "redis")
+RULE = ChunkRule()
+COSTS = Costs(token_s=0.001, fetch_s=0.005)
+
+T = TypeVar("T")
+
+
+class Clocked:
+    """CPU and wall seconds of calls, by name."""
+
+    def __init__(self) -> None:
+        self.cpu: dict[str, list[float]] = {}
+        self.wall: dict[str, list[float]] = {}
+
+    def __call__(self, name: str, work: Callable[[], T]) -> T:
+        """The result of `work`."""
+        began, began_cpu = time.perf_counter(), time.process_time()
+        result = work()
+        self.cpu.setdefault(name, []).append(time.process_time() - began_cpu)
+        self.wall.setdefault(name, []).append(time.perf_counter() - began)
+        return result
+
+
+@click.command()
+@click.option("--entries", type=click.IntRange(min=0), default=0, help="In the file's catalog.")
+@click.option("--chunks", type=click.IntRange(min=2), default=48, show_default=True)
+@click.option("--runs", type=click.IntRange(min=10), default=300, show_default=True)
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), default=KINDS)
+def main(entries: int, chunks: int, runs: int, kinds: tuple[str, ...]) -> None:
+    """Fill stores and time what a request adds to them."""
+    table = Table("store", "what", "CPU ms, median", "p99", "wall ms, median", "p99")
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+            store = opened(kind, Path(scratch), stack, entries)
+            if store is None:
+                continue
+            clocked = measured(store, chunks, runs)
+            for name in clocked.cpu:
+                columns = [*spread(clocked.cpu[name]), *spread(clocked.wall[name])]
+                table.add_row(kind, name, *(f"{1000 * seconds:.3f}" for seconds in columns))
+    Console().print(table)
+
+
+def opened(kind: str, root: Path, stack: ExitStack, entries: int) -> StateStore | None:
+    """A store of this kind whose index is full; ``None``: no such server is installed."""
+    if kind == "memory":
+        url = "memory:"
+    elif kind == "file":
+        open_store(root.as_uri()).close()
+        database = open_database(root / CATALOG, 60.0)
+        if entries:
+            fill(database, entries)
+        database.close()
+        url = root.as_uri()
+    elif kind == "postgres" and postgres_binaries() is not None:
+        server = stack.enter_context(private_postgres())
+        url = f"{create_database(server, 'admission')}?blobs={(root / 'blobs').as_uri()}"
+    elif kind == "redis" and has_redis():
+        url = f"redis://127.0.0.1:{stack.enter_context(private_redis())}"
+    else:
+        return None
+    store = stack.enter_context(open_store(url))
+    index = sightings_of(store.backend)
+    assert index is not None
+    for first in range(0, SIGHTINGS, 1024):
+        index.note([digest(number) for number in range(first, first + 1024)])
+    return store
+
+
+def digest(number: int) -> bytes:
+    """Of a prefix that somebody saw."""
+    return hashlib.sha256(b"%d" % number).digest()
+
+
+def prompts(chunks: int) -> Iterator[Plan]:
+    """Prompts that share their first half, and have half a chunk beyond the last."""
+    shared = [1] * (RULE.chunk * (chunks // 2))
+    for number in count(1):
+        tail = [number % 60_000 + 2] * (RULE.chunk * (chunks - chunks // 2) + RULE.chunk // 2)
+        yield plan([[*shared, *tail]], bytes(32), RULE)
+
+
+def measured(store: StateStore, chunks: int, runs: int) -> Clocked:
+    """The parts of so many requests."""
+    clocked, forks, policy = Clocked(), Forks(store, Admission()), make_policy()
+    for number, prompt in zip(range(70_000), prompts(2), strict=False):  # what it remembers at most
+        policy.put(an_entry(prompt.keys[-1], Role.PROMPT, 0, float(number)), 0.0, float(number))
+    for number, prompt in zip(range(runs), prompts(chunks), strict=False):
+        now = 70_000.0 + number
+
+        def request(prompt: Plan = prompt, now: float = now) -> None:
+            sight = clocked("look", lambda: forks.look(prompt, 0, Namespace()))
+            saved = clocked(
+                "rule",
+                lambda: list(to_save(prompt, 0, 0, Admission(), COSTS, fork=sight.fork)),
+            )
+            entries = [an_entry(b.key, b.role, 0, now) for b in saved]
+            clocked("policy", lambda: policy.seen(prompt.keys_deepest_first, None, now))
+            clocked("scores", lambda: [policy.put(entry, now - 60, now) for entry in entries])
+            clocked("note", lambda: forks.note(sight))
+
+        clocked("all", request)
+    return clocked
+
+
+def spread(seconds: list[float]) -> tuple[float, float]:
+    """Median and 99th percentile."""
+    return median(seconds), quantiles(seconds, n=100)[98]
+
+
+if __name__ == "__main__":
+    main()
