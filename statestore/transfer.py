@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from statestore import codec
 from statestore.backends.base import Backend, Buffer
+from statestore.backends.budgeted import Budgeted
 from statestore.backends.encrypted import Encrypted
 from statestore.backends.guarded import Guarded
 from statestore.backends.wrapper import Wrapper
@@ -32,6 +33,7 @@ class Outcome(StrEnum):
     PRESENT = "present"  # a usable one was there
     DAMAGED = "damaged"  # it stays behind
     GONE = "gone"  # removed since it was listed
+    NO_ROOM = "no_room"  # what the place's budget would drop sooner than what it holds
 
 
 class Loaded(NamedTuple):
@@ -132,6 +134,8 @@ def bring(store: StateStore, entry: Entry, blob: Buffer) -> Outcome:
     """
     if present(store, entry):
         return Outcome.PRESENT
+    if _is_too_old(store, entry, memoryview(blob).nbytes):
+        return Outcome.NO_ROOM
     header = codec.read_header(blob)
     copy = replace(
         entry,
@@ -140,6 +144,7 @@ def bring(store: StateStore, entry: Entry, blob: Buffer) -> Outcome:
         schema_id=header.schema_id,
         state_bytes=header.state_bytes,
         has_output=header.output is not None,
+        expires_at=entry.expires_at or _expiry(store),
         tier="",
     )
     backend = untimed(store.backend)
@@ -150,6 +155,40 @@ def bring(store: StateStore, entry: Entry, blob: Buffer) -> Outcome:
     # What was there has expired, but not yet when this state was made.
     backend.delete(entry.key, "expired")
     return Outcome.COPIED if _publish(backend, copy, blob) else Outcome.PRESENT
+
+
+def _is_too_old(store: StateStore, entry: Entry, size: int) -> bool:
+    """Whether a full place has dropped for want of room what was used after this one, or nothing
+    yet: those who come newest use first do not push out what came before them.
+    """
+    budgeted = _budgeted(store.backend)
+    if budgeted is None:
+        return False
+    budget, name = budgeted.budget, entry.namespace
+    limits = {None: budget.total_bytes, name: budget.namespaces.get(name)}
+    for namespace, limit in limits.items():
+        if limit is not None:
+            usage = budgeted.inner.usage(namespace)
+            old = usage.age == 0.0 or max(entry.used_at, entry.created_at) <= usage.age
+            if old and usage.blob_bytes + size > budget.high * limit:
+                return True
+    return False
+
+
+def _expiry(store: StateStore) -> float | None:
+    """When what arrives now expires by the rule of the place; ``None``: never."""
+    budgeted = _budgeted(store.backend)
+    if budgeted is None or budgeted.ttl_s is None:
+        return None
+    return store.now() + budgeted.ttl_s
+
+
+def _budgeted(backend: Backend) -> Budgeted | None:
+    while isinstance(backend, Wrapper):
+        if isinstance(backend, Budgeted):
+            return backend
+        backend = backend.inner
+    return None
 
 
 def _publish(backend: Backend, entry: Entry, blob: Buffer) -> bool:

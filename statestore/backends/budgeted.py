@@ -60,7 +60,7 @@ class Budgeted(Wrapper):
         super().__init__(inner)
         self.budget = budget
         self.policy = policy
-        self._ttl_s = ttl_s
+        self.ttl_s = ttl_s
         self._monotonic = monotonic
         self._begin()
 
@@ -76,7 +76,8 @@ class Budgeted(Wrapper):
         Raises:
             FullError: the state is larger than a budget, or than what pinned states leave of it.
         """
-        now, size = entry.created_at, entry.blob_bytes
+        now = max(entry.created_at, entry.used_at)  # of one that comes from elsewhere, its last use
+        size = entry.blob_bytes
         accounts = self._accounts_of(entry.namespace)
         for account in accounts:
             account.refuse_larger(entry)
@@ -121,9 +122,9 @@ class Budgeted(Wrapper):
         return [account for account in known if account is not None]
 
     def _expiry(self, entry: Entry) -> float | None:
-        if entry.expires_at is not None or self._ttl_s is None:
+        if entry.expires_at is not None or self.ttl_s is None:
             return entry.expires_at
-        return entry.created_at + self._ttl_s
+        return entry.created_at + self.ttl_s
 
     def _age_now(self) -> float:
         if self._age_read_at is None or self._monotonic() - self._age_read_at > AGE_FRESH_S:

@@ -9,7 +9,7 @@ import click
 from statestore.cli.options import as_json_option
 from statestore.cli.progress import progress
 from statestore.cli.selecting import Selection, selection_options
-from statestore.cli.tallies import DAMAGED, failed, report
+from statestore.cli.tallies import exit_code, report
 from statestore.cli.targets import open_target
 from statestore.entry import Entry
 from statestore.errors import BackendError, ContainerError, InputError
@@ -46,7 +46,8 @@ def copy(
     FROM and TO are URLs. All that may be used, or what the filters select, newest use first, with
     labels, pins, expiry, hits and cost. Each is checked on the way; what is unsound stays behind
     (exit code 3), and what is there already stays as it is: a copy that was stopped is simply begun
-    anew. Of several tiers, the last one is meant.
+    anew. Of several tiers, the last one is meant. Where TO has a budget and is full, what was used
+    last stays, and the rest is left (exit code 4).
 
     After an outage of the last tier, copy a nearer one to it: that brings what was put meanwhile.
 
@@ -74,8 +75,7 @@ def copy(
             report(tally, "copied", as_json=False, err=True)
             raise
     report(tally, "copied", as_json=as_json, dry_run=dry_run)
-    if failed(tally):
-        ctx.exit(DAMAGED)
+    ctx.exit(exit_code(tally))
 
 
 def _copy(

@@ -18,7 +18,7 @@ from statestore.cli.layout_files import LAYOUTS, write_layout
 from statestore.cli.options import as_json_option
 from statestore.cli.progress import progress
 from statestore.cli.selecting import Selection, selection_options
-from statestore.cli.tallies import DAMAGED, failed, report
+from statestore.cli.tallies import exit_code, report
 from statestore.entry import Entry
 from statestore.errors import InputError
 from statestore.lanes import LANES, in_lanes
@@ -92,8 +92,7 @@ def export(
         with _target(file, about, dry_run=dry_run) as target:
             _write(store, source, selection, target, tally, lanes=threads, quiet=as_json)
     report(tally, "exported", as_json=as_json, dry_run=dry_run, err=file == "-")
-    if failed(tally):
-        ctx.exit(DAMAGED)
+    ctx.exit(exit_code(tally))
 
 
 def _write(

@@ -17,7 +17,7 @@ from statestore.cli.layout_files import LAYOUTS, Named, read_layout
 from statestore.cli.options import as_json_option, pass_config
 from statestore.cli.progress import progress
 from statestore.cli.render import digits
-from statestore.cli.tallies import DAMAGED, failed, report
+from statestore.cli.tallies import exit_code, report
 from statestore.cli.targets import open_target
 from statestore.config import Config
 from statestore.errors import ContainerError, InputError
@@ -106,8 +106,7 @@ def import_states(
         broken=records.broken,
         more={"about": dict(reader.about)},
     )
-    if failed(tally, records.broken):
-        ctx.exit(DAMAGED)
+    ctx.exit(exit_code(tally, records.broken))
 
 
 class _Readable:

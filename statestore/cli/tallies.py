@@ -8,16 +8,15 @@ from typing import Final
 import click
 
 from statestore.cli.render import emit_json, size
+from statestore.errors import ContainerError, FullError
 from statestore.transfer import Outcome, Tally
-
-#: Ends a command that met damage, as the error tree has it.
-DAMAGED: Final = 3
 
 _WORDS: Final = {
     Outcome.COPIED: "{verb}",
     Outcome.PRESENT: "there already",
     Outcome.DAMAGED: "unsound, left behind",
     Outcome.GONE: "removed meanwhile",
+    Outcome.NO_ROOM: "left for want of room",
 }
 
 
@@ -45,9 +44,11 @@ def report(
         click.secho(broken, fg="red", err=True)
 
 
-def failed(tally: Tally, broken: str = "") -> bool:
-    """Whether something was left behind because it is unsound."""
-    return bool(broken or tally.problems)
+def exit_code(tally: Tally, broken: str = "") -> int:
+    """How a command ends: 3 where something is unsound, 4 where the place is full."""
+    if broken or tally.problems:
+        return ContainerError.exit_code
+    return FullError.exit_code if tally.counts[Outcome.NO_ROOM] else 0
 
 
 def _sentence(tally: Tally, verb: str) -> str:

@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,30 @@ def test_quarantined_and_expired_states_stay_behind(origin: Path, tmp_path: Path
         store.update(expired, expires_at=time.time() - 1)
     assert here("copy", origin, tmp_path / "new").exit_code == 0
     assert set(entries(tmp_path / "new")) == set(others)
+
+
+def test_a_place_with_a_budget_and_a_time_to_live_goes_by_its_own_rules(
+    origin: Path, tmp_path: Path
+) -> None:
+    """What was used last stays; a time to live begins where the state arrives."""
+    long_ago = time.time() - 30 * 86_400
+    with closing(sqlite3.connect(origin / "catalog.sqlite3")) as catalog, catalog:
+        catalog.execute(
+            "UPDATE entries SET created_at = ?, used_at = ? + n_tokens, pinned = 0",
+            (long_ago, long_ago),
+        )
+    last = sorted(entries(origin).values(), key=lambda entry: entry.used_at)[-3:]
+    new = f"{tmp_path / 'new'}?ttl=7d&budget=110KiB&policy=lru"  # of states of 28 KiB
+    done = here("copy", origin, new, "--threads", "1")
+    assert (done.exit_code, "3 copied, 3 left for want of room" in done.stdout) == (4, True)
+    found = entries(new)
+    assert {entry.key for entry in last} == set(found)
+    week = time.time() + 7 * 86_400
+    lasting = [entry.expires_at for entry in found.values() if entry.key.n_tokens != 12]
+    assert all(at is not None and abs(at - week) < 600 for at in lasting)
+    assert here("copy", origin, f"{tmp_path / 'all'}?ttl=7d").exit_code == 0
+    again = json.loads(here("copy", origin, f"{tmp_path / 'all'}?ttl=7d", "--json").stdout)
+    assert again["present"] == COUNT
 
 
 def test_what_has_expired_makes_way_for_a_copy(origin: Path, tmp_path: Path) -> None:
