@@ -7,7 +7,7 @@ Never a body, a header or a query.
 from __future__ import annotations
 
 import logging
-from typing import Final
+from ipaddress import ip_address
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,8 +25,6 @@ from rwkv_runtime.server.service import Service
 from rwkv_runtime.server.shapes import Spent
 
 log = logging.getLogger("rwkv_runtime.server.requests")
-
-LOCAL_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 def application(service: Service, *, local: bool) -> ASGIApp:
@@ -106,8 +104,15 @@ def _require_this_machine(scope: Scope) -> None:
         "latin-1"
     )
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    if name.lower() not in LOCAL_HOSTS:
+    if name.lower() != "localhost" and not _is_loopback(name.strip("[]")):
         raise ApiError(403, "this server answers to localhost only: start it with --host")
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 async def _refused(request: Request, error: Exception) -> Response:  # noqa: ARG001

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from rwkv_runtime.server.errors import ApiError
 from rwkv_runtime.tokenizer import Tokenizer
+from statestore.backends.tiered import Tiered
 from statestore.entry import Entry, EntryFilter, Role
 from statestore.errors import BackendError, InputError
 from statestore.keys import Namespace, StateKey, hashing, named_key, pack_tokens
@@ -117,19 +118,13 @@ class Documents:
         key = self._key(namespace, id_)
         memory_key = (namespace.name, id_)
         try:
-            entry = self._store.backend.longest([key], self._store.now())
+            if self._entry(key) is None:
+                self._memory.forget(memory_key)
+                raise missing(id_)
         except BackendError:
-            remembered = self._memory.get(memory_key)
-            if remembered is None:
-                raise _down(f"document {id_} cannot be looked up") from None
-            return remembered
-        if entry is None:
-            self._memory.forget(memory_key)
-            raise missing(id_)
+            pass  # another tier may have it, or this process
         remembered = self._memory.get(memory_key)
-        if remembered is not None:
-            return remembered
-        return self._load(namespace, id_, key)
+        return self._load(namespace, id_, key) if remembered is None else remembered
 
     def list(self, namespace: Namespace) -> Iterator[Document]:
         """Those of a namespace, newest use first."""
@@ -146,7 +141,7 @@ class Documents:
             ApiError: 404.
             BackendError: the store does not answer.
         """
-        entry = self._store.backend.longest([self._key(namespace, id_)], self._store.now())
+        entry = self._entry(self._key(namespace, id_))
         if entry is None:
             raise missing(id_)
         return _document(entry)
@@ -164,7 +159,7 @@ class Documents:
 
     def _present(self, key: StateKey, fresh: Document) -> Document:
         """The one that was there first, which now lasts as long as this one asks, if longer."""
-        entry = self._store.backend.longest([key], self._store.now())
+        entry = self._entry(key)
         if entry is None:
             return fresh
         found = _document(entry)
@@ -176,6 +171,12 @@ class Documents:
         lasting = fresh.expires_at or self._store.now() + _CENTURY_S
         self._store.update(key, expires_at=lasting)
         return Document(found.id, found.name, found.n_tokens, found.created_at, lasting)
+
+    def _entry(self, key: StateKey) -> Entry | None:
+        """Of tiers the last one decides: other processes' memory may hold what was deleted."""
+        backend = self._store.backend
+        place = backend.home if isinstance(backend, Tiered) else backend
+        return place.longest([key], self._store.now())
 
     def _load(self, namespace: Namespace, id_: str, key: StateKey) -> TokenArray:
         found = self._store.find(Identity(self._fingerprint, namespace.name), [key], touch=False)

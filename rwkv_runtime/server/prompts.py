@@ -22,6 +22,8 @@ from statestore.keys import Namespace, Tokens, hashing
 
 COMPLETION_TOKENS: Final = 16  # OpenAI's own default
 CHAT_TOKENS: Final = 2048
+#: Between a document and what follows it, by template; a text ends as it ends.
+SEPARATORS: Final = {"world": "\n\n"}
 TEMPERATURE: Final = 1.0  # OpenAI's own default
 
 
@@ -76,8 +78,9 @@ class Prompts:
             limit = self._limit("max_tokens", request.max_tokens, CHAT_TOKENS)
         else:
             limit = self._limit("max_completion_tokens", request.max_completion_tokens, 0)
-        documents = self._document_tokens(request, namespace)
-        texts = self._template.segments(_messages(request))
+        between = SEPARATORS.get(self._template.name, "")
+        documents = self._document_tokens(request, namespace, between)
+        texts = [between if documents else "", *self._template.segments(_messages(request))]
         return Request(
             segments=[*documents, *(self.tokenizer.encode(text) for text in texts)],
             namespace=salted(namespace, request.cache_salt),
@@ -95,8 +98,16 @@ class Prompts:
             )
         return wanted or min(default, self._max_tokens)
 
-    def _document_tokens(self, request: Sampled, namespace: Namespace) -> Sequence[Tokens]:
-        return [self._documents.tokens(namespace, id_) for id_ in request.documents or ()]
+    def _document_tokens(
+        self, request: Sampled, namespace: Namespace, between: str = ""
+    ) -> Sequence[Tokens]:
+        """The documents, and `between` two of them."""
+        segments: list[Tokens] = []
+        for id_ in request.documents or ():
+            if segments and between:
+                segments.append(self.tokenizer.encode(between))
+            segments.append(self._documents.tokens(namespace, id_))
+        return segments
 
     def _prompt_tokens(self, request: CompletionRequest) -> Tokens:
         prompt = request.prompt

@@ -54,9 +54,10 @@ class Service:
 
     def __post_init__(self) -> None:
         held = max(HELD_BYTES, self.settings.max_body_bytes, self.settings.max_document_bytes)
+        threads = 2 * self.settings.readers  # more than are read at once: the rest are told so
         object.__setattr__(self, "bodies", Bodies(held, BODY_TIMEOUT_S))
         object.__setattr__(self, "quick", ThreadPoolExecutor(4, "asked"))
-        object.__setattr__(self, "slow", ThreadPoolExecutor(self.settings.readers, "document"))
+        object.__setattr__(self, "slow", ThreadPoolExecutor(threads, "document"))
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ killed end by themselves.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -83,6 +84,7 @@ class Supervisor:
             )
         }
         old = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        gc.freeze()  # what is here is shared: a child's collector is not to write to it
         try:
             return self._keep(wake, lifeline, (wake, waker, alive))
         finally:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -137,15 +138,16 @@ async def _serve(
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_s + FLUSH_S)),
     )
-    server = _Server(config, ready)
+    server = _Server(config, streams, settings.shutdown_s, ready)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.end)
     loop.add_reader(lifeline, server.orphaned, lifeline)
     reporting = asyncio.create_task(_report(service, server))
     try:
         await server.serve([_listening(setup.address)])
+        await server.closed()
     finally:
         reporting.cancel()
         service.close()
@@ -155,14 +157,33 @@ async def _serve(
 class _Server(uvicorn.Server):
     """Leaves signals to the worker, and says when it listens."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        streams: Streams,
+        shutdown_s: float,
+        ready: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self.failed = False
+        self._streams = streams
+        self._shutdown_s = shutdown_s
         self._ready = ready
+        self._closing: asyncio.Future[bool] | None = None
 
     def end(self) -> None:
-        """Take no more connections; finish the answers that are being written."""
+        """Take no more connections and no more requests; the streams have their time to end, and
+        are told when it is over.
+        """
         self.should_exit = True
+        if self._closing is None:
+            close = partial(self._streams.close, self._shutdown_s, flush_s=FLUSH_S)
+            self._closing = asyncio.get_running_loop().run_in_executor(None, close)
+
+    async def closed(self) -> None:
+        """Return once the streams have ended, and what they left is written."""
+        if self._closing is not None:
+            await self._closing
 
     def orphaned(self, lifeline: int) -> None:
         """The supervisor has gone."""

@@ -81,6 +81,11 @@ class Tiered:
         return " ".join(tier.backend.url for tier in self._tiers)
 
     @property
+    def home(self) -> Backend:
+        """The last tier, for whoever must not be told of a copy that others have deleted."""
+        return self._home.backend
+
+    @property
     def leases(self) -> Leases | None:
         """The home's: all who share states share it."""
         return self._home.backend.leases

@@ -91,6 +91,18 @@ def test_what_was_deleted_is_unknown_though_it_was_remembered(
     assert refused.value.status == 404
 
 
+def test_a_copy_in_memory_does_not_outlive_what_was_deleted(url: str) -> None:
+    """Tiers: each process has a memory of its own before the store that all share."""
+    with open_store(f"memory: {url}") as one, open_store(f"memory: {url}") as other:
+        here, there = Documents(one, ByteTokenizer()), Documents(other, ByteTokenizer())
+        put = here.put(NAMESPACE, TOKENS)
+        there.put(NAMESPACE, TOKENS)
+        assert other.backend.longest([there._key(NAMESPACE, put.id)], other.now()).tier == "memory"
+        here.delete(NAMESPACE, put.id)
+        assert refusal(there, put.id).status == 404
+        assert not list(there.list(NAMESPACE))
+
+
 def test_a_document_is_pinned_and_expires_when_it_should(url: str) -> None:
     with open_store(url) as store:
         clock = store.now()
