@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 from statestore.cli.premises import Premises
 from statestore.errors import UnavailableError
@@ -40,39 +41,51 @@ def plain_place(place: Premises) -> Plain | None:
 
 
 class Disk:
-    """A file in a directory, synced before it counts as written."""
+    """A file without a name in a directory, synced before it counts as written. It goes with the
+    process, whatever ends that.
+    """
 
     verbs = ("a plain write with fsync", "a plain read")
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / f".bench-{secrets.token_hex(8)}"
+        self._directory = directory
+        self._file: BinaryIO | None = None
 
     def write(self, content: bytes) -> float:
         """Create, write, sync."""
+        self.close()
         begun = time.perf_counter()
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                view = memoryview(content)
-                while view:
-                    view = view[file.write(view) :]
-                os.fsync(file.fileno())
+            self._file = nameless(self._directory)
+            view = memoryview(content)
+            while view:
+                view = view[self._file.write(view) :]
+            os.fsync(self._file.fileno())
         except OSError as error:
-            raise UnavailableError(f"{self._path}: {error.strerror}") from error
+            raise UnavailableError(f"{self._directory}: {error.strerror}") from error
         return time.perf_counter() - begun
 
     def read(self) -> float:
         """Read it whole, from the page cache."""
+        assert self._file is not None, "written first"
+        self._file.seek(0)
         begun = time.perf_counter()
         try:
-            self._path.read_bytes()
+            self._file.read()
         except OSError as error:
-            raise UnavailableError(f"{self._path}: {error.strerror}") from error
+            raise UnavailableError(f"{self._directory}: {error.strerror}") from error
         return time.perf_counter() - begun
 
     def close(self) -> None:
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)
+        """Let the file go."""
+        if self._file is not None:
+            self._file.close()
+
+
+def nameless(directory: Path) -> BinaryIO:
+    """An empty, unbuffered file that nobody else sees. Raises ``OSError``."""
+    file: BinaryIO = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - the caller does
+    return file
 
 
 class Redis:

@@ -79,6 +79,11 @@ class Trial:
         self._identity = Identity(secrets.token_bytes(32), f"trial-{secrets.token_hex(4)}")
         self._kept: set[StateKey] = set()
         self._said = _Said()
+        try:
+            self._store.usage()  # says so where the place is down; a put would go on without it
+        except BaseException:
+            self._store.close()
+            raise
         logging.getLogger("statestore").addHandler(self._said)
 
     def put(self, state: State) -> tuple[StateKey, float]:

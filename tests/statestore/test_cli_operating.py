@@ -21,6 +21,8 @@ from statestore.entry import EntryFilter
 from statestore.keys import KeyedBoundary
 from tests.statestore.postgres_servers import shared_server
 from tests.statestore.redis_servers import running
+from tests.statestore.small_disks import fill as fill_disk
+from tests.statestore.small_disks import mounted_tmpfs
 from tests.statestore.test_cli import IDENTITY, make_state, run, run_json
 
 SALT = "s4lt-of-the-tenant"
@@ -323,6 +325,17 @@ def test_doctor_ends_with_the_first_failure(
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "typo").exists()
+
+
+def test_doctor_of_a_full_disk_says_so(tmp_path: Path) -> None:
+    with mounted_tmpfs(tmp_path / "disk", "70m"):
+        url = str(tmp_path / "disk" / "s")
+        with open_store(url) as store:
+            put(store, boundaries([[1] * 40])[0])
+        fill_disk(tmp_path / "disk" / "rest")
+        failures = findings(doctor("--store", url, code=4), "failure")
+    assert {"file disk", "file sync"} <= set(failures)
+    assert "evict" in failures["file disk"]["remedy"]
 
 
 def test_doctor_minds_a_key_that_others_can_read(tmp_path: Path) -> None:

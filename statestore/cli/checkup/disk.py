@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from statestore.cli.checkup.finding import Finding
 from statestore.cli.checkup.settings import open_to_others
+from statestore.cli.plain import nameless
 from statestore.cli.render import milliseconds, size
 from statestore.errors import FullError, UnavailableError
 
@@ -68,17 +68,15 @@ def _room(directory: Path, budget_bytes: int | None, used_bytes: int) -> Finding
 
 
 def _sync(directory: Path) -> Finding:
-    path = directory / f".doctor-{secrets.token_hex(8)}"
     try:
-        taken = [_sync_once(path) for _ in range(_SYNCS)]
+        with nameless(directory) as file:
+            taken = [_sync_once(file) for _ in range(_SYNCS)]
     except OSError as error:
         return Finding.bad(
-            "disk",
+            "sync",
             UnavailableError(f"{directory} cannot be written: {error.strerror}"),
             "look at the disk, and at who owns the directory",
         )
-    finally:
-        path.unlink(missing_ok=True)
     median_s = statistics.median(taken)
     text = f"a sync takes {milliseconds(median_s)}"
     if median_s > _SLOW_SYNC_S:
@@ -88,15 +86,11 @@ def _sync(directory: Path) -> Finding:
     return Finding.good("sync", text, seconds=median_s)
 
 
-def _sync_once(path: Path) -> float:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(descriptor, bytes(4096))
-        begun = time.perf_counter()
-        os.fsync(descriptor)
-        return time.perf_counter() - begun
-    finally:
-        os.close(descriptor)
+def _sync_once(file: BinaryIO) -> float:
+    file.write(bytes(4096))
+    begun = time.perf_counter()
+    os.fsync(file.fileno())
+    return time.perf_counter() - begun
 
 
 def file_system(directory: Path) -> str:

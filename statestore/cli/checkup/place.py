@@ -21,7 +21,13 @@ from statestore.cli.premises import Premises
 from statestore.cli.render import milliseconds, size
 from statestore.cli.trial import STATES, Times, Trial, random_state
 from statestore.entry import EntryFilter, Status, Usage
-from statestore.errors import CorruptError, SchemaVersionError, StateStoreError
+from statestore.errors import (
+    CorruptError,
+    FullError,
+    InputError,
+    SchemaVersionError,
+    StateStoreError,
+)
 from statestore.keys import StateKey
 from statestore.settings import open_revisions, open_store
 from statestore.store import StateStore
@@ -47,12 +53,10 @@ def examine(place: Premises) -> Iterator[Finding]:
             yield from _guarded("orphans", lambda: _orphans(store, usage))
     except StateStoreError as error:
         yield Finding.bad("opens", error, _remedy(place, error))
+        yield from _disk(place, None, 0)  # may be why
         return
     yield from _guarded("trial", lambda: _trial(place))
-    directory = place.directory
-    if directory is not None:
-        holds_catalog = place.kind == "file"
-        yield from disk_findings(directory, budget, usage.blob_bytes, holds_catalog=holds_catalog)
+    yield from _disk(place, budget, usage.blob_bytes)
     if place.kind == "redis":
         yield from redis_findings(place, budget)
     if place.kind == "postgresql":
@@ -67,8 +71,14 @@ def _guarded(check: str, work: Callable[[], Iterator[Finding]]) -> Iterator[Find
         yield Finding.bad(check, error)
 
 
+def _disk(place: Premises, budget: int | None, used: int) -> Iterator[Finding]:
+    if place.directory is not None and place.directory.is_dir():
+        holds_catalog = place.kind == "file"
+        yield from disk_findings(place.directory, budget, used, holds_catalog=holds_catalog)
+
+
 def _remedy(place: Premises, error: StateStoreError) -> str:
-    if isinstance(error, SchemaVersionError) or place.kind == "memory":
+    if isinstance(error, SchemaVersionError | FullError | InputError):
         return ""  # the message names it
     if place.kind == "file":
         return "look at the directory, and at who owns it"
