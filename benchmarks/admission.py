@@ -42,7 +42,7 @@ from statestore.backends.file import CATALOG
 from statestore.backends.sightings import SIGHTINGS, sightings_of
 from statestore.backends.sqlite import open_database
 from statestore.eviction import make_policy
-from statestore.keys import ChunkRule, Namespace, Plan, Role, plan
+from statestore.keys import ChunkRule, Namespace, Plan, Role, marks, plan
 from statestore.simulate.replay import an_entry
 from statestore.store import StateStore
 
@@ -111,7 +111,7 @@ def opened(kind: str, root: Path, stack: ExitStack, entries: int) -> StateStore 
     index = sightings_of(store.backend)
     assert index is not None
     for first in range(0, SIGHTINGS, 1024):
-        index.note([digest(number) for number in range(first, first + 1024)])
+        index.note(marks([digest(number) for number in range(first, first + 1024)]))
     return store
 
 

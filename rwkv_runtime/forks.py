@@ -11,7 +11,7 @@ from typing import Final
 
 from rwkv_runtime.admission import Admission
 from statestore.backends.sightings import Unfailing, sightings_of
-from statestore.keys import KeyedBoundary, Namespace, Plan, fork_at, fork_place
+from statestore.keys import KeyedBoundary, Namespace, Plan, fork_at, fork_place, marks
 from statestore.store import StateStore
 
 
@@ -20,7 +20,7 @@ class Sight:
     """What is known of a prompt before it is computed."""
 
     fork: KeyedBoundary | None = None  # the deepest chunk end that it shares with one before it
-    unseen: tuple[bytes, ...] = ()  # digests to note
+    unseen: tuple[bytes, ...] = ()  # marks to note
 
 
 NOTHING: Final = Sight()
@@ -39,16 +39,17 @@ class Forks:
 
     def look(self, plan: Plan, beyond: int, namespace: Namespace) -> Sight:
         """What is known of `plan`, of which so many tokens need not be computed."""
-        keys = plan.stable_behind(beyond)
         too_little = plan.n_tokens - beyond < self._admission.gain_tokens
-        if self._index is None or not keys or too_little:
+        if self._index is None or too_little:
             return NOTHING
-        digests = tuple(key.digest for key in keys)
-        seen = self._index.seen(digests)
+        keys = plan.stable_behind(0)
+        found = sum(key.n_tokens <= beyond for key in keys)
+        unknown = tuple(marks([key.digest for key in keys], found))
+        seen = self._index.seen(unknown) if unknown else 0
         end = len(keys) - 1 if plan.boundaries[-1].stable else len(keys)
-        place = fork_place(seen, 0, end)
+        place = fork_place(found + seen, found, end)
         fork = None if place is None else fork_at(plan, keys[place], namespace)
-        return Sight(fork, digests[seen:])
+        return Sight(fork, unknown[seen:])
 
     def note(self, sight: Sight) -> None:
         """A prompt was read; behind its answer."""

@@ -329,13 +329,13 @@ class _GuardedSightings:
         self._inner = inner
         self._guard = guard
 
-    def seen(self, digests: Sequence[bytes]) -> int:
+    def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says."""
-        return self._guard.ask("seen", partial(self._inner.seen, digests), self._guard.find_s)
+        return self._guard.ask("seen", partial(self._inner.seen, marks), self._guard.find_s)
 
-    def note(self, digests: Sequence[bytes]) -> None:
+    def note(self, marks: Sequence[bytes]) -> None:
         """As the port says."""
-        self._guard.write("note", partial(self._inner.note, digests), self._guard.find_s)
+        self._guard.write("note", partial(self._inner.note, marks), self._guard.find_s)
 
 
 _guards: weakref.WeakSet[Guarded] = weakref.WeakSet()

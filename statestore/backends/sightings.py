@@ -1,10 +1,11 @@
 """Which prefixes were seen before: the index behind the rule of second sight.
 
-A *sighting* is a prefix digest of a prompt that had to be computed. The index is bounded, the
-oldest sightings go, and a few may get lost or be made up (digests are cut short): a lost one costs
-computing once more, a false one a state too many. Nothing else hangs on it.
+A *sighting* is the mark (`statestore.keys.marks`) of a chunk end of a prompt that had to be
+computed. The index is bounded, the oldest sightings go, and a few may get lost or be made up (marks
+are short): a lost one costs computing once more, a false one a state too many. Nothing else hangs
+on it.
 
-Digests are given as they lie along a prompt: whoever saw one saw all before it. So a lookup halves
+Marks are given as they lie along a prompt: whoever saw one saw all before it. So a lookup halves
 its way, and costs the logarithm of the prompt's length.
 """
 
@@ -18,6 +19,7 @@ from typing import Final, Protocol, runtime_checkable
 from statestore.backends.base import Backend
 from statestore.complaints import Complaints
 from statestore.errors import BackendError
+from statestore.keys.second_sight import GROUP_BYTES
 from statestore.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ SIGHTINGS: Final = 1 << 20
 
 #: Of the sightings that fall into one bucket the newest so many are kept.
 BUCKET: Final = 16
-#: Bytes of one sighting in a bucket; and in a digest, what names the bucket.
+#: Bytes of one sighting in a bucket; and of a mark, behind its group, what names the bucket.
 PRINT: Final = 4
 
 
@@ -38,12 +40,12 @@ class Sightings(Protocol):
     takes nothing.
     """
 
-    def seen(self, digests: Sequence[bytes]) -> int:
-        """How many of a prompt's `digests`, shallow first, were noted: the deepest that was, and
+    def seen(self, marks: Sequence[bytes]) -> int:
+        """How many of a prompt's `marks`, shallow first, were noted: the deepest that was, and
         those before it.
         """
 
-    def note(self, digests: Sequence[bytes]) -> None:
+    def note(self, marks: Sequence[bytes]) -> None:
         """These were seen. What was noted already is no error."""
 
 
@@ -64,7 +66,7 @@ def sightings_of(backend: Backend) -> Sightings | None:
 class LocalSightings:
     """Among the threads of one process, in 4 bytes for each sighting.
 
-    A digest's first four bytes choose a bucket, the next four are kept there, newest first. Memory
+    Four bytes of a mark's own choose a bucket, the next four are kept there, newest first. Memory
     is taken at the first note. Two threads that note at once may lose a sighting: there is no lock
     that a fork could leave shut.
     """
@@ -73,38 +75,38 @@ class LocalSightings:
         self._buckets = max(1, sightings // BUCKET)
         self._prints = bytearray()
 
-    def seen(self, digests: Sequence[bytes]) -> int:
+    def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says."""
         if not self._prints:
             return 0
-        return bisect_left(range(len(digests)), 1, key=lambda place: self._absent(digests[place]))
+        return bisect_left(range(len(marks)), 1, key=lambda place: self._absent(marks[place]))
 
-    def note(self, digests: Sequence[bytes]) -> None:
+    def note(self, marks: Sequence[bytes]) -> None:
         """As the port says."""
         size = BUCKET * PRINT
-        if digests and not self._prints:
+        if marks and not self._prints:
             self._prints = bytearray(self._buckets * size)
-        for digest in digests:
-            if self._absent(digest):
-                first = self._bucket(digest)
+        for mark in marks:
+            if self._absent(mark):
+                first = self._bucket(mark)
                 held = self._prints[first : first + size - PRINT]
-                self._prints[first : first + size] = _print(digest) + held
+                self._prints[first : first + size] = _print(mark) + held
 
-    def _absent(self, digest: bytes) -> bool:
-        first = self._bucket(digest)
+    def _absent(self, mark: bytes) -> bool:
+        first = self._bucket(mark)
         bucket = bytes(self._prints[first : first + BUCKET * PRINT])
-        wanted, at = _print(digest), -1
+        wanted, at = _print(mark), -1
         while (at := bucket.find(wanted, at + 1)) >= 0:
             if at % PRINT == 0:
                 return False
         return True
 
-    def _bucket(self, digest: bytes) -> int:
-        return int.from_bytes(digest[:PRINT], "big") % self._buckets * BUCKET * PRINT
+    def _bucket(self, mark: bytes) -> int:
+        return int.from_bytes(mark[GROUP_BYTES:][:PRINT], "big") % self._buckets * BUCKET * PRINT
 
 
-def _print(digest: bytes) -> bytes:
-    return digest[PRINT : 2 * PRINT]
+def _print(mark: bytes) -> bytes:
+    return mark[GROUP_BYTES + PRINT :][:PRINT]
 
 
 class Unfailing:
@@ -121,25 +123,25 @@ class Unfailing:
         self._metrics = metrics
         self._complaints = Complaints(log)
 
-    def seen(self, digests: Sequence[bytes]) -> int:
+    def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says."""
-        if self._shared is not None and digests:
+        if self._shared is not None and marks:
             try:
-                return self._shared.seen(digests)
+                return self._shared.seen(marks)
             except BackendError as error:
                 self._kept("seen", error)
-        return self._own.seen(digests)
+        return self._own.seen(marks)
 
-    def note(self, digests: Sequence[bytes]) -> None:
+    def note(self, marks: Sequence[bytes]) -> None:
         """As the port says."""
-        if self._shared is not None and digests:
+        if self._shared is not None and marks:
             try:
-                self._shared.note(digests)
+                self._shared.note(marks)
             except BackendError as error:
                 self._kept("note", error)
             else:
                 return
-        self._own.note(digests)
+        self._own.note(marks)
 
     def _kept(self, operation: str, error: BackendError) -> None:
         self._metrics.errors.labels(operation=operation).inc()

@@ -14,7 +14,7 @@ from statestore.keys.named import named_key
 from statestore.keys.namespace import Namespace
 from statestore.keys.plan import KeyedBoundary, Plan, fork_at, plan
 from statestore.keys.schedule import Boundary, ChunkRule, Role, Schedule, schedule
-from statestore.keys.second_sight import fork_place
+from statestore.keys.second_sight import fork_place, marks
 from statestore.keys.state_key import StateKey
 from statestore.keys.tokens import Tokens, pack_tokens
 
@@ -32,6 +32,7 @@ __all__ = [
     "Tokens",
     "fork_at",
     "fork_place",
+    "marks",
     "named_key",
     "pack_tokens",
     "plan",

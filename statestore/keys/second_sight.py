@@ -8,6 +8,27 @@ seen once is never seen again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
+#: Bytes of a mark: of its group, then of its own digest.
+GROUP_BYTES: Final = 4
+MARK_BYTES: Final = 12
+
+_GROUP: Final = 16  # chunk ends
+
+
+def marks(digests: Sequence[bytes], first: int = 0) -> list[bytes]:
+    """What an index keeps of a prompt's chunk ends from the place `first` on: `MARK_BYTES` each.
+
+    `digests` are the prefix digests of all its chunk ends, shallow first. Neighbours begin alike,
+    so that an index in order of marks keeps them together and writes few pages for a prompt.
+    """
+    return [
+        digests[place - place % _GROUP][:GROUP_BYTES] + digests[place][: MARK_BYTES - GROUP_BYTES]
+        for place in range(first, len(digests))
+    ]
+
 
 def fork_place(sighted: int, found: int, end: int) -> int | None:
     """The place of the fork among a prompt's chunk ends, counted from 0, shallow first; ``None``:

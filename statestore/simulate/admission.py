@@ -2,58 +2,111 @@
 
 | name | stored |
 | --- | --- |
-| end | the prompt's last full block |
+| end | ends of declared segments, and the prompt's last full block |
 | end+fork | and where a prompt leaves those before it, the second time that prefix is seen |
-| end+fork+sparse | and every 16th block, passing stops that go first |
+| end+fork+sparse | and stops along what was computed, passing ones: see `stops` |
 | every | every block |
+
+Ends that spare too few tokens, against what lies below them, are not worth a state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from statestore.backends.sightings import SIGHTINGS, LocalSightings
 from statestore.errors import InputError
-from statestore.keys import Role, StateKey, fork_place
+from statestore.keys import Role, StateKey, fork_place, marks
 
-STRIDE: Final = 16  # blocks
+#: Tokens between two stops, and from the last one up to the prompt's end at most; as many as must
+#: be new for there to be any. What the runtime's default chunk rule makes of a segment.
+STOP_TOKENS: Final = 4096
+#: Seconds after which a stop that nobody came back to goes, room or not.
+STOP_S: Final = 1200.0
+#: Tokens that an end must spare, as in the runtime.
+GAIN_TOKENS: Final = 64
 
 ADMISSIONS: Final = ("end+fork", "end", "end+fork+sparse", "every")
+#: What production does.
+PRODUCTION: Final = "end+fork+sparse"
 
 
 class Admission:
-    """A rule, and the prefixes that it has seen."""
+    """A rule, and the prefixes that it has seen.
 
-    def __init__(self, name: str, sightings: int = SIGHTINGS) -> None:
+    Args:
+        name: one of `ADMISSIONS`.
+        sightings: prefixes that it remembers, about.
+        gain_tokens: tokens that an end must spare, beyond the state below it.
+    """
+
+    def __init__(
+        self, name: str, sightings: int = SIGHTINGS, gain_tokens: float = GAIN_TOKENS
+    ) -> None:
         self.name = name
+        self._gain_tokens = gain_tokens
         self._index = LocalSightings(sightings)
 
-    def stored(self, keys: Sequence[StateKey], found: int) -> list[tuple[int, Role]]:
+    def stored(
+        self, keys: Sequence[StateKey], found: int, segments: Collection[int] = ()
+    ) -> list[tuple[int, Role]]:
         """Places in `keys` (shallow first) to store, and why; the first `found` were read from
-        the store. Ascending.
+        the store. Ascending. Declared segments end at `segments`.
         """
         last = len(keys) - 1
         wanted: dict[int, Role] = {}
         if self.name == "every":
             wanted = dict.fromkeys(range(found, last), Role.SEGMENT)
         if "sparse" in self.name:
-            wanted = dict.fromkeys(range(STRIDE - 1, last, STRIDE), Role.SPARSE)
+            wanted = dict.fromkeys(stops(keys, found), Role.SPARSE)
         if "fork" in self.name and (fork := self._fork(keys, found)) is not None:
             wanted[fork] = Role.FORK
+        wanted |= dict.fromkeys(segments, Role.SEGMENT)
         wanted[last] = Role.PROMPT
-        return sorted((place, role) for place, role in wanted.items() if place >= found)
+        return self._worth_it(keys, found, wanted)
+
+    def _worth_it(
+        self, keys: Sequence[StateKey], found: int, wanted: Mapping[int, Role]
+    ) -> list[tuple[int, Role]]:
+        reached = keys[found - 1].n_tokens if found else 0
+        chosen: list[tuple[int, Role]] = []
+        for place, role in sorted(wanted.items()):
+            if place < found:
+                continue
+            if role is Role.SPARSE:
+                chosen.append((place, role))
+            elif keys[place].n_tokens - reached >= self._gain_tokens:
+                chosen.append((place, role))
+                reached = keys[place].n_tokens
+        return chosen
 
     def _fork(self, keys: Sequence[StateKey], found: int) -> int | None:
         """The place of the fork; as the runtime does it, what was found asks and notes nothing."""
-        digests = [key.digest for key in keys[found:]]
-        seen = self._index.seen(digests)
-        self._index.note(digests[seen:])
+        unknown = marks([key.digest for key in keys], found)
+        seen = self._index.seen(unknown)
+        self._index.note(unknown[seen:])
         return fork_place(found + seen, found, len(keys) - 1)
 
 
-def make_admission(name: str = ADMISSIONS[0]) -> Admission:
+def stops(keys: Sequence[StateKey], found: int) -> list[int]:
+    """Places of the stops along a prompt of which `found` keys were found, deepest first.
+
+    The first is the one before the end: most prompts that leave another do so in what was asked
+    last. From there one every `STOP_TOKENS` back.
+    """
+    reached = keys[found - 1].n_tokens if found else 0
+    if keys[-1].n_tokens - reached < STOP_TOKENS:
+        return []
+    places = [len(keys) - 2]
+    for place in range(len(keys) - 3, found - 1, -1):
+        if keys[places[-1]].n_tokens - keys[place].n_tokens >= STOP_TOKENS:
+            places.append(place)
+    return [place for place in places if place >= found]
+
+
+def make_admission(name: str = ADMISSIONS[0], gain_tokens: float = GAIN_TOKENS) -> Admission:
     """A new rule. Raises `InputError` for a name that is none."""
     if name not in ADMISSIONS:
         raise InputError(f"admission {name!r} is not known; one of {', '.join(ADMISSIONS)}")
-    return Admission(name)
+    return Admission(name, gain_tokens=gain_tokens)

@@ -20,7 +20,7 @@ from statestore.backends.file import open_file_backend
 from statestore.backends.sightings import sightings_of
 from statestore.backends.sql import SqlBackend
 from statestore.entry import Entry, EntryFilter, Evicted, Role, Status, Usage
-from statestore.keys import StateKey
+from statestore.keys import StateKey, marks
 from statestore.tables import HEAD
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, digest, publish
 
@@ -51,7 +51,7 @@ _ENTRIES = {
 }
 DELETED = a_key(4)
 AGE = 5.5  # since 0002
-SEEN = [digest(f"seen {number}") for number in range(3)]  # since 0003
+SEEN = marks([digest(f"seen {number}") for number in range(4)])  # three of them since 0003
 
 
 def expected(revision: str) -> dict[StateKey, Entry]:
@@ -71,7 +71,7 @@ def write(backend: Backend) -> None:
     assert isinstance(backend, SqlBackend)
     backend.leases.acquire(a_key(5), "a host that is long gone", 60.0)
     assert backend.sightings is not None
-    backend.sightings.note(SEEN)
+    backend.sightings.note(SEEN[:3])
 
 
 def use_golden(backend: Backend, revision: str) -> None:
@@ -83,20 +83,20 @@ def use_golden(backend: Backend, revision: str) -> None:
     assert backend.longest(keys, CREATED_AT) == known[a_key(2)]
     assert backend.longest(keys, CREATED_AT + 60) == known[a_key(1)]
     age = AGE if revision >= "0002" else 0.0
-    assert backend.usage() == Usage(4, 4000, 8000, 1, 1, age)
-    assert backend.usage("tenant ü") == Usage(1, 1000, 2000, 0, 1, age)
+    assert backend.usage() == Usage(4, 4000, 8000, 1, 1, age, pinned_bytes=1000)
+    assert backend.usage("tenant ü") == Usage(1, 1000, 2000, 0, 1, age, pinned_bytes=1000)
     assert publish(backend, an_entry(3))
     assert publish(backend, an_entry(4))
     assert backend.delete(a_key(4), "deleted")
     assert backend.sweep(CREATED_AT + 60, 0).expired == 1
-    assert backend.usage() == Usage(3, 3000, 6000, 0, 1, age)
+    assert backend.usage() == Usage(3, 3000, 6000, 0, 1, age, pinned_bytes=1000)
     assert backend.leases is not None
     assert backend.leases.acquire(a_key(6), "an owner", 60.0).owner == "an owner"
     index = sightings_of(backend)
     assert index is not None
     assert index.seen(SEEN) == (3 if revision >= "0003" else 0)
-    index.note([*SEEN, digest("seen now")])
-    assert index.seen([*SEEN, digest("seen now")]) == 4
+    index.note(SEEN)
+    assert index.seen(SEEN) == 4
     assert backend.evict(0, CREATED_AT) == Evicted(2, 2000)
     assert backend.evict(0, CREATED_AT, namespace="tenant ü") == Evicted(0, 0)
 

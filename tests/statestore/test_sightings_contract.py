@@ -24,6 +24,7 @@ from statestore.backends.sql_sightings import SqlSightings
 from statestore.backends.tiered import Tier, Tiered
 from statestore.backends.wrapper import Wrapper
 from statestore.errors import ClosedError, UnavailableError
+from statestore.keys import marks
 from statestore.metrics import Metrics
 from tests.statestore.backend_places import (
     FilePlace,
@@ -36,8 +37,8 @@ from tests.statestore.backend_places import (
 
 
 def a_prompt(name: str, ends: int, shared: int = 0, base: str = "") -> list[bytes]:
-    """Digests along a prompt whose first `shared` are those of the prompt `base`."""
-    return [digest(f"{base if end < shared else name} {end}") for end in range(ends)]
+    """Marks along a prompt whose first `shared` are those of the prompt `base`."""
+    return marks([digest(f"{base if end < shared else name} {end}") for end in range(ends)])
 
 
 def index_of(backend: Backend) -> Sightings:

@@ -1,7 +1,7 @@
 """The index of seen prefixes in Redis: one string of buckets, 4 MiB, that expires when unused.
 
-A digest's first four bytes choose a bucket of 16 places, the next four are kept there, newest
-first; so it is bounded, and the oldest sightings of a bucket go. In a Cluster it lies on one node:
+Four bytes of a mark's own choose a bucket of 16 places, the next four are kept there, newest first;
+so it is bounded, and the oldest sightings of a bucket go. In a Cluster it lies on one node:
 a prompt's prefixes are looked up in one step.
 """
 
@@ -14,19 +14,20 @@ from statestore.backends.redis.keyspace import Keyspace
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command
 from statestore.backends.sightings import BUCKET, PRINT, SIGHTINGS
+from statestore.keys.second_sight import GROUP_BYTES
 
 _UNUSED_S: Final = 30 * 24 * 3600  # a model that nobody asks for a month
 _STEP: Final = 512  # sightings of one command: the server is not kept for longer than a millisecond
 
-#: ARGV: buckets, digests cut short and joined.
+#: ARGV: buckets, marks without their groups, joined.
 _BUCKETS: Final = f"""
-local name, buckets, digests = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local name, buckets, marks = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local PRINT, SIZE = {PRINT}, {BUCKET * PRINT}
 local function bucket_of(place)
-  return struct.unpack('>I{PRINT}', digests, (place - 1) * 2 * PRINT + 1) % buckets * SIZE
+  return struct.unpack('>I{PRINT}', marks, (place - 1) * 2 * PRINT + 1) % buckets * SIZE
 end
 local function print_of(place)
-  return digests:sub((place - 1) * 2 * PRINT + PRINT + 1, place * 2 * PRINT)
+  return marks:sub((place - 1) * 2 * PRINT + PRINT + 1, place * 2 * PRINT)
 end
 local function held(bucket, print)
   local prints = redis.call('GETRANGE', name, bucket, bucket + SIZE - 1)
@@ -39,11 +40,11 @@ local function held(bucket, print)
 end
 """
 
-#: How many of the digests, from the first on, are there.
+#: How many of the marks, from the first on, are there.
 SEEN: Final = (
     _BUCKETS
     + """
-local low, high = 0, #digests / (2 * PRINT)
+local low, high = 0, #marks / (2 * PRINT)
 while low < high do
   local middle = math.floor((low + high + 1) / 2)
   if held(bucket_of(middle), print_of(middle)) then
@@ -63,7 +64,7 @@ NOTE: Final = (
 if redis.call('STRLEN', name) == 0 then
   redis.call('SETRANGE', name, buckets * SIZE - 1, '\\0')
 end
-for place = 1, #digests / (2 * PRINT) do
+for place = 1, #marks / (2 * PRINT) do
   local bucket, print = bucket_of(place), print_of(place)
   local there, prints = held(bucket, print)
   if not there then
@@ -90,18 +91,18 @@ class RedisSightings:
         self._name = keyspace.sightings
         self._buckets = max(1, sightings // BUCKET)
 
-    def seen(self, digests: Sequence[bytes]) -> int:
+    def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says; one round trip."""
-        if not digests:
+        if not marks:
             return 0
-        (count,) = self._server.run([self._command(SEEN, digests)])
+        (count,) = self._server.run([self._command(SEEN, marks)])
         return int(count)
 
-    def note(self, digests: Sequence[bytes]) -> None:
+    def note(self, marks: Sequence[bytes]) -> None:
         """As the port says; one round trip."""
-        steps = [digests[first : first + _STEP] for first in range(0, len(digests), _STEP)]
+        steps = [marks[first : first + _STEP] for first in range(0, len(marks), _STEP)]
         self._server.run([self._command(NOTE, step, _UNUSED_S) for step in steps])
 
-    def _command(self, script: str, digests: Sequence[bytes], *arguments: int) -> Command:
-        joined = b"".join(digest[: 2 * PRINT] for digest in digests)
+    def _command(self, script: str, marks: Sequence[bytes], *arguments: int) -> Command:
+        joined = b"".join(mark[GROUP_BYTES:] for mark in marks)
         return ("EVAL", script, 1, self._name, self._buckets, joined, *arguments)
