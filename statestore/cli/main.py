@@ -21,16 +21,19 @@ _TABLE: Final = {
             "showing:show",
             "Show one state: its entry, what a hit saves, its container.",
         ),
+        "stats": ("stats:stats", "Totals of what is stored, and what hits have saved."),
         "explain": (
             "explain:explain_tokens",
             "Say why a prompt would hit or miss, boundary by boundary.",
         ),
+    },
+    "Check": {
         "doctor": (
             "doctor:doctor",
             "Look at settings, places and speed, and say what to do about what is wrong.",
         ),
-        "stats": ("stats:stats", "Totals of what is stored."),
         "verify": ("verify:verify", "Read and check every blob that may be used."),
+        "bench": ("bench:bench", "Measure this store on this machine; nothing is left behind."),
     },
     "Tidy": {
         "pin": ("room:pin", "Keep states when room is made."),
@@ -55,7 +58,6 @@ _TABLE: Final = {
             "Print the script that completes this command's words in SHELL.",
         ),
         "config": ("settings:config", "Show the settings, and where each one came from."),
-        "bench": ("bench:bench", "Measure this store on this machine; nothing is left behind."),
         "simulate": (
             "simulate:simulate",
             "Replay recorded requests and show what would have been found, stored and dropped.",
