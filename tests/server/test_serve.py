@@ -120,6 +120,17 @@ def test_a_seed_makes_a_text_repeatable(server: Server) -> None:
     assert texts([1], temperature=0) != texts([1], temperature=0, frequency_penalty=2)
 
 
+def test_a_stream_splits_no_character(server: Server) -> None:
+    """Random bytes: whatever is no character is U+FFFD, in one piece or in many."""
+    options: Any = {"model": "demo", "prompt": "x", "max_tokens": 90, "seed": 5, "temperature": 2}
+    options |= {"presence_penalty": 2, "frequency_penalty": 2}  # soon no letter is left
+    client = server.client()
+    whole = client.completions.create(**options).choices[0].text
+    assert "\ufffd" in whole
+    said, _ = read(client.completions.create(**options, stream=True))
+    assert said == whole
+
+
 def test_the_next_turn_finds_the_last(server: Server, fresh: Document) -> None:
     client = server.client()
     messages: list[Any] = [{"role": "system", "content": fresh.text}]
