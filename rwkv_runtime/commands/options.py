@@ -13,6 +13,7 @@ from typing import Any, Literal
 import click
 
 from rwkv_runtime.commands.progress import progress_bar
+from rwkv_runtime.demo import MODEL_PATH
 from rwkv_runtime.engines import (
     LOSSY,
     Engine,
@@ -102,13 +103,34 @@ class Opening:
             yield runtime
 
 
+#: Names the weights that ship with this package, wherever weights are asked for.
+DEMO = "demo"
+
+
+class WeightsPath(click.Path):
+    """A path, or "demo"."""
+
+    name = "path"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        """The demo's weights for its name."""
+        known: object = MODEL_PATH if value == DEMO else super().convert(str(value), param, ctx)
+        return known
+
+
 _MODEL = (
     click.option(
         "--model",
         required=True,
-        type=click.Path(path_type=Path),
-        help="RWKV-7 weights: .pth, .safetensors, or a directory as Hugging Face has it. With "
-        "--strategy a .pth of any version.",
+        type=WeightsPath(),
+        help="RWKV-7 weights: .pth, .safetensors, or a directory as Hugging Face has it; or "
+        '"demo", the small model that ships with this package. With --strategy a .pth of any '
+        "version.",
     ),
     click.option(
         "--dtype",

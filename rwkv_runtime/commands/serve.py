@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from rwkv_runtime.chat import NAMES
-from rwkv_runtime.commands.options import Model, Opening, runtime_options
+from rwkv_runtime.commands.options import DEMO, Model, Opening, WeightsPath, runtime_options
 from rwkv_runtime.demo import MODEL_PATH
 from rwkv_runtime.engines import Engine
 from statestore.cli.options import CONFIG
@@ -24,8 +24,6 @@ from statestore.errors import SettingsError
 from statestore.keys import Namespace
 from statestore.settings import default_url
 from statestore.url import redacted
-
-DEMO = "demo"
 
 _DEFAULTS = ServerSettings()
 _OPTIONS = (
@@ -113,7 +111,7 @@ def _server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("weights", required=False)
+@click.argument("weights", required=False, type=WeightsPath())
 @runtime_options
 @_server_options
 @click.option("--quiet", is_flag=True, help="No line for each request.")
@@ -122,7 +120,7 @@ def serve(
     ctx: click.Context,
     /,
     opening: Opening,
-    weights: str | None,
+    weights: Path | None,
     quiet: bool,
     **given: Any,  # noqa: ANN401 - as the settings' fields have it
 ) -> None:
@@ -205,12 +203,11 @@ def _run(server: ServerSettings, workers: int, opening: Opening) -> int:
         shutil.rmtree(figures, ignore_errors=True)
 
 
-def _chosen(model: Model, weights: str | None) -> Model:
+def _chosen(model: Model, weights: Path | None) -> Model:
     """`weights` rather than --model, and the demo's weights rather than none."""
     if weights is None and model.path is not None:
         return model
-    path = MODEL_PATH if weights in (None, DEMO) else Path(str(weights))
-    return replace(model, path=path)
+    return replace(model, path=MODEL_PATH if weights is None else weights)
 
 
 def _engine_of(model: Model) -> Callable[[], Engine]:
