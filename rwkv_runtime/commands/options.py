@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,10 +118,9 @@ class WeightsPath(click.Path):
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
+    ) -> str | bytes | os.PathLike[str]:
         """The demo's weights for its name."""
-        known: object = MODEL_PATH if value == DEMO else super().convert(str(value), param, ctx)
-        return known
+        return MODEL_PATH if value == DEMO else super().convert(str(value), param, ctx)
 
 
 _MODEL = (

@@ -205,9 +205,8 @@ def _run(server: ServerSettings, workers: int, opening: Opening) -> int:
 
 def _chosen(model: Model, weights: Path | None) -> Model:
     """`weights` rather than --model, and the demo's weights rather than none."""
-    if weights is None and model.path is not None:
-        return model
-    return replace(model, path=MODEL_PATH if weights is None else weights)
+    path: Path | None = model.path if weights is None else weights
+    return replace(model, path=MODEL_PATH if path is None else path)
 
 
 def _engine_of(model: Model) -> Callable[[], Engine]:
