@@ -45,6 +45,10 @@ def ask(
           --document report.txt --question "Who wrote it?" --question "When?"
     """
     text = read_text(document)
+    if not text:
+        raise click.BadParameter(f"{document}: is empty")
+    if not all(question.strip() for question in questions):
+        raise click.BadParameter("a question is empty: say what to ask")
     with opening.runtime() as runtime:
         rows = []  # and not the answers: each holds a state
         with progress_bar("reading") as report:

@@ -39,6 +39,8 @@ def generate(
           --prompt "The next morning" --temperature 0.8 --seed 7
     """
     texts = [read_text(document)] if document is not None else []
+    if not any([*texts, prompt]):
+        raise click.UsageError("there is nothing to go on with: give --prompt or --document")
     with opening.runtime() as runtime:
         segments = [runtime.tokenizer.encode(text) for text in [*texts, prompt]]
         with progress_bar("reading") as report:

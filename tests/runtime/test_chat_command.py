@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import subprocess
-import sys
-import termios
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runtime.commanded import run
+from tests.runtime.terminals import WAIT_S, terminal
 
-WAIT_S = 120.0
 SYSTEM = "A text of some length, to begin with. " * 10
 
 
@@ -74,49 +65,15 @@ def test_mistakes_are_named(chat: list[str]) -> None:
     assert "line 2 is not UTF-8" in half.stderr
 
 
-@contextmanager
-def terminal(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The command in a terminal of its own, and the terminal's other side."""
-    ours, theirs = pty.openpty()
-
-    def become_its_foreground() -> None:
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-    command = [sys.executable, "-m", "rwkv_runtime", *arguments]
-    with subprocess.Popen(
-        command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=become_its_foreground,  # noqa: PLW1509 - takes no lock that a thread could hold
-    ) as running:
-        os.close(theirs)
-        try:
-            yield running, ours
-        finally:
-            running.kill()
-            os.close(ours)
-
-
-def read_until(terminal: int, words: bytes) -> bytes:
-    seen, deadline = b"", time.monotonic() + WAIT_S
-    while words not in seen:
-        assert time.monotonic() < deadline, f"no {words!r} in {seen!r}"
-        seen += os.read(terminal, 4096)
-    return seen
-
-
 def test_ctrl_c_stops_the_reply_only(chat: list[str]) -> None:
     endless = ["--template", "world", "--max-tokens", "100000000", "--temperature", "1"]
-    with terminal([*chat, *endless]) as (running, keys):
-        read_until(keys, b"> ")
+    with terminal(*chat, *endless) as (running, person):
+        person.until(b"> ")
         for _ in range(2):
-            os.write(keys, b"Hello there\n")
-            read_until(keys, b"Hello there\r\n")
-            assert os.read(keys, 1)  # it speaks, or shows that it reads
-            os.write(keys, b"\x03")
-            read_until(keys, b" ...")
-            read_until(keys, b"> ")
-        os.write(keys, b"\x04")
+            person.type(b"Hello there\n")
+            person.until(b"Hello there\r\n.")  # it speaks, or shows that it reads
+            person.type(b"\x03")
+            person.until(rb" \.\.\.\r\n")
+            person.until(b"> ")
+        person.type(b"\x04")
         assert running.wait(WAIT_S) == 0

@@ -16,6 +16,7 @@ import pytest
 from statestore import open_store
 from tests.runtime.commanded import run
 from tests.runtime.old_versions import write_old_weights
+from tests.runtime.terminals import terminal
 
 
 def run_json(*arguments: str, stdin: str = "") -> Any:
@@ -146,6 +147,45 @@ def test_an_empty_document_is_named_before_any_is_read(
     done = run("warm", *common, str(document), str(tmp_path / "empty.txt"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "empty.txt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["warm", "{document}"],
+        ["ask", "--document", "{document}", "--question", "One?"],
+        ["generate", "--document", "{document}"],
+        ["chat", "--system", "A very long text. " * 5_000],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_long_reading_shows_its_pace_and_the_time_left(
+    common: list[str], tmp_path: Path, arguments: list[str]
+) -> None:
+    document = tmp_path / "long.txt"
+    document.write_text("A very long text. " * 20_000, encoding="utf-8")
+    given = [argument.format(document=document) for argument in arguments]
+    with terminal(*given, *common) as (_, person):
+        if arguments[0] == "chat":
+            person.until(b"> ")
+            person.type(b"One?\n")
+        person.until(rb"[0-9,]+ tokens/s.{1,30}\d:\d\d:\d\d")
+
+
+def test_prompts_without_a_text_are_named_before_a_model_is_loaded(
+    common: list[str], document: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    ask = ["ask", *common, "--question", "One?", "--document"]
+    empty = run(*ask, str(tmp_path / "empty.txt"))
+    assert (empty.returncode, empty.stdout) == (2, "")
+    assert "empty.txt: is empty" in empty.stderr
+    silent = run(*ask, str(document), "--question", " ")
+    assert (silent.returncode, silent.stdout) == (2, "")
+    assert "a question is empty" in silent.stderr
+    nothing = run("generate", *common)
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert "give --prompt or --document" in nothing.stderr
 
 
 def test_ctrl_c_ends_quietly_and_keeps_what_was_read(common: list[str], tmp_path: Path) -> None:
