@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from statestore.cli.options import as_json_option, pass_config
-from statestore.cli.render import emit_json, emit_table
+from statestore.cli.render import emit_json
 from statestore.config import Config, Source, default_file, rows, template
+
+_WIDE: Final = 40  # characters; what is longer does not push the others aside
 
 
 @click.group("config")
@@ -43,17 +47,11 @@ def show(settings: Config, as_json: bool) -> None:
         emit_json({"file": file, "settings": values, "strays": settings.strays})
         return
     click.echo(f"file  {settings.file or f'none; would be {default_file()}'}\n")
-    emit_table(
-        ["setting", "value", "from"],
-        [
-            [
-                click.style(row.name, dim=row.origin.source is Source.DEFAULT),
-                _text(row.value),
-                str(row.origin),
-            ]
-            for row in shown
-        ],
-    )
+    cells = [(row.name, _text(row.value), str(row.origin)) for row in shown]
+    wide = [max(len(row[i]) for row in cells if len(row[i]) <= _WIDE) for i in range(2)]
+    for row, (name, value, origin) in zip(shown, cells, strict=True):
+        line = f"{name:<{wide[0]}}  {value:<{wide[1]}}  {origin}"  # never cut: it may be a URL
+        click.echo(click.style(line, dim=row.origin.source is Source.DEFAULT))
     for name in settings.strays:
         click.secho(f"{name} is set, but is no setting", fg="yellow", err=True)
 

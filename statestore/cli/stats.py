@@ -142,11 +142,9 @@ def _standing(name: str, place: str, namespace: str | None) -> Standing:
 
 
 def _sums(tier: Standing) -> dict[str, object]:
-    if tier.usage is None:
-        return {}
-    usage, total = tier.usage, tier.total
-    return {
-        "budget_bytes": tier.budget_bytes,
+    """A tier's totals; ``None`` where it is not to be seen."""
+    usage, total = tier.usage or Usage(0, 0, 0, 0, 0), tier.total
+    sums = {
         "entries": usage.entries,
         "blob_bytes": usage.blob_bytes,
         "state_bytes": usage.state_bytes,
@@ -157,6 +155,8 @@ def _sums(tier: Standing) -> dict[str, object]:
         "tokens_saved": total.tokens_saved,
         "seconds_saved": total.seconds_saved,
     }
+    known = sums if tier.usage is not None else dict.fromkeys(sums)
+    return {"budget_bytes": tier.budget_bytes, **known}
 
 
 def _lookups(servers: Sequence[str]) -> Lookups | None:

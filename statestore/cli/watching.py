@@ -46,11 +46,12 @@ def watch(look: Callable[[], Glance], interval_s: float, *, as_json: bool) -> No
 
 
 def _moments(interval_s: float) -> Iterator[float]:
-    """The time, now and every `interval_s` from now."""
-    begun = time.monotonic()
-    for number in range(sys.maxsize):
-        time.sleep(max(0.0, begun + number * interval_s - time.monotonic()))
+    """The time, now and again and again; `interval_s` are between two looks, however long one
+    takes.
+    """
+    while True:
         yield time.time()
+        time.sleep(interval_s)
 
 
 def _print_json(look: Callable[[], Glance], moment: float) -> None:

@@ -380,6 +380,30 @@ def test_bench_speaks_plainly_and_fails_clearly(place: Path) -> None:
     assert run("--store", str(place), "bench", "--state", "huge").returncode == 2
 
 
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_what_a_stopped_bench_leaves_goes_by_itself(
+    signal_number: signal.Signals, tmp_path: Path
+) -> None:
+    url = str(tmp_path / "s")
+    with open_store(url) as store:
+        put(store, boundaries([[1] * 40])[0])
+        before = files(tmp_path / "s")
+        command = [sys.executable, "-m", "statestore", "--store", url, "bench", "--seconds", "60"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as bench:
+            while store.usage().entries < 2:
+                assert bench.poll() is None
+            bench.send_signal(signal_number)
+            assert bench.wait(60) == (130 if signal_number is signal.SIGINT else -signal.SIGKILL)
+        left = [entry for entry in store.list() if entry.namespace.startswith("trial-")]
+        if signal_number is signal.SIGINT:
+            assert (left, files(tmp_path / "s")) == ([], before)
+        assert all(entry.expires_at and entry.expires_at < store.now() + 600 for entry in left)
+        for entry in left:
+            assert store.update(entry.key, expires_at=1.0)
+        store.sweep(0.0)
+        assert files(tmp_path / "s") == before
+
+
 # explain
 
 
