@@ -22,7 +22,7 @@ from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
 from rwkv_runtime.writer import Put, Writer
 from statestore.accesslog import AccessLog
 from statestore.backends import ending
-from statestore.explain import Verdict, explain
+from statestore.explain import Verdict, explain, stored_along
 from statestore.keys import Namespace, Tokens
 from statestore.store import StateStore
 
@@ -246,12 +246,15 @@ class Runtime:
     def explain(
         self, segments: Sequence[Tokens], *, namespace: Namespace | None = None
     ) -> tuple[Verdict, ...]:
-        """For each boundary of a prompt whether its state is stored and, where not, why."""
+        """For each boundary of a prompt whether its state is stored and, where not, why. The
+        deepest fork that is stored between boundaries is told, too.
+        """
         if self.store is None:
             return ()
         self.flush()
         session = self._session.within(namespace)
-        return explain(self.store, session.identity, session.plan(segments).boundaries)
+        along = stored_along(self.store, session.plan(segments), session.namespace)
+        return explain(self.store, session.identity, along)
 
     def warm_up(self) -> None:
         """Pay now what the first call of a process costs (thread pools, libraries); results are

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from statestore.entry import Entry, EntryFilter, Status
-from statestore.keys import KeyedBoundary
+from statestore.keys import KeyedBoundary, Namespace, Plan, fork_at
 from statestore.store import Identity, StateStore
 
 
@@ -57,6 +57,21 @@ def explain(
         _verdict(store, identity, boundary, now, whole=i == last)
         for i, boundary in enumerate(boundaries)
     )
+
+
+def stored_along(
+    store: StateStore, plan: Plan, namespace: Namespace | None = None
+) -> tuple[KeyedBoundary, ...]:
+    """The plan's boundaries, and the deepest state stored between two of them, where other prompts
+    part from this one. Raises as `explain`.
+    """
+    own = {boundary.key for boundary in plan.boundaries}
+    between = [key for key in plan.keys_deepest_first if key not in own]
+    found = store.backend.longest(between, store.now())
+    if found is None:
+        return plan.boundaries
+    made = fork_at(plan, found.key, namespace)
+    return tuple(sorted((*plan.boundaries, made), key=lambda boundary: boundary.position))
 
 
 def _verdict(

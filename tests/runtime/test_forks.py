@@ -173,6 +173,15 @@ def test_not_looked_for_they_are_not_kept(engine: Engine, store: StateStore) -> 
             assert runtime.prefill(prompt(number)).cached_tokens == 0
 
 
+def test_explain_tells_of_it(engine: Engine, store: StateStore) -> None:
+    read(engine, store, prompt(1), prompt(2))
+    with Runtime(engine, store) as runtime:
+        told = {v.boundary.position: v for v in runtime.explain(prompt(3))}
+    assert {position for position, verdict in told.items() if verdict.found} == {LAST}
+    assert told[LAST].boundary.role is Role.FORK
+    assert 700 in told
+
+
 # The rule
 
 
