@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     made = Stack(f"statestore-test-{os.getpid()}")
-    made.run("build")
+    made.run("build", "server-a")  # its image is the others' too
     try:
         made.up()
         yield made
