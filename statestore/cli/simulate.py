@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Final
 
 import click
 
-from statestore.cli.options import as_json_option
 from statestore.cli.render import emit_json, emit_table, size
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, POLICIES, make_policy
 from statestore.simulate import (
     ADMISSIONS,
+    GAIN_TOKENS,
+    PRODUCTION,
     Request,
     Result,
     make_admission,
+    plot,
     read_trace,
     replay,
     replay_clairvoyant,
+    replay_through,
 )
 from statestore.simulate.oracle import NAME as ORACLE
-from statestore.simulate.real import replay_through
+from statestore.simulate.replay import Tally
 from statestore.url import size_bytes
 
 _STATE_BYTES: Final = 2_400_000  # of a 0.1B model
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """What a state and a token are worth here."""
+
+    state_bytes: int
+    tokens_per_s: float
+
+    def seconds(self, tokens: int) -> float:
+        """That reading so many tokens takes."""
+        return tokens / self.tokens_per_s
 
 
 @click.command()
@@ -55,7 +72,7 @@ _STATE_BYTES: Final = 2_400_000  # of a 0.1B model
     "admissions",
     type=click.Choice(ADMISSIONS),
     multiple=True,
-    default=[ADMISSIONS[0]],
+    default=[PRODUCTION],
     show_default=True,
     help="What to store; may be repeated.",
 )
@@ -67,8 +84,31 @@ _STATE_BYTES: Final = 2_400_000  # of a 0.1B model
     type=click.FloatRange(min=0, min_open=True),
     help="Tokens read per second, for the seconds saved.",
 )
-@click.option("--real", metavar="URL", help="Replay through the store at URL, such as memory:")
-@as_json_option
+@click.option(
+    "--fetch",
+    "fetch_s",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds that loading a state takes; one that spares less is not stored.",
+)
+@click.option(
+    "--real",
+    metavar="[URL]",
+    is_flag=False,
+    flag_value="memory:",
+    help="Replay through the real store at URL, best an empty one. Without a URL: memory:",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Draw tokens found over budgets, to an SVG file.",
+)
+@click.option(
+    "--per-hour/--in-all", default=True, show_default=True, help="Hours as rows of the table."
+)
 def simulate(
     trace: Path,
     counts: Sequence[int],
@@ -78,12 +118,15 @@ def simulate(
     admissions: Sequence[str],
     block_size: int,
     speed: float,
+    fetch_s: float,
     real: str | None,
     as_json: bool,
+    picture: Path | None,
+    per_hour: bool,
 ) -> None:
     """Replay recorded requests and show what would have been found, stored and dropped.
 
-    TRACE holds one JSON object a line: Mooncake's format, or an access log.
+    TRACE holds one JSON object a line: Mooncake's format, or an access log of this project.
 
     \b
     Example:
@@ -93,81 +136,114 @@ def simulate(
     per_state = size_bytes(state_size, "--state-size")
     if per_state < 1:
         raise InputError("--state-size: at least one byte")
+    budgets = _budgets(counts, sizes, per_state)
+    if real is not None and ORACLE in policies:
+        raise InputError("--policy oracle: no real store knows the future; leave out --real")
+    requests = read_trace(trace, block_size)
+    runs = list(product(budgets, policies, admissions))
+    results = list(_results(requests, runs, real, max(GAIN_TOKENS, fetch_s * speed)))
+    scale = _Scale(per_state, speed)
+    if picture is not None:
+        _draw(picture, results)
+    if as_json:
+        emit_json({"results": [_record(result, scale) for result in results]})
+    else:
+        _show(results, scale, per_hour=per_hour)
+
+
+def _budgets(counts: Sequence[int], sizes: Sequence[str], per_state: int) -> list[int | None]:
+    """In states; ``None``: no budget."""
     fit = [size_bytes(text, "--budget") // per_state for text in sizes]
     if any(states == 0 for states in fit):
         raise InputError(f"--budget: less than one state of {size(per_state)}")
-    budgets = [*(states or None for states in counts), *fit] or [None]
-    requests = read_trace(trace, block_size)
-    runs = list(product(budgets, policies, admissions))
-    results = list(_results(requests, runs, real, quiet=as_json))
-    if as_json:
-        emit_json({"results": [_record(result, per_state, speed) for result in results]})
-    else:
-        _show(results, per_state, speed)
+    return [*(states or None for states in counts), *fit] or [None]
 
 
 def _results(
     requests: list[Request],
-    runs: list[tuple[int | None, str, str]],
+    runs: Sequence[tuple[int | None, str, str]],
     real: str | None,
-    *,
-    quiet: bool,
+    gain_tokens: float,
 ) -> Iterator[Result]:
+    with _bar(len(requests) * len(runs)) as advance:
+        for budget, policy, rule in runs:
+            admission = make_admission(rule, gain_tokens)
+            if policy == ORACLE:
+                yield replay_clairvoyant(requests, admission, budget, advance)
+            elif real is not None:
+                yield replay_through(real, requests, policy, admission, budget, advance)
+            else:
+                chosen = make_policy(policy)
+                yield replay(requests, chosen, admission, budget, progress=advance)
+
+
+@contextmanager
+def _bar(requests: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar, where people look at it."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    console = Console(stderr=True, quiet=quiet)
-    for budget, policy, rule in track(runs, "replaying", console=console, transient=True):
-        admission = make_admission(rule)
-        if policy == ORACLE:
-            yield replay_clairvoyant(requests, admission, budget)
-        elif real is not None:
-            yield replay_through(real, requests, policy, admission, budget)
-        else:
-            yield replay(requests, make_policy(policy), admission, budget)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("replaying", total=requests)
+        yield lambda count: bar.advance(task, count)
 
 
-def _record(result: Result, per_state: int, speed: float) -> dict[str, object]:
-    total = result.total
+def _draw(picture: Path, results: Sequence[Result]) -> None:
+    try:
+        picture.write_text(plot(results), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--plot {picture}: {error.strerror}") from error
+
+
+def _record(result: Result, scale: _Scale) -> dict[str, object]:
     return {
         "policy": result.policy,
         "admission": result.admission,
         "budget_states": result.budget_states,
         "hit_token_share": result.hit_token_share,
-        "states_written": total.states_written,
+        "states_written": result.total.states_written,
         "states_kept": result.states_kept,
-        "evictions": total.evictions,
-        "requests": total.requests,
-        "input_tokens": total.input_tokens,
-        "hit_tokens": total.hit_tokens,
-        "seconds_saved": total.hit_tokens / speed,
-        "bytes_written": total.states_written * per_state,
-        "hours": [asdict(tally) for tally in result.hours],
+        "evictions": result.total.evictions,
+        **_tally(result.total, scale),
+        "hours": [
+            {"hour": hour, **_tally(tally, scale)} for hour, tally in sorted(result.hours.items())
+        ],
     }
 
 
-def _show(results: Sequence[Result], per_state: int, speed: float) -> None:
-    columns = ["policy", "admission", ">budget", ">hour", ">requests", ">found", ">hours saved"]
-    columns += [">written", ">bytes written", ">evicted", ">kept"]
+def _tally(tally: Tally, scale: _Scale) -> dict[str, object]:
+    return {
+        **asdict(tally),
+        "seconds_saved": scale.seconds(tally.hit_tokens),
+        "bytes_written": tally.states_written * scale.state_bytes,
+    }
+
+
+def _show(results: Sequence[Result], scale: _Scale, *, per_hour: bool) -> None:
+    columns = ["policy", "admission", ">budget", ">hour", ">requests", ">found", ">hit tokens"]
+    columns += [">seconds saved", ">written", ">bytes written", ">evicted", ">kept"]
     rows: list[list[str]] = []
     for result in results:
-        budget = "unlimited" if result.budget_states is None else str(result.budget_states)
-        hours = list(enumerate(result.hours, 1)) if len(result.hours) > 1 else []
-        for name, tally in [("all", result.total), *hours]:
-            share = tally.hit_tokens / max(tally.input_tokens, 1)
-            rows.append(
-                [
-                    result.policy if name == "all" else "",
-                    result.admission if name == "all" else "",
-                    budget if name == "all" else "",
-                    str(name),
-                    str(tally.requests),
-                    f"{100 * share:.2f} %",
-                    f"{tally.hit_tokens / speed / 3600:.2f}",
-                    str(tally.states_written),
-                    size(tally.states_written * per_state),
-                    str(tally.evictions),
-                    str(result.states_kept) if name == "all" else "",
-                ]
-            )
+        budget = "unlimited" if result.budget_states is None else f"{result.budget_states:,}"
+        names = [result.policy, result.admission, budget, "all"]
+        rows.append([*names, *_cells(result.total, scale), f"{result.states_kept:,}"])
+        if per_hour and len(result.hours) > 1:
+            for hour, tally in sorted(result.hours.items()):
+                rows.append(["", "", "", str(hour + 1), *_cells(tally, scale), ""])
     emit_table(columns, rows)
+
+
+def _cells(tally: Tally, scale: _Scale) -> list[str]:
+    share = tally.hit_tokens / max(tally.input_tokens, 1)
+    return [
+        f"{tally.requests:,}",
+        f"{100 * share:.2f} %",
+        f"{tally.hit_tokens:,}",
+        f"{scale.seconds(tally.hit_tokens):,.0f}",
+        f"{tally.states_written:,}",
+        size(tally.states_written * scale.state_bytes),
+        f"{tally.evictions:,}",
+    ]

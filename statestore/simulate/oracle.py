@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from statestore.entry import Entry
@@ -53,7 +53,7 @@ class _Foresight:
                 self._kept[key] = (self._kept[key][0], self._next_use(key))
         return next((self._entries[key] for key in keys if key in self._kept), None)
 
-    def put(self, entry: Entry, now: float) -> None:  # noqa: ARG002
+    def put(self, entry: Entry, now: float) -> bool:  # noqa: ARG002
         """Keep `entry`, if it is not itself what is worth least."""
         key = entry.key
         self._kept[key] = (key.n_tokens - entry.ancestor_tokens, self._next_use(key))
@@ -62,6 +62,7 @@ class _Foresight:
             worst = min(self._kept, key=self._worth)
             del self._kept[worst], self._entries[worst]
             self.evictions += 1
+        return True
 
     def hit(self, entry: Entry, now: float) -> None:
         """It is known already."""
@@ -77,10 +78,13 @@ class _Foresight:
 
 
 def replay_clairvoyant(
-    requests: Sequence[Request], admission: Admission, budget_states: int | None
+    requests: Sequence[Request],
+    admission: Admission,
+    budget_states: int | None,
+    progress: Callable[[int], None] | None = None,
 ) -> Result:
     """What could be had of `requests` at best, by this rule; costs the budget for each put."""
     shelf = _Foresight(requests, budget_states)
-    result = replay(requests, make_policy("lru"), admission, budget_states, shelf)
+    result = replay(requests, make_policy("lru"), admission, budget_states, shelf, progress)
     result.policy = NAME
     return result

@@ -4,7 +4,7 @@ bytes, and the trace's own clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Final
@@ -13,9 +13,10 @@ from urllib.parse import quote
 from statestore.backends.base import Backend
 from statestore.entry import Entry
 from statestore.eviction import make_policy
+from statestore.eviction.policy import transient
 from statestore.keys import StateKey
 from statestore.settings import open_store
-from statestore.simulate.admission import Admission
+from statestore.simulate.admission import STOP_S, Admission
 from statestore.simulate.replay import Result, replay
 from statestore.simulate.trace import Request
 
@@ -46,10 +47,14 @@ class BackendShelf:
         found = self._backend.longest(keys, now)
         return None if found is None or self._backend.read(found) is None else found
 
-    def put(self, entry: Entry, now: float) -> None:
-        """Publish it."""
+    def put(self, entry: Entry, now: float) -> bool:
+        """Publish it; passing stops for as long as they last."""
         sized = replace(entry, blob=f"{entry.key}.{now:.0f}", blob_bytes=len(BLOB))
-        self._put += self._backend.publish(sized, [BLOB])
+        if transient(entry):
+            sized = replace(sized, expires_at=now + STOP_S)
+        published = self._backend.publish(sized, [BLOB])
+        self._put += published
+        return published
 
     def hit(self, entry: Entry, now: float) -> None:
         """Touch it."""
@@ -62,6 +67,7 @@ def replay_through(
     policy: str,
     admission: Admission,
     budget_states: int | None,
+    progress: Callable[[int], None] | None = None,
 ) -> Result:
     """What a replay makes of `requests` in the store at `url`, within a budget of so many states.
 
@@ -71,4 +77,4 @@ def replay_through(
     mark = "&" if "?" in url else "?"
     with closing(open_store(f"{url}{mark}policy={quote(policy)}{limit}")) as store:
         shelf = BackendShelf(store.backend)
-        return replay(requests, make_policy(policy), admission, budget_states, shelf)
+        return replay(requests, make_policy(policy), admission, budget_states, shelf, progress)

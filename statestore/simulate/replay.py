@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final, Protocol
 
 from statestore.entry import Entry, Role
 from statestore.eviction import Policy
+from statestore.eviction.policy import transient
 from statestore.keys import StateKey
-from statestore.simulate.admission import Admission
+from statestore.simulate.admission import STOP_S, Admission
 from statestore.simulate.trace import Request
 
 HOUR_S: Final = 3600.0
+#: Requests between two reports of progress.
+REPORTED: Final = 500
 #: A replay's clock begins here, as if its first request came now and not in 1970.
 BEGAN: Final = 1_700_000_000.0
 
@@ -41,7 +45,7 @@ class Result:
     budget_states: int | None  # ``None``: unlimited
     total: Tally = field(default_factory=Tally)
     states_kept: int = 0
-    hours: list[Tally] = field(default_factory=list)
+    hours: dict[int, Tally] = field(default_factory=dict)  # those without requests are missing
 
     @property
     def hit_token_share(self) -> float:
@@ -50,9 +54,8 @@ class Result:
 
     def tallies(self, since_s: float) -> tuple[Tally, Tally]:
         """Where to count what happens `since_s` seconds after the first request."""
-        while len(self.hours) <= since_s // HOUR_S:
-            self.hours.append(Tally())
-        return self.total, self.hours[int(since_s // HOUR_S)]
+        hour = int(since_s // HOUR_S)
+        return self.total, self.hours.setdefault(hour, Tally())
 
 
 class Shelf(Protocol):
@@ -61,8 +64,8 @@ class Shelf(Protocol):
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys`, deepest first, that is kept."""
 
-    def put(self, entry: Entry, now: float) -> None:
-        """Keep `entry`; others go for it."""
+    def put(self, entry: Entry, now: float) -> bool:
+        """Keep `entry`; others go for it. ``False``: it is not worth that."""
 
     def hit(self, entry: Entry, now: float) -> None:
         """`entry` was used."""
@@ -86,6 +89,7 @@ class ScoredShelf:
         self._age = 0.0
         self._entries: dict[bytes, Entry] = {}
         self._order: list[tuple[float, int, bytes]] = []  # with what has been touched since
+        self._passing: deque[Entry] = deque()  # stops, the oldest first
         self._turn = count()
 
     @property
@@ -95,15 +99,22 @@ class ScoredShelf:
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is kept."""
+        self._expire(now)
         found = next((e for key in keys if (e := self._entries.get(key.digest))), None)
         self._policy.seen(keys, found, now)
         return found
 
-    def put(self, entry: Entry, now: float) -> None:
-        """Keep `entry`, once there is room."""
-        while self._budget is not None and len(self._entries) >= self._budget:
+    def put(self, entry: Entry, now: float) -> bool:
+        """Keep `entry`, once there is room. A passing stop takes nobody's place."""
+        full = self._budget is not None and len(self._entries) >= self._budget
+        if transient(entry):
+            if full:
+                return False
+            self._passing.append(entry)
+        elif full:
             self._evict()
         self._place(entry, self._policy.put(entry, self._age, now))
+        return True
 
     def hit(self, entry: Entry, now: float) -> None:
         """Score it anew."""
@@ -115,13 +126,25 @@ class ScoredShelf:
         self._entries[digest] = replace(entry, score=score)
         heapq.heappush(self._order, (score, next(self._turn), digest))
 
+    def _expire(self, now: float) -> None:
+        """Stops that nobody came back to in time go."""
+        while self._passing and now - self._passing[0].created_at > STOP_S:
+            stop = self._passing.popleft()
+            digest = stop.key.digest
+            entry = self._entries.get(digest)
+            if entry is not None and transient(entry) and entry.created_at == stop.created_at:
+                del self._entries[digest]
+                self.evictions += 1
+
     def _evict(self) -> None:
+        """The lowest goes."""
         while True:
             score, _, digest = heapq.heappop(self._order)
             entry = self._entries.get(digest)
             if entry is not None and entry.score == score:
                 del self._entries[digest]
-                self._age = max(self._age, score)
+                if not transient(entry):
+                    self._age = max(self._age, score)
                 self.evictions += 1
                 return
 
@@ -132,8 +155,17 @@ def replay(
     admission: Admission,
     budget_states: int | None,
     shelf: Shelf | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Result:
     """What `policy` and `admission` make of `requests`, which come ordered by time.
+
+    >>> from statestore.eviction import make_policy
+    >>> from statestore.simulate import Request, make_admission
+    >>> document = tuple(StateKey(bytes([place]) * 32, 512 * place) for place in range(1, 9))
+    >>> requests = [Request(10.0 * i, 4100, document) for i in range(4)]
+    >>> result = replay(requests, make_policy(), make_admission("end"), budget_states=10)
+    >>> result.total.hit_tokens, result.total.states_written
+    (12288, 1)
 
     Args:
         requests: see `trace`.
@@ -141,11 +173,12 @@ def replay(
         admission: a new one: it remembers what it saw.
         budget_states: states of equal size that fit; ``None``: all.
         shelf: where entries are kept, if not in this replay's own memory.
+        progress: is told, now and then, how many more requests were replayed.
     """
     shelf = shelf or ScoredShelf(policy, budget_states)
     result = Result(policy.name, admission.name, budget_states)
     began: float | None = None
-    for request in requests:
+    for number, request in enumerate(requests, 1):
         began = request.time_s if began is None else began
         since_s = request.time_s - began
         evicted = shelf.evictions
@@ -156,6 +189,8 @@ def replay(
             tally.hit_tokens += found
             tally.states_written += written
             tally.evictions += shelf.evictions - evicted
+        if progress is not None and number % REPORTED == 0:
+            progress(REPORTED)
     result.states_kept = shelf.kept
     return result
 
@@ -169,14 +204,14 @@ def _serve(request: Request, now: float, shelf: Shelf, admission: Admission) -> 
     depth = 0 if entry is None else request.keys.index(entry.key) + 1
     if entry is not None:
         shelf.hit(entry, now)
-    wanted = admission.stored(request.keys, depth)
+    written = 0
     ancestor = tokens
-    for place, role in wanted:
+    for place, role in admission.stored(request.keys, depth, request.segments):
         key = request.keys[place]
-        shelf.put(an_entry(key, role, ancestor, now), now)
+        written += shelf.put(an_entry(key, role, ancestor, now), now)
         if role is not Role.SPARSE:  # such a one goes first and spares nobody its gain
             ancestor = key.n_tokens
-    return tokens, len(wanted)
+    return tokens, written
 
 
 def an_entry(key: StateKey, role: Role, ancestor_tokens: int, now: float) -> Entry:
