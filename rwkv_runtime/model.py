@@ -2,7 +2,7 @@
 
 Functional and differentiable: training, prefill and decoding are the same code. Computes in the
 weights' dtype, except the decay and the recurrence: fp32, or float64 for float64 weights, and so is
-the state's `att_kv`. The state that is passed in is never written to.
+the state's `att_kv`. The state that is passed in is never written to, unless it is `owned`.
 Shapes: B rows, T tokens, C channels, H heads of N = C / H.
 
 It knows nothing of files, tokenizers, chunks or stores.
@@ -131,14 +131,16 @@ def zero_state(weights: Weights, batch: int = 1) -> ModelState:
     return tuple(LayerState(vector, matrix, vector) for _ in weights.blocks)
 
 
-def forward(weights: Weights, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+def forward(
+    weights: Weights, tokens: Tensor, state: ModelState, *, owned: bool = False
+) -> tuple[Tensor, ModelState]:
     """Read `tokens` [B, T] from `state` -> (hidden [B, T, C] after ln_out, the next state)."""
-    streams, after = forward_streams(weights, tokens, state)
+    streams, after = forward_streams(weights, tokens, state, owned=owned)
     return normed(streams[-1], weights.ln_out), after
 
 
 def forward_streams(
-    weights: Weights, tokens: Tensor, state: ModelState
+    weights: Weights, tokens: Tensor, state: ModelState, *, owned: bool = False
 ) -> tuple[list[Tensor], ModelState]:
     """The same, with the residual stream [B, T, C] after every block for the hidden vectors."""
     x = normed(F.embedding(tokens, weights.emb), weights.ln0)
@@ -146,7 +148,9 @@ def forward_streams(
     streams, after = [], []
     for block, before in zip(weights.blocks, state, strict=True):
         xn = normed(x, block.ln1)
-        mixed, kv, v_first = _time_mix(block.att, xn, before, v_first, weights.state_dtype)
+        mixed, kv, v_first = _time_mix(
+            block.att, xn, before, v_first, weights.state_dtype, owned=owned
+        )
         x = x + mixed
         xf = normed(x, block.ln2)
         x = x + _channel_mix(block.ffn, xf, before.ffn_x_prev)
@@ -166,6 +170,8 @@ def _time_mix(
     before: LayerState,
     v_first: Tensor | None,
     state_dtype: torch.dtype,
+    *,
+    owned: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normed x [B, T, C] -> (what to add to x, att_kv after, v_first)."""
     heads, width = att.r_k.shape
@@ -186,7 +192,7 @@ def _time_mix(
     b = kk * a.view(split)
     operands = torch.stack((r, k, v, -kk, b)).to(state_dtype)
     rs, ks, vs, as_, bs = operands.unbind(0)
-    y, kv = wkv7(rs, w_log.view(split), ks, vs, as_, bs, before.att_kv)
+    y, kv = wkv7(rs, w_log.view(split), ks, vs, as_, bs, before.att_kv, owned=owned)
     bonus = (r * k * att.r_k).sum(-1, keepdim=True) * v
     y = _head_norm(y.to(xn.dtype), att.ln_x) + bonus.flatten(-2)
     return att.output(y * g), kv, v_first

@@ -116,7 +116,9 @@ class Batch:
         check_tokens(rows.flatten(), self.engine.vocabulary)
         with computing(self.engine.threads):
             device = self.engine.weights.emb.device
-            hidden, self._state = model.forward(self.engine.weights, rows.to(device), self._state)
+            hidden, self._state = model.forward(
+                self.engine.weights, rows.to(device), self._state, owned=True
+            )
             return model.logits(self.engine.weights, hidden[:, -1]).float()
 
     def _require(self, place: int) -> None:

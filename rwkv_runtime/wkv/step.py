@@ -15,9 +15,19 @@ from torch import Tensor
 
 
 def wkv7_single(
-    r: Tensor, w_log: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
+    r: Tensor,
+    w_log: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    *,
+    owned: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Vectors [B, H, N], state [B, H, V, K] -> (y [B, H, V], state)."""
+    """Vectors [B, H, N], state [B, H, V, K] -> (y [B, H, V], state). The same bits where the state
+    is `owned`: then it is written to, and needs no second memory.
+    """
     batch, heads, width = r.shape
     rows = batch * heads
     w, before = w_log.exp(), state.reshape(rows, width, width)
@@ -25,7 +35,8 @@ def wkv7_single(
     removed, kept = torch.bmm(read, before.mT).unbind(1)  # [R, V] each
     columns = torch.stack((removed, v.reshape(rows, width)), dim=-1)  # [R, V, 2]
     lines = torch.stack((b, k), dim=-2).view(rows, 2, width)
-    after = before * w.reshape(rows, 1, width)
+    decay = w.reshape(rows, 1, width)
+    after = before.mul_(decay) if owned else before * decay
     after.baddbmm_(columns, lines)
     weights = torch.bmm(lines, r.reshape(rows, width, 1))  # b . r, k . r: [R, 2, 1]
     y = kept + torch.bmm(columns, weights).squeeze(-1)

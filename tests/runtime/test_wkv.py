@@ -160,6 +160,14 @@ def test_single_tokens_do_not_depend_on_neighbours_or_place(width: int) -> None:
         assert torch.equal(found[place], expected[3])
 
 
+@pytest.mark.parametrize("length", [1, 40])
+def test_an_owned_state_gives_the_same_bits(length: int) -> None:
+    *vectors, state = to_single(make_inputs(length, batch=3))
+    expected = wkv7(*vectors, state)
+    for got, wanted in zip(wkv7(*vectors, state.clone(), owned=True), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize("length", [1, SUB_CHUNK, 2 * SUB_CHUNK + 3])
 def test_gradients_agree_with_the_token_loop(length: int) -> None:
     gradients = []
