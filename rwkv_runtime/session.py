@@ -326,8 +326,11 @@ class Session:
         try:
             for stop in stops_below(plan, end):
                 entry = store.backend.longest([stop.key], store.now())
-                if entry is not None and _is_transient(entry):
-                    store.backend.delete(entry.key, "evicted", blob=entry.blob)
+                if entry is None or not _is_transient(entry):
+                    continue
+                if store.backend.delete(entry.key, "evicted", blob=entry.blob):
+                    freed = (entry.key.n_tokens, entry.blob_bytes)
+                    store.metrics.evicted("admission", "superseded", 1, *freed)
         except BackendError as error:
             store.metrics.errors.labels(operation="delete").inc()
             log.warning("left stops along a stored segment behind: %s", error)

@@ -98,3 +98,4 @@ class Evicted:
 
     entries: int
     blob_bytes: int
+    tokens: int = field(default=0, compare=False)  # that they stood after, in all

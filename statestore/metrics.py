@@ -12,6 +12,8 @@ Where prometheus_client adds up several processes, a breaker's state is the wors
 | statestore_errors_total | operation | backend failures that were kept from the caller |
 | statestore_tokens_found_total | | tokens that hits spared |
 | statestore_read_bytes_total, statestore_written_bytes_total | | blob bytes |
+| statestore_evictions_total | policy, reason: room, excess, superseded, expired | states gone |
+| statestore_evicted_tokens_total, statestore_evicted_bytes_total | policy, reason | theirs |
 | statestore_tier_hits_total | tier | lookups that ended with an entry of this tier |
 | statestore_write_behind_total | kind: put, promotion, note; outcome | done, failed, dropped |
 | statestore_write_behind_bytes | | gauge: blob bytes that wait |
@@ -40,6 +42,10 @@ class Metrics:
         self.tokens_found = self._counter("tokens_found", "Tokens spared by hits")
         self.read_bytes = self._counter("read_bytes", "Blob bytes read")
         self.written_bytes = self._counter("written_bytes", "Blob bytes written")
+        went = ("policy", "reason")
+        self.evictions = self._counter("evictions", "States that went, by whose choice", *went)
+        self.evicted_tokens = self._counter("evicted_tokens", "Tokens that they stood after", *went)
+        self.evicted_bytes = self._counter("evicted_bytes", "Bytes of their blobs", *went)
         self.fetch_seconds = self._histogram("fetch", "Seconds of a lookup with its fetch")
         self.put_seconds = self._histogram("put", "Seconds of a put")
         self.breaker_state = Gauge(
@@ -69,6 +75,14 @@ class Metrics:
     def value(self, name: str, **labels: str) -> float:
         """The present value of ``statestore_<name>``; 0.0 before its first event."""
         return self.registry.get_sample_value(f"statestore_{name}", labels) or 0.0
+
+    def evicted(self, policy: str, reason: str, states: int, tokens: int, size_bytes: int) -> None:
+        """States went: for ``room`` that a put needs, as an ``excess`` that others' puts made,
+        ``superseded`` by the end of their segment.
+        """
+        self.evictions.labels(policy=policy, reason=reason).inc(states)
+        self.evicted_tokens.labels(policy=policy, reason=reason).inc(tokens)
+        self.evicted_bytes.labels(policy=policy, reason=reason).inc(size_bytes)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"statestore_{name}", text, labels, registry=self.registry)

@@ -274,7 +274,9 @@ class StateStore:
         """Remove expired entries, and blobs older than `grace_s` that interrupted writes left
         behind.
         """
-        return self.backend.sweep(self._clock(), grace_s)
+        swept = self.backend.sweep(self._clock(), grace_s)
+        self.metrics.evictions.labels(policy="ttl", reason="expired").inc(swept.expired)
+        return swept
 
     def check(self, entry: Entry) -> str:
         """Read and check one blob as a load would; ``""`` if sound, else what is wrong."""

@@ -24,7 +24,7 @@ from typing import Final
 from statestore.backends.base import Backend, Blob
 from statestore.backends.budget import Account, Budget
 from statestore.backends.wrapper import Wrapper
-from statestore.entry import Entry, Usage
+from statestore.entry import Entry, Evicted, Usage
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, Policy, make_policy
 from statestore.keys import StateKey
@@ -46,6 +46,7 @@ class Budgeted(Wrapper):
         policy: gives the scores.
         ttl_s: seconds after a put when an entry without an expiry of its own expires.
         monotonic: seconds; says how fresh the totals are.
+        metrics: counts what goes.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Budgeted(Wrapper):
         ttl_s: float | None = None,
         *,
         monotonic: Callable[[], float] = time.monotonic,
+        metrics: Metrics | None = None,
     ) -> None:
         super().__init__(inner)
         self.budget = budget
         self.policy = policy
         self.ttl_s = ttl_s
         self._monotonic = monotonic
+        self._metrics = metrics or Metrics()
         self._begin()
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
@@ -157,7 +160,7 @@ class Budgeted(Wrapper):
         in_vain = 0
         while in_vain < ATTEMPTS:
             target = account.target(size)
-            gone = self.inner.evict(target, now, namespace=account.namespace)
+            gone = self._evict(account, target, now, "room")
             account.note_read(self._read(account.namespace), self._monotonic(), ours=True)
             if account.used + size <= account.limit:
                 return
@@ -173,8 +176,14 @@ class Budgeted(Wrapper):
             usage = self._read(account.namespace)
             account.note_read(usage, self._monotonic())
             if usage.blob_bytes > account.limit:
-                self.inner.evict(int(account.high), now, namespace=account.namespace)
+                self._evict(account, int(account.high), now, "excess")
                 account.note_read(self._read(account.namespace), self._monotonic(), ours=True)
+
+    def _evict(self, account: Account, to_bytes: int, now: float, reason: str) -> Evicted:
+        gone = self.inner.evict(to_bytes, now, namespace=account.namespace)
+        counts = (gone.entries, gone.tokens, gone.blob_bytes)
+        self._metrics.evicted(self.policy.name, reason, *counts)
+        return gone
 
 
 #: What the common options of a store's URL are called; see `budgeted`.
@@ -183,7 +192,7 @@ OPTIONS: Final = ("budget", "budget.", "policy", "ttl")
 _MEMORY_BUDGET: Final = "1GiB"  # of a place that would otherwise grow until the process is killed
 
 
-def budgeted(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:  # noqa: ARG001
+def budgeted(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:
     """`inner` as the common options of its URL want it; itself where they want nothing.
 
     ``budget=50GiB``, ``budget.<namespace>=5GiB``, ``policy=``, a policy's name, and ``ttl=7d``.
@@ -203,7 +212,7 @@ def budgeted(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:  # noq
         raise url.error(str(error)) from None
     if ttl_s == 0.0:
         raise url.error("ttl: 0 would keep nothing")
-    return Budgeted(inner, budget, policy, ttl_s)
+    return Budgeted(inner, budget, policy, ttl_s, metrics=metrics)
 
 
 def _budget_of(options: Mapping[str, str]) -> Budget:

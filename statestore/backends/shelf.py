@@ -100,7 +100,7 @@ class Shelf:
         """Remove unpinned entries in order until `to_bytes` are left, or `limit` are gone."""
         if namespace not in self._orders and namespace in self._totals:
             self._orders[namespace] = self._tickets(namespace)
-        count = freed = 0
+        count = freed = tokens = 0
         while count != limit and self.usage(namespace).blob_bytes > to_bytes:
             entry = self._lowest(namespace)
             if entry is None:
@@ -110,7 +110,8 @@ class Shelf:
                 self._age = max(self._age, entry.score)
             count += 1
             freed += entry.blob_bytes
-        return Evicted(count, freed)
+            tokens += entry.key.n_tokens
+        return Evicted(count, freed, tokens)
 
     def entries(self) -> list[Entry]:
         """All entries, in no order."""

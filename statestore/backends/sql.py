@@ -194,7 +194,8 @@ class SqlBackend:
         """
         gone = self._database.write(lambda tx: evict(tx, to_bytes, now, namespace, limit))
         self._unlink_all([(victim.blob, victim.blob_bytes) for victim in gone])
-        return Evicted(len(gone), sum(victim.blob_bytes for victim in gone))
+        sizes = sum(victim.blob_bytes for victim in gone)
+        return Evicted(len(gone), sizes, sum(victim.key.n_tokens for victim in gone))
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """Remove expired entries with their blobs, and blobs older than `grace_s` without an entry.

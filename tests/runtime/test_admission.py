@@ -83,6 +83,9 @@ def test_a_documents_end_replaces_its_stops_and_a_short_question_leaves_nothing(
         runtime.prefill([DOCUMENT, QUESTION])
         runtime.flush()
         assert stored(store) == [(400, Role.SEGMENT, 0)]
+        gone = {"policy": "admission", "reason": "superseded"}
+        assert store.metrics.value("evictions_total", **gone) == 3
+        assert store.metrics.value("evicted_tokens_total", **gone) == 128 + 256 + 384
         assert runtime.prefill([DOCUMENT, [9, 9, 9]]).cached_tokens == 400
         long = [3] * 300
         runtime.prefill([DOCUMENT, long])

@@ -20,6 +20,7 @@ from statestore.entry import Entry, EntryFilter, Role, Status, Usage
 from statestore.errors import FullError, InputError, SettingsError, UnavailableError
 from statestore.eviction import make_policy
 from statestore.keys import ChunkRule, plan
+from statestore.metrics import Metrics
 from statestore.settings import open_store
 from statestore.store import PutOutcome
 from tests.statestore.backend_places import (
@@ -82,6 +83,16 @@ class BudgetContract(PlaceContract):
             assert backend.usage().blob_bytes <= 10 * KB
         assert stored(backend) == set(range(20, 30))
         assert len(place.blob_names()) == 10
+
+    def test_what_goes_is_counted(self, backend: Backend) -> None:
+        metrics = Metrics()
+        budgeted = Budgeted(backend, Budget(10 * KB), make_policy("lru"), metrics=metrics)
+        for number in range(12):
+            put(budgeted, number)
+        labels = {"policy": "lru", "reason": "room"}
+        assert metrics.value("evictions_total", **labels) == 2
+        assert metrics.value("evicted_bytes_total", **labels) == 2 * KB
+        assert metrics.value("evicted_tokens_total", **labels) == 1 + 2
 
     def test_a_hit_keeps_it(self, backend: Backend) -> None:
         budgeted = within(backend, 4 * KB)
