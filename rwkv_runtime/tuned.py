@@ -65,7 +65,7 @@ def _matrix(path: Path, tensor: Tensor, version: str) -> Tensor:
     """In memory of its own."""
     if not tensor.is_floating_point():
         raise WeightsError(f"{path}: its matrices are {tensor.dtype}, expected floating point")
-    turned = tensor if version == "7" else tensor.transpose(1, 2)
+    turned = tensor if version.startswith("7") else tensor.transpose(1, 2)
     return turned.to(torch.float32, copy=True).contiguous()
 
 

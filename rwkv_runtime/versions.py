@@ -7,6 +7,7 @@
     5.2      a decay for every channel            the same
     6        att.time_maa_x                       the same
     7        att.r_k                              x, [H, V, K], x
+    7a       ffn.s_emb (DeepEmbed)                the same
 
 Versions whose state grows with the text (7b, the hybrids called 8) have no constant state to store;
 they are refused by name.
@@ -33,6 +34,7 @@ _REFUSED: Final = (
     (r"model\.", "weights with Hugging Face names: they load into the project's own engine"),
 )
 _VERSIONS: Final = (
+    (rf"blocks\.{_NUMBER}\.ffn\.s_emb", "7a"),
     (rf"blocks\.{_NUMBER}\.att\.r_k", "7"),
     (rf"blocks\.{_NUMBER}\.att\.time_maa_x", "6"),
     (rf"blocks\.{_NUMBER}\.att\.gate\.", "5.1"),  # or 5.2: the decay's shape tells
@@ -52,6 +54,11 @@ class Dimensions:
     head_size: int
     vocabulary: int
     tuned: bool  # the file holds an initial state of its own (time_state)
+
+    @property
+    def is_seven(self) -> bool:
+        """Version 7, with DeepEmbed or without."""
+        return self.version in ("7", "7a")
 
 
 def dimensions_of(path: Path, shapes: Shapes) -> Dimensions:
@@ -91,7 +98,7 @@ def _with_decay(path: Path, shapes: Shapes) -> str:
 def _heads(path: Path, shapes: Shapes, version: str) -> tuple[int, int]:
     if version == "4":
         return 0, 0
-    names = {"7": "r_k", "6": "time_faaaa"}
+    names = {"7": "r_k", "7a": "r_k", "6": "time_faaaa"}
     name = f"blocks.0.att.{names.get(version, 'time_decay')}"
     shape = _shape(path, shapes, name)
     heads = shape[0] if shape else 0

@@ -47,7 +47,8 @@ FOREIGN_MAGICS = {
 # What tells the variants apart, the first match deciding: (pattern of a tensor name, what the file
 # is).
 VARIANTS = (
-    (r"blocks\.\d+\.ffn\.s_emb", "RWKV-7 with DeepEmbed (7a, 7b)"),
+    (r"blocks\.\d+\.qkv\.", "RWKV-7b (its state grows with the text)"),
+    (r"blocks\.\d+\.ffn\.s_emb", "RWKV-7a (DeepEmbed)"),
     (r"blocks\.\d+\.att\.time_state", "weights with a tuned initial state (time_state)"),
     (r".*\blora_", "an adapter (merge it into its base first)"),
     (r"blocks\.\d+\.att\.r_k", ""),
@@ -192,7 +193,7 @@ def _refuse_variants(path: Path, names: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def _remedy(what: str) -> str:
-    if not what.startswith("RWKV-") or "DeepEmbed" in what:
+    if not what.startswith("RWKV-") or what.startswith("RWKV-7b"):
         return ""
     return "; the rwkv package runs it (load_package_engine; for commands --strategy 'cpu fp32')"
 

@@ -1,4 +1,4 @@
-"""RWKV versions 4, 5, 5.1, 5.2, 6 and 7, computed by the `rwkv` package.
+"""RWKV versions 4, 5, 5.1, 5.2, 6, 7 and 7a, computed by the `rwkv` package.
 
 For whoever runs these models with it already: strategy strings are those of the package, and
 decide bits, so they are in the fingerprint with its release and its rescaling of fp16. A state is
@@ -138,7 +138,7 @@ def load_package_engine(
     path = Path(path)
     digest, identity = weights_digest(path, cache_dir=cache_dir, progress=progress)
     dimensions = _checked(path, strategy)
-    model = load_model(str(path.with_suffix("")), strategy, seven=dimensions.version == "7")
+    model = load_model(str(path.with_suffix("")), strategy, dimensions.version)
     _own(model)
     check_unchanged(path, identity)
     tuned = (
@@ -200,7 +200,7 @@ def _checked(path: Path, strategy: str) -> Dimensions:
         raise WeightsError(f"{path}: the rwkv package reads files whose names end in .pth")
     with open_tensors(path) as (shapes, _):
         dimensions = dimensions_of(path, shapes)
-    if dimensions.version == "7" and not _SEVEN.fullmatch(strategy):
+    if dimensions.is_seven and not _SEVEN.fullmatch(strategy):
         raise DeviceError(
             f"strategy {strategy!r}: for RWKV-7 the rwkv package knows one device and one of "
             "fp32, fp16 and bf16: 'cpu fp32'"
@@ -220,7 +220,7 @@ def _own(model: Any) -> None:  # noqa: ANN401 - untyped
 def _start_of(model: Any, dimensions: Dimensions) -> PackageState:  # noqa: ANN401 - untyped
     """The state before the first token, as the package makes it."""
     with torch.inference_mode():
-        if dimensions.version == "7":
+        if dimensions.is_seven:
             return tuple(model.generate_zero_state())
         return tuple(
             tensor
@@ -257,7 +257,7 @@ def _schema_of(dimensions: Dimensions, dtypes: Sequence[DType]) -> Schema:
     else:
         sizes |= {"heads": dimensions.heads, "head_size": dimensions.head_size}
         layout = "5" if dimensions.version == "5.1" else dimensions.version
-        schema = rwkv7(**sizes) if layout == "7" else rwkv5(**sizes, version=layout)
+        schema = rwkv7(**sizes) if dimensions.is_seven else rwkv5(**sizes, version=layout)
     specs = tuple(
         replace(spec, dtype=dtype) for spec, dtype in zip(schema.tensors, dtypes, strict=True)
     )

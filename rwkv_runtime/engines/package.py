@@ -25,7 +25,7 @@ import torch
 from rwkv_runtime.errors import DeviceError
 
 _MODULE: Final = "rwkv.model"
-_SWITCHES: Final = ("RWKV_CUDA_ON", "RWKV_DML_ON", "RWKV_DE_VERSION")
+_SWITCHES: Final = ("RWKV_CUDA_ON", "RWKV_DML_ON")
 _copies = count()
 _importing = threading.Lock()  # environment and standard output are the process's
 
@@ -41,14 +41,15 @@ def package_switches() -> tuple[tuple[str, str], ...]:
     return tuple((name, os.environ[name]) for name in _SWITCHES if os.environ.get(name) == "1")
 
 
-def load_model(path_without_suffix: str, strategy: str, *, seven: bool) -> Any:  # noqa: ANN401 - the package's own class, untyped
-    """The package's model of a `.pth` file; `seven` says whether it is of version 7.
+def load_model(path_without_suffix: str, strategy: str, version: str) -> Any:  # noqa: ANN401 - the package's own class, untyped
+    """The package's model of a `.pth` file of that version.
 
     Raises:
         DeviceError: the package is not installed, or refuses the strategy.
     """
     quiet = redirect_stdout(io.StringIO())
-    with _importing, _environment(seven=seven), _settings(), _without_torchscript(), quiet:
+    seven = version.startswith("7")
+    with _importing, _environment(version), _settings(), _without_torchscript(), quiet:
         module = _private_copy()
         try:
             if seven:
@@ -83,9 +84,10 @@ def _private_copy() -> ModuleType:
 
 
 @contextmanager
-def _environment(*, seven: bool) -> Iterator[None]:
+def _environment(version: str) -> Iterator[None]:
     wanted = {
-        "RWKV_V7_ON": "1" if seven else "0",
+        "RWKV_V7_ON": "1" if version.startswith("7") else "0",
+        "RWKV_DE_VERSION": "1" if version == "7a" else "0",
         "RWKV_JIT_ON": "0",
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # the package itself does not ask for it
     }

@@ -17,13 +17,13 @@ from rwkv_runtime import Runtime
 from rwkv_runtime.engines.adapter import PackageEngine, load_package_engine
 from rwkv_runtime.engines.package import load_model, package_switches
 from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
-from rwkv_runtime.testing import write_random_weights
+from rwkv_runtime.testing import small_architecture, write_random_weights
 from rwkv_runtime.versions import dimensions_of
 from statestore import open_store
 from statestore.keys import ChunkRule
 from tests.runtime.old_versions import VERSIONS, write_old_weights
 
-ALL = (*VERSIONS, "7")
+ALL = (*VERSIONS, "7", "7a")
 RULE = ChunkRule(chunk=32, min_chunk=8)
 DOCUMENT = [(7 * i * i + i) % 256 for i in range(150)]
 QUESTION = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35]
@@ -33,9 +33,30 @@ def weights_of(version: str, directory: Path) -> Path:
     path = directory / f"v{version}.pth"
     if version == "7":
         write_random_weights(path)
+    elif version == "7a":
+        write_deep_weights(path)
     else:
         write_old_weights(path, version)
     return path
+
+
+def write_deep_weights(path: Path, s0: float = 1.0, s1: float = 0.1) -> None:
+    """A version 7 with DeepEmbed: every token has a matrix in each layer, which scales the channel
+    mixing.
+    """
+    made = small_architecture()
+    write_random_weights(path, made)
+    tensors = torch.load(path)
+    for layer in range(made.layers):
+        ffn = f"blocks.{layer}.ffn"
+        tensors |= {
+            f"{ffn}.s_emb.weight": torch.randn(made.vocabulary, 32 * 32),
+            f"{ffn}.s_emb_x.weight": torch.randn(32 * 32, made.width) / made.width**0.5,
+            f"{ffn}.s0": torch.full((made.ffn_width,), s0),
+            f"{ffn}.s1": s1 * torch.randn(made.width, 32) / made.width**0.5,
+            f"{ffn}.s2": torch.randn(32, made.ffn_width) / 32**0.5,
+        }
+    torch.save(tensors, path)
 
 
 def engine_of(path: Path, strategy: str = "cpu fp32") -> PackageEngine:
@@ -47,7 +68,7 @@ def test_chunks_give_what_the_package_gives(version: str, tmp_path: Path) -> Non
     path = weights_of(version, tmp_path)
     engine = engine_of(path)
     assert engine.fingerprint.architecture == f"rwkv{version}"
-    plain = load_model(str(path.with_suffix("")), "cpu fp32", seven=version == "7")
+    plain = load_model(str(path.with_suffix("")), "cpu fp32", version)
     expected, theirs = plain.forward(DOCUMENT[:64], None)
     state = engine.initial_state()
     for begin in (0, 32):
@@ -128,15 +149,30 @@ def test_a_state_is_never_written_to(version: str, tmp_path: Path) -> None:
     assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in state)
 
 
-@pytest.mark.parametrize("version", ["5.2", "6"])
+@pytest.mark.parametrize("version", ["5", "5.1", "5.2", "6"])
 def test_a_tuned_state_in_the_file_is_where_the_model_begins(version: str, tmp_path: Path) -> None:
     path = tmp_path / "tuned.pth"
     write_old_weights(path, version, tuned=True)
     engine = engine_of(path)
     output, _ = engine.prefill(torch.tensor(DOCUMENT[:20]), engine.initial_state())
-    plain = load_model(str(path.with_suffix("")), "cpu fp32", seven=False)
+    plain = load_model(str(path.with_suffix("")), "cpu fp32", version)
     expected, _ = plain.forward(DOCUMENT[:20], None)
     assert torch.equal(output, expected.float())
+
+
+def test_deepembed_is_computed_and_not_passed_over(tmp_path: Path) -> None:
+    """With nothing in its factors but ones it is the plain model; with others it is not."""
+    plain, ones, other = (tmp_path / name for name in ("v7.pth", "ones.pth", "other.pth"))
+    write_random_weights(plain)
+    write_deep_weights(ones, s1=0.0)
+    write_deep_weights(other)
+    logits = []
+    for path in (plain, ones, other):
+        engine = engine_of(path)
+        output, _ = engine.prefill(torch.tensor(DOCUMENT[:20]), engine.initial_state())
+        logits.append(engine.logits(output))
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
+    assert (logits[0] - logits[2]).abs().max() > 0.01
 
 
 def test_version_4_begins_with_nothing_seen(tmp_path: Path) -> None:
@@ -216,7 +252,7 @@ def test_a_strategy_without_meaning_is_refused(version: str, strategy: str, tmp_
 
 def test_the_package_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     def settings() -> list[object]:
-        names = ("RWKV_V7_ON", "RWKV_JIT_ON", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        names = ("RWKV_V7_ON", "RWKV_DE_VERSION", "RWKV_JIT_ON", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         flags = (torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32)
         return [*(os.environ.get(name) for name in names), *flags]
 

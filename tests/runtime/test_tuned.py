@@ -52,7 +52,7 @@ def test_version_7_takes_the_matrices_as_they_are(seven: Path, tuned: Path) -> N
     for layer, state in enumerate(engine.initial_state()):
         assert torch.equal(state.att_kv[0], matrices[f"blocks.{layer}.att.time_state"])
     # the package's own model, begun from the same matrices by hand
-    plain = load_model(str(seven.with_suffix("")), "cpu fp32", seven=True)
+    plain = load_model(str(seven.with_suffix("")), "cpu fp32", "7")
     start = plain.generate_zero_state()
     start[1::3] = [matrices[f"blocks.{layer}.att.time_state"].clone() for layer in range(LAYERS)]
     expected, _ = plain.forward(TOKENS.tolist(), start)
@@ -63,13 +63,13 @@ def test_version_7_takes_the_matrices_as_they_are(seven: Path, tuned: Path) -> N
     assert torch.equal(again, expected.float())
 
 
-@pytest.mark.parametrize("version", ["5.2", "6"])
+@pytest.mark.parametrize("version", ["5", "5.1", "5.2", "6"])
 def test_older_versions_turn_them_over(version: str, tmp_path: Path, tuned: Path) -> None:
     """A file beside the weights does what the same matrices within the weights do."""
     write_old_weights(tmp_path / "plain.pth", version)
     content = torch.load(tmp_path / "plain.pth", weights_only=True)
     torch.save(content | torch.load(tuned, weights_only=True), tmp_path / "within.pth")
-    plain = load_model(str(tmp_path / "within"), "cpu fp32", seven=False)
+    plain = load_model(str(tmp_path / "within"), "cpu fp32", version)
     expected, _ = plain.forward(TOKENS.tolist(), None)
     engine = load_package_engine(
         tmp_path / "plain.pth", threads=1, initial=tuned, cache_dir=tmp_path

@@ -163,7 +163,11 @@ def test_heads_that_do_not_make_the_width_are_refused(
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("blocks.0.ffn.s_emb.weight", "DeepEmbed"),
+        (
+            "blocks.0.ffn.s_emb.weight",
+            "RWKV-7a (DeepEmbed); this engine runs RWKV-7 only; the rwkv",
+        ),
+        ("blocks.0.qkv.k1", "RWKV-7b (its state grows with the text); this engine runs"),
         ("blocks.0.att.time_state", "tuned initial state"),
         ("blocks.0.att.key.lora_A", "adapter"),
         ("blocks.0.att.surprise", "surprise is not a tensor of RWKV-7"),
