@@ -90,6 +90,7 @@ class Usage:
     quarantined: int
     pinned: int
     age: float = 0.0  # the highest score evicted so far, what ageing policies count from
+    pinned_bytes: int = 0  # of the blobs that no eviction removes
 
 
 @dataclass(frozen=True, slots=True)

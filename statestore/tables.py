@@ -38,7 +38,7 @@ HEAD: Final = REVISIONS[-1]
 
 SHARDS: Final = 16  # rows of a namespace in `totals`
 DEPARTED_ROWS: Final = 10_000  # removals remembered
-PREFIX_BYTES: Final = 8  # of a digest, in `sightings`
+MARK_BYTES: Final = 12  # of a prefix, in `sightings`
 HEAD_BYTES: Final = 4  # of a digest, in an index
 
 #: In an index's ``info``: the one dialect that has it.
@@ -86,6 +86,13 @@ entries = Table(
     Index("ix_entries_token_digest", "token_digest", "namespace"),
     Index("ix_entries_model", "namespace", "fingerprint"),
     Index("ix_entries_expires_at", "expires_at"),
+    Index(
+        "ix_entries_namespace_expires_at",
+        "namespace",
+        "expires_at",
+        sqlite_where=text("expires_at IS NOT NULL"),
+        postgresql_where=text("expires_at IS NOT NULL"),
+    ),
 )
 
 departed = Table(
@@ -109,6 +116,7 @@ totals = Table(
     Column("state_bytes", BigInteger, nullable=False),
     Column("quarantined", BigInteger, nullable=False),
     Column("pinned", BigInteger, nullable=False),
+    Column("pinned_bytes", BigInteger, nullable=False, server_default=text("0")),
 )
 
 ageing = Table(
@@ -134,6 +142,6 @@ sightings = Table(
     "sightings",
     metadata,
     Column("id", _COUNTER, primary_key=True),  # grows with every sighting
-    Column("prefix", LargeBinary(PREFIX_BYTES), nullable=False),
+    Column("prefix", LargeBinary(MARK_BYTES), nullable=False),
     Index("ix_sightings_prefix", "prefix", unique=True),
 )

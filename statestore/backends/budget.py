@@ -45,6 +45,7 @@ class Account:
         self._slack = (budget.high - budget.low) * limit
         self._read_bytes = 0
         self._read_pinned = 0
+        self._pinned_bytes = 0
         self._read_at: float | None = None
         self._put_bytes = 0  # published by this process since
         self._trust = 1  # puts
@@ -72,10 +73,18 @@ class Account:
         slack = self._slack // size * size if size else self._slack
         return max(int(self.high - slack) - size - self.promised, 0)
 
-    def note_put(self, size: int) -> None:
-        """`size` bytes were published; they are promised no longer when their room is let go."""
+    def note_put(self, entry: Entry) -> None:
+        """It was published; its bytes are promised no longer when their room is let go."""
         with self.lock:
-            self._put_bytes += size
+            self._put_bytes += entry.blob_bytes
+            if entry.pinned:
+                self._pinned_bytes += entry.blob_bytes
+                self._read_pinned += 1
+
+    def doubt(self) -> None:
+        """Something was pinned or unpinned: totals must be read before the next put."""
+        with self.lock:
+            self._read_at = None
 
     def note_read(self, usage: Usage, at: float, *, ours: bool = False) -> None:
         """Totals were read; `ours`: just after an eviction, when they tell nothing of others."""
@@ -83,7 +92,12 @@ class Account:
         if not ours:
             self._trust = min(2 * self._trust, TRUST_LIMIT) if alone else 1
         self._read_bytes, self._read_pinned = usage.blob_bytes, usage.pinned
+        self._pinned_bytes = usage.pinned_bytes
         self._read_at, self._put_bytes = at, 0
+
+    def hopeless(self, size: int) -> bool:
+        """Whether `size` bytes do not fit beside what stays, whatever goes."""
+        return self._pinned_bytes + self.promised + size > self.limit
 
     def refuse_larger(self, entry: Entry) -> None:
         """Raise `FullError` where `entry` alone is more than the budget."""
@@ -97,7 +111,7 @@ class Account:
         """What to raise where no eviction makes room."""
         return FullError(
             f"no room for {size} bytes in the budget of {self._name}, {self.limit} bytes: "
-            f"{self._read_pinned} pinned states are among the {self._read_bytes} bytes that stay; "
+            f"{self._read_pinned} pinned states of {self._pinned_bytes} bytes stay; "
             "unpin some, or raise it"
         )
 

@@ -24,7 +24,7 @@ from typing import Final
 from statestore.backends.base import Backend, Blob
 from statestore.backends.budget import Account, Budget
 from statestore.backends.wrapper import Wrapper
-from statestore.entry import Entry, Evicted, Usage
+from statestore.entry import Entry, Evicted, Status, Usage
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, Policy, make_policy
 from statestore.keys import StateKey
@@ -98,7 +98,7 @@ class Budgeted(Wrapper):
             published = self.inner.publish(scored, blob, durable=durable)
             if published:
                 for account in accounts:
-                    account.note_put(size)
+                    account.note_put(scored)
         if published:
             for account in accounts:
                 self._take_back(account, now)
@@ -107,6 +107,33 @@ class Budgeted(Wrapper):
     def touch(self, entry: Entry, now: float, score: float) -> None:  # noqa: ARG002 - the policy's
         """As the port says, with the policy's score."""
         self.inner.touch(entry, now, self.policy.hit(entry, self._age_now(), now))
+
+    def update(
+        self,
+        key: StateKey,
+        *,
+        pinned: bool | None = None,
+        expires_at: float | None = None,
+        labels: dict[str, str] | None = None,
+        status: Status | None = None,
+        reason: str | None = None,
+        blob: str | None = None,
+    ) -> bool:
+        """As the port says; what is pinned or not is looked at again before the next put."""
+        changed = super().update(
+            key,
+            pinned=pinned,
+            expires_at=expires_at,
+            labels=labels,
+            status=status,
+            reason=reason,
+            blob=blob,
+        )
+        if pinned is not None:
+            for account in (*self._namespaces.values(), self._all):
+                if account is not None:
+                    account.doubt()
+        return changed
 
     def _begin(self) -> None:
         """Of this process: a forked child has its own, with locks that nobody holds."""
@@ -157,6 +184,8 @@ class Budgeted(Wrapper):
 
     def _make_room(self, account: Account, size: int, now: float) -> None:
         """Evict until `size` bytes fit. Raises `FullError` where what stays leaves no room."""
+        if account.hopeless(size):
+            raise account.full(size)  # nothing goes for what has no place afterwards
         in_vain = 0
         while in_vain < ATTEMPTS:
             target = account.target(size)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, delete, false, select, update
+from sqlalchemy import Connection, Select, delete, false, func, select, update
 
 from statestore.backends import totals
 from statestore.backends.departures import remember
@@ -28,41 +28,75 @@ _PAGE: Final = 256  # rows of one statement
 def evict(
     connection: Connection, to_bytes: int, now: float, namespace: str | None, limit: int
 ) -> list[Holding]:
-    """Remove unpinned entries (of `namespace`), the quarantined ones first, then by score.
+    """Remove unpinned entries (of `namespace`): what has expired, then what is quarantined, then by
+    score.
 
     Ends when the blobs of what is left come to at most `to_bytes`, or `limit` are gone. What was
     removed; the blobs are still there.
     """
     connection.execute(select(ageing.c.age).with_for_update())
     held = totals.usage(connection, namespace)
-    gone: list[Holding] = []
-    excess = held.blob_bytes - to_bytes
     mean_bytes = max(1.0, held.blob_bytes / max(1, held.entries))
-    while excess > 0 and len(gone) < limit:
-        count = min(limit - len(gone), _PAGE, math.ceil(excess / mean_bytes))
-        going = list(_until(excess, _lowest(connection, namespace, count)))
-        if not going:
-            break
-        _remove(connection, going, now)
-        gone += going
-        excess -= sum(entry.blob_bytes for entry in going)
-    totals.account(connection, before=gone, after=[])
-    _age(connection, gone)
-    return gone
+    going = _Going(connection, held.blob_bytes - to_bytes, limit, mean_bytes)
+    going.take(lapsed(namespace, now), "expired", now)
+    lapsed_count = len(going.gone)
+    going.take(order(namespace), "evicted", now)
+    totals.account(connection, before=going.gone, after=[])
+    _age(connection, going.gone[lapsed_count:])
+    return going.gone
 
 
-def order(namespace: str | None, count: int) -> Select[Any]:
-    """The `count` entries to go next."""
-    statement = select(*HOLDING).where(entries.c.pinned == false())
-    if namespace is not None:
-        statement = statement.where(entries.c.namespace == namespace)
+def order(namespace: str | None) -> Select[Any]:
+    """What goes, the next first."""
     assert Status.QUARANTINED.value < Status.READY.value  # the index sorts them so
-    return statement.order_by(entries.c.status, entries.c.score).limit(count)
+    unpinned = _of(namespace).where(entries.c.pinned == false())
+    return unpinned.order_by(entries.c.status, entries.c.score)
 
 
-def _lowest(connection: Connection, namespace: str | None, count: int) -> list[Holding]:
-    statement = order(namespace, count).with_for_update(skip_locked=True)
-    return [to_holding(row) for row in connection.execute(statement).mappings()]
+def lapsed(namespace: str | None, now: float) -> Select[Any]:
+    """What has expired by `now`, the longest expired first."""
+    expired = _of(namespace).where(entries.c.expires_at <= now)
+    # COALESCE keeps planners from the index of all that is not pinned.
+    unpinned = func.coalesce(entries.c.pinned, false()) == false()
+    return expired.where(unpinned).order_by(entries.c.expires_at)
+
+
+def _of(namespace: str | None) -> Select[Any]:
+    statement = select(*HOLDING)
+    return statement if namespace is None else statement.where(entries.c.namespace == namespace)
+
+
+class _Going:
+    """What one call removes.
+
+    Args:
+        connection: in a transaction.
+        excess: bytes to remove.
+        limit: entries at most.
+        mean_bytes: of an entry, about.
+    """
+
+    def __init__(self, connection: Connection, excess: int, limit: int, mean_bytes: float) -> None:
+        self.gone: list[Holding] = []
+        self._connection = connection
+        self._excess = excess
+        self._limit = limit
+        self._mean_bytes = mean_bytes
+
+    def take(self, entries_in_order: Select[Any], reason: str, now: float) -> None:
+        """Remove entries in this order until enough are gone, or there are no more."""
+        while self._excess > 0 and len(self.gone) < self._limit:
+            count = min(
+                self._limit - len(self.gone), _PAGE, math.ceil(self._excess / self._mean_bytes)
+            )
+            page = entries_in_order.limit(count).with_for_update(skip_locked=True)
+            rows = self._connection.execute(page).mappings()
+            going = list(_until(self._excess, [to_holding(row) for row in rows]))
+            if not going:
+                return
+            _remove(self._connection, going, reason, now)
+            self.gone += going
+            self._excess -= sum(entry.blob_bytes for entry in going)
 
 
 def _until(excess: int, page: Sequence[Holding]) -> Iterator[Holding]:
@@ -74,10 +108,10 @@ def _until(excess: int, page: Sequence[Holding]) -> Iterator[Holding]:
         excess -= entry.blob_bytes
 
 
-def _remove(connection: Connection, going: Sequence[Holding], now: float) -> None:
+def _remove(connection: Connection, going: Sequence[Holding], reason: str, now: float) -> None:
     digests = [entry.key.digest for entry in going]
     connection.execute(delete(entries).where(entries.c.digest.in_(digests)))
-    remember(connection, [Departed(entry.key, "evicted", now) for entry in going])
+    remember(connection, [Departed(entry.key, reason, now) for entry in going])
 
 
 def _age(connection: Connection, gone: Sequence[Holding]) -> None:

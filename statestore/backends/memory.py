@@ -257,13 +257,13 @@ class _Room:
                 f"{entry.key}: a state of {entry.blob_bytes} bytes is larger than the budget of "
                 f"memory, {self.budget_bytes} bytes; raise it"
             )
-        self.shelf.evict(left, entry.created_at)
         usage = self.shelf.usage()
-        if usage.blob_bytes > left:
+        if usage.pinned_bytes > left:  # then nothing goes for it
             raise FullError(
                 f"{entry.key}: no room for {entry.blob_bytes} bytes beside {usage.pinned} pinned "
                 f"states in memory's {self.budget_bytes} bytes; unpin some, or raise the budget"
             )
+        self.shelf.evict(left, entry.created_at)
 
 
 class _Rooms:

@@ -10,7 +10,7 @@ from statestore.backends.totals import Place
 from statestore.entry import Status
 from statestore.tables import SHARDS, entries, totals
 
-_SUMS = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned")
+_SUMS = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned", "pinned_bytes")
 
 
 def recount(connection: Connection, *, mend: bool) -> bool:
@@ -42,6 +42,7 @@ def _counted(connection: Connection) -> dict[Place, dict[str, int]]:
         func.sum(entries.c.state_bytes).label("state_bytes"),
         func.sum(case((quarantined, 1), else_=0)).label("quarantined"),
         func.sum(case((entries.c.pinned, 1), else_=0)).label("pinned"),
+        func.sum(case((entries.c.pinned, entries.c.blob_bytes), else_=0)).label("pinned_bytes"),
     ).group_by(entries.c.namespace, first)
     sums: dict[Place, dict[str, int]] = {}
     for row in connection.execute(statement):

@@ -3,7 +3,7 @@
 Not safe to use from several threads: `memory` holds a lock. An eviction costs what it removes: the
 order is a heap in which an entry that changed leaves a stale ticket behind, and stale tickets are
 thrown out when they outnumber the others. A namespace gets a heap of its own when one is first
-evicted from it alone.
+evicted from it alone. What expires has a heap in each namespace, by the same rules.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Shelf:
         self._kept: dict[bytes, Kept] = {}
         self._totals: dict[str | None, Usage] = {}  # ``None``: of all
         self._orders: dict[str | None, list[_Ticket]] = {None: []}
+        self._lapsing: dict[str, list[tuple[float, bytes]]] = {}  # when, digest; by namespace
         self._departed: dict[bytes, Departed] = {}
         self._age = 0.0
         self._numbers = itertools.count()
@@ -97,16 +98,19 @@ class Shelf:
     def evict(
         self, to_bytes: int, now: float, namespace: str | None = None, limit: int | None = None
     ) -> Evicted:
-        """Remove unpinned entries in order until `to_bytes` are left, or `limit` are gone."""
+        """Remove unpinned entries, those that have expired first, until `to_bytes` are left, or
+        `limit` are gone.
+        """
         if namespace not in self._orders and namespace in self._totals:
             self._orders[namespace] = self._tickets(namespace)
         count = freed = tokens = 0
         while count != limit and self.usage(namespace).blob_bytes > to_bytes:
-            entry = self._lowest(namespace)
+            lapsed = self._lapsed(namespace, now)
+            entry = lapsed or self._lowest(namespace)
             if entry is None:
                 break
-            self.remove(entry.key, "evicted", now)
-            if entry.status is Status.READY:
+            self.remove(entry.key, "expired" if lapsed else "evicted", now)
+            if entry.status is Status.READY and not lapsed:
                 self._age = max(self._age, entry.score)
             count += 1
             freed += entry.blob_bytes
@@ -146,12 +150,14 @@ class Shelf:
                 old.state_bytes + sign * entry.state_bytes,
                 old.quarantined + sign * (entry.status is Status.QUARANTINED),
                 old.pinned + sign * entry.pinned,
+                pinned_bytes=old.pinned_bytes + sign * entry.pinned * entry.blob_bytes,
             )
             if new.entries:
                 self._totals[name] = new
             else:
                 self._totals.pop(name, None)
                 self._orders.pop(name, None)
+                self._lapsing.pop(name or "", None)
         self._orders.setdefault(None, [])
 
     def _order(self, entry: Entry) -> None:
@@ -164,8 +170,22 @@ class Shelf:
             order = self._orders.get(name)
             if order is not None:
                 heapq.heappush(order, _ticket(kept))
-                if len(order) > 64 + 4 * len(self._kept):
+                if len(order) > self._most:
                     self._orders[name] = self._tickets(name)
+        if entry.expires_at is not None:
+            lapsing = self._lapsing.setdefault(entry.namespace, [])
+            heapq.heappush(lapsing, (entry.expires_at, entry.key.digest))
+            if len(lapsing) > self._most:
+                lapsing[:] = self._expiries(entry.namespace)
+
+    @property
+    def _most(self) -> int:
+        """Tickets in one heap, stale ones included."""
+        return 64 + 4 * len(self._kept)
+
+    def _expiries(self, namespace: str) -> list[tuple[float, bytes]]:
+        known = (kept.entry for kept in self._kept.values() if kept.entry.namespace == namespace)
+        return sorted((e.expires_at, e.key.digest) for e in known if e.expires_at is not None)
 
     def _tickets(self, namespace: str | None) -> list[_Ticket]:
         order = [
@@ -175,6 +195,19 @@ class Shelf:
         ]
         heapq.heapify(order)
         return order
+
+    def _lapsed(self, namespace: str | None, now: float) -> Entry | None:
+        """An unpinned entry that has expired; its ticket is used up."""
+        for name in list(self._lapsing) if namespace is None else [namespace]:
+            lapsing = self._lapsing.get(name, [])
+            while lapsing and lapsing[0][0] <= now:
+                at, digest = heapq.heappop(lapsing)
+                kept = self._kept.get(digest)
+                if kept is None or kept.entry.pinned or kept.entry.namespace != name:
+                    continue
+                if kept.entry.expires_at == at:
+                    return kept.entry
+        return None
 
     def _lowest(self, namespace: str | None) -> Entry | None:
         """The entry that goes first; its ticket is used up."""

@@ -16,7 +16,7 @@ from statestore.entry import Status, Usage
 from statestore.keys import StateKey
 from statestore.tables import SHARDS, ageing, totals
 
-_SUMS: Final = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned")
+_SUMS: Final = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned", "pinned_bytes")
 
 #: One row's place in ``totals``: namespace and shard.
 Place: TypeAlias = tuple[str, int]
@@ -58,6 +58,7 @@ def usage(connection: Connection, namespace: str | None = None) -> Usage:
         quarantined=int(row.quarantined),
         pinned=int(row.pinned),
         age=float(row.age),
+        pinned_bytes=int(row.pinned_bytes),
     )
 
 
@@ -90,6 +91,7 @@ def _parts(entry: Counted) -> dict[str, int]:
         "state_bytes": entry.state_bytes,
         "quarantined": int(entry.status == Status.QUARANTINED.value),
         "pinned": int(entry.pinned),
+        "pinned_bytes": entry.blob_bytes if entry.pinned else 0,
     }
 
 

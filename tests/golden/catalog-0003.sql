@@ -57,7 +57,8 @@ CREATE TABLE public.namespace_totals (
     blob_bytes bigint NOT NULL,
     state_bytes bigint NOT NULL,
     quarantined bigint NOT NULL,
-    pinned bigint NOT NULL
+    pinned bigint NOT NULL,
+    pinned_bytes bigint DEFAULT 0 NOT NULL
 );
 CREATE TABLE public.sightings (
     id bigint NOT NULL,
@@ -79,15 +80,15 @@ INSERT INTO public.entries VALUES ('\x49ac5de219edae62f9fdeea0fc3f3af48fd832f22f
 INSERT INTO public.entries VALUES ('\x227ba5f2c6c9109fe5c44a0696f393379607493a377f522ee27d9a7ae3227d89', 2, 'tenant ü', '\x9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4', '\x626621566d0e2c7ab4a6fa1b61c2f9840f188214bfc57768ec8f93c22d46cf5f', 'rwkv7', 'prompt', '227ba5f2c6c9109fe5c44a0696f393379607493a377f522ee27d9a7ae3227d89-2.0000000000000001', 1000, 2000, true, 1.5, 1700000000, 1700000001, 0, 12.5, true, NULL, 'ready', '', '模型', '{"": "\u00fc", "project": "x"}', 256);
 INSERT INTO public.entries VALUES ('\x08f225fe08e94a5b1da2da4079fcd1a7647d375cc95624a6c6d65a6fc84b3243', 3, 'default', '\x9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4', '\x8badf3aaf33dc08ab1e5d45fd4cf2be0227e56ff2398a90a0078491575e6f11d', 'rwkv7', 'sparse', '08f225fe08e94a5b1da2da4079fcd1a7647d375cc95624a6c6d65a6fc84b3243-3.0000000000000002', 1000, 2000, false, 1.5, 1700000000, 1700000002, 0, 0, false, 1700000060, 'ready', '', '', '{}', 0);
 INSERT INTO public.entries VALUES ('\x3d3ee11c2fbf7f6a6b1e6aa16c382631ec5f1fbfc50ca3ba5a89d366d22eeaef', 4, 'default', '\x9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4', '\xdb61cd751c3da92bd2f6c0d57701bf039d2235d759a592814aa69c59dd2738ce', 'rwkv7', 'named', '3d3ee11c2fbf7f6a6b1e6aa16c382631ec5f1fbfc50ca3ba5a89d366d22eeaef-4.0000000000000003', 1000, 2000, false, 1.5, 1700000000, 1700000003, 0, 0, false, NULL, 'quarantined', 'CorruptError: a bit flipped', '', '{}', 0);
-INSERT INTO public.leases VALUES ('\x4fec9c05b7f6db9c1b5fdd75bc5107f257d3e28f9cb1313c7797f498438b426f', 'a host that is long gone', '', 1795284445.952995);
-INSERT INTO public.namespace_totals VALUES ('default', 1, 0, 0, 0, 0, 0);
-INSERT INTO public.namespace_totals VALUES ('default', 9, 1, 1000, 2000, 0, 0);
-INSERT INTO public.namespace_totals VALUES ('tenant ü', 2, 1, 1000, 2000, 0, 1);
-INSERT INTO public.namespace_totals VALUES ('default', 8, 1, 1000, 2000, 0, 0);
-INSERT INTO public.namespace_totals VALUES ('default', 13, 1, 1000, 2000, 1, 0);
-INSERT INTO public.sightings VALUES (1, '\x49f16dec65ef4b2c');
-INSERT INTO public.sightings VALUES (2, '\x836ccf1aa147f65f');
-INSERT INTO public.sightings VALUES (3, '\xca74443b57f3986b');
+INSERT INTO public.leases VALUES ('\x4fec9c05b7f6db9c1b5fdd75bc5107f257d3e28f9cb1313c7797f498438b426f', 'a host that is long gone', '', 1795287125.307043);
+INSERT INTO public.namespace_totals VALUES ('default', 1, 0, 0, 0, 0, 0, 0);
+INSERT INTO public.namespace_totals VALUES ('default', 9, 1, 1000, 2000, 0, 0, 0);
+INSERT INTO public.namespace_totals VALUES ('tenant ü', 2, 1, 1000, 2000, 0, 1, 1000);
+INSERT INTO public.namespace_totals VALUES ('default', 8, 1, 1000, 2000, 0, 0, 0);
+INSERT INTO public.namespace_totals VALUES ('default', 13, 1, 1000, 2000, 1, 0, 0);
+INSERT INTO public.sightings VALUES (1, '\x836ccf1a49f16dec65ef4b2c');
+INSERT INTO public.sightings VALUES (2, '\x836ccf1a836ccf1aa147f65f');
+INSERT INTO public.sightings VALUES (3, '\x836ccf1aca74443b57f3986b');
 SELECT pg_catalog.setval('public.departed_id_seq', 1, true);
 SELECT pg_catalog.setval('public.sightings_id_seq', 3, true);
 ALTER TABLE ONLY public.ageing
@@ -111,6 +112,7 @@ CREATE INDEX ix_entries_expires_at ON public.entries USING btree (expires_at);
 CREATE INDEX ix_entries_lookup ON public.entries USING hash (digest);
 CREATE INDEX ix_entries_model ON public.entries USING btree (namespace, fingerprint);
 CREATE INDEX ix_entries_namespace_eviction ON public.entries USING btree (namespace, pinned, status, score);
+CREATE INDEX ix_entries_namespace_expires_at ON public.entries USING btree (namespace, expires_at) WHERE (expires_at IS NOT NULL);
 CREATE INDEX ix_entries_token_digest ON public.entries USING btree (token_digest, namespace);
 CREATE INDEX ix_entries_used_at ON public.entries USING btree (used_at, digest);
 CREATE INDEX ix_leases_expires_at ON public.leases USING btree (expires_at);

@@ -157,6 +157,7 @@ class BackendModel(RuleBasedStateMachine):
             sum(row["state_bytes"] for row in rows),
             sum(row["status"] == "quarantined" for row in rows),
             sum(row["pinned"] for row in rows),
+            pinned_bytes=sum(row["blob_bytes"] for row in rows if row["pinned"]),
         )
 
     @invariant()

@@ -164,6 +164,22 @@ class BudgetContract(PlaceContract):
 
     # Pins, expiry, namespaces
 
+    def test_for_what_pins_leave_no_room_nothing_goes(self, backend: Backend) -> None:
+        budgeted = within(backend, 4 * KB, default=3 * KB)
+        for number in range(2):
+            put(budgeted, number, pinned=number == 0)
+        put(budgeted, 2, namespace="other")
+        with pytest.raises(FullError, match="1 pinned states of 1000 bytes stay"):
+            put(budgeted, 3, blob_bytes=2 * KB + 1)
+        assert stored(backend) == {0, 1, 2}
+        budgeted.update(a_key(1), pinned=True)
+        with pytest.raises(FullError, match="2 pinned states"):
+            put(budgeted, 4, namespace="other", blob_bytes=2 * KB + 1)
+        assert stored(backend) == {0, 1, 2}
+        budgeted.update(a_key(1), pinned=False)
+        assert put(budgeted, 5, blob_bytes=2 * KB)
+        assert {0, 5} <= stored(backend) <= {0, 2, 5}
+
     def test_pinned_states_count_and_stay(self, backend: Backend) -> None:
         budgeted = within(backend, 3 * KB)
         put(budgeted, 0, pinned=True)
@@ -173,7 +189,7 @@ class BudgetContract(PlaceContract):
             put(budgeted, number)
         assert stored(backend) == {0, 1, 4}
         put(budgeted, 5, pinned=True)
-        with pytest.raises(FullError, match="3 pinned states are among the 3000 bytes that stay"):
+        with pytest.raises(FullError, match="3 pinned states of 3000 bytes stay"):
             put(budgeted, 6)
         assert stored(backend) == {0, 1, 5}
         budgeted.update(a_key(0), pinned=False)

@@ -50,6 +50,7 @@ def summed(entries: list[Entry], age: float) -> Usage:
         quarantined=barred,
         pinned=sum(entry.pinned for entry in entries),
         age=age,
+        pinned_bytes=sum(entry.blob_bytes for entry in entries if entry.pinned),
     )
 
 
@@ -119,6 +120,36 @@ class EvictionContract(PlaceContract):
         assert backend.evict(550, NOW) == Evicted(1, 100)
         assert backend.evict(300, NOW) == Evicted(1, 200)
         assert stored(backend) == {2}
+
+    def test_what_has_expired_goes_first(self, backend: Backend) -> None:
+        """Whatever it was worth; and it tells nothing of what the others are."""
+        expiring = {0: NOW + 1, 1: NOW - 1, 3: NOW - 2, 5: NOW}
+        for number in range(6):
+            name = "a" if number < 4 else "b"
+            at = expiring.get(number)
+            entry = an_entry(number, blob_bytes=100, score=9.0 - number, namespace=name)
+            publish(backend, replace(entry, expires_at=at, pinned=number == 3))
+        assert backend.evict(300, NOW, namespace="a") == Evicted(1, 100)
+        assert stored(backend) == {0, 2, 3, 4, 5}
+        assert backend.evict(400, NOW) == Evicted(1, 100)
+        assert stored(backend) == {0, 2, 3, 4}  # pinned, and given more time
+        assert backend.usage().age == 0.0
+        gone = backend.departed([a_key(1), a_key(5)])
+        assert {known.reason for known in gone.values()} == {"expired"}
+        assert backend.evict(300, NOW) == Evicted(1, 100)
+        assert stored(backend) == {0, 2, 3}
+        assert backend.usage().age == 5.0
+        assert backend.departed([a_key(4)])[a_key(4)].reason == "evicted"
+
+    def test_an_expiry_that_was_changed(self, backend: Backend) -> None:
+        fill(backend, [1.0, 2.0, 3.0])
+        assert backend.update(a_key(2), expires_at=NOW - 1)
+        assert backend.update(a_key(1), expires_at=NOW - 1)
+        assert backend.update(a_key(1), expires_at=NOW + 1)
+        assert backend.evict(200, NOW) == Evicted(1, 100)
+        assert stored(backend) == {0, 1}
+        assert backend.evict(100, NOW) == Evicted(1, 100)
+        assert stored(backend) == {1}
 
     def test_blobs_of_no_bytes(self, backend: Backend) -> None:
         publish(backend, an_entry(0, blob_bytes=0, score=1.0))
@@ -195,10 +226,10 @@ class EvictionContract(PlaceContract):
         backend.update(a_key(2), pinned=True)
         backend.update(a_key(4), status=Status.QUARANTINED)
         backend.delete(a_key(11), "deleted")
-        assert backend.usage("even") == Usage(6, 30, 60, 1, 1)
+        assert backend.usage("even") == Usage(6, 30, 60, 1, 1, pinned_bytes=2)
         assert backend.usage("odd") == Usage(5, 25, 50, 0, 0)
         assert backend.usage("neither") == Usage(0, 0, 0, 0, 0)
-        assert backend.usage() == Usage(11, 55, 110, 1, 1)
+        assert backend.usage() == Usage(11, 55, 110, 1, 1, pinned_bytes=2)
 
     def test_an_entry_replaced_by_another_namespaces(self, backend: Backend) -> None:
         """Its salt makes that all but impossible; the totals hold all the same."""

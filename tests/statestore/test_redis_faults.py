@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +240,28 @@ def test_a_damaged_entry_is_stepped_over_and_named(
     assert found.key == a_key(1)
     assert [entry.key for entry in backend.entries(EntryFilter())] == [a_key(1)]
     assert "is damaged and passed over" in caplog.text
-    with suppress(UnavailableError):  # of what is damaged, and no other error
-        backend.evict(0, NOW)
+    again = an_entry(0)
+    assert publish(backend, again)  # what is damaged is in no put's way
+    assert backend.longest([a_key(0)], NOW) == again
+    backend.close()
+
+
+@pytest.mark.parametrize("field", [*DAMAGE, "blob", "parts", "pinned"])
+def test_a_damaged_entry_is_in_no_evictions_way(a_server: RedisServer, field: str) -> None:
+    name = f"evicted-{field}".replace("_", "-")
+    backend = open_url(f"{a_server.url}?prefix={name}")
+    place = RedisPlace(a_server.url, [a_server], name)
+    for number in range(3):
+        publish(backend, an_entry(number, score=float(number)))
+    (key,) = place.keys(f"{{*}}:entry:{a_key(0).hex}")
+    with a_server.client() as client:
+        client.hset(key, field, DAMAGE.get(field) or b"?")
+    backend.evict(0, NOW)
+    assert backend.longest([a_key(1), a_key(2)], NOW) is None
+    assert publish(backend, an_entry(0))
+    backend.sweep(NOW, 0.0)
+    assert backend.usage() == Usage(1, 1000, 2000, 0, 0, age=2.0)
+    assert [entry.key for entry in backend.entries(EntryFilter())] == [a_key(0)]
     backend.close()
 
 

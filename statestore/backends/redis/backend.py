@@ -26,6 +26,7 @@ from statestore.backends.redis.evicting import Eviction
 from statestore.backends.redis.keyspace import CLUSTER_SHARDS, DIGEST_DIGITS, Keyspace
 from statestore.backends.redis.leases import RedisLeases
 from statestore.backends.redis.rows import (
+    FIELDS,
     Value,
     changes,
     number,
@@ -45,7 +46,7 @@ from statestore.keys import StateKey
 
 _PAGE: Final = 256  # entries of one read, over all shards
 _NEWEST: Final = attrgetter("used_at", "key.digest")
-_TOTALS: Final = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned")
+_TOTALS: Final = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned", "pinned_bytes")
 
 
 def open_redis_backend(address: Address) -> RedisBackend:
@@ -141,8 +142,7 @@ class RedisBackend:
                 f"entry {entry.key} says blob_bytes={entry.blob_bytes}, but the blob has {size}"
             )
         command = scripts.publication(self._keyspace.base(entry.key.digest), entry)
-        now = repr(float(entry.created_at))
-        if self._server.run([self._call(scripts.STORED, entry.key, now)])[0]:
+        if self._is_stored(entry):
             return False
         try:
             parts.write(self._server, self._names(entry), blob)
@@ -226,7 +226,7 @@ class RedisBackend:
         fields = [*(f"{total}{whose}" for total in _TOTALS), "age"]
         commands = [("HMGET", f"{base}totals", *fields) for base in self._keyspace.bases()]
         *columns, ages = zip(*self._server.run(commands), strict=True)
-        sums = [sum(int(total or 0) for total in column) for column in columns]
+        sums = [max(0, sum(int(total or 0) for total in column)) for column in columns]
         known = dict(zip(_TOTALS, sums, strict=True))
         return Usage(**known, age=max(float(age or 0) for age in ages))
 
@@ -253,6 +253,30 @@ class RedisBackend:
 
     def _call(self, script: str, key: StateKey, *arguments: Value) -> Command:
         return call(script, self._keyspace.base(key.digest), key.hex, *arguments)
+
+    def _is_stored(self, entry: Entry) -> bool:
+        """Whether a usable entry is there already, so that the blob need not be written."""
+        row = self._server.ask(("HMGET", self._keyspace.entry(entry.key.digest), *FIELDS))
+        if not any(row):
+            return False
+        known = to_entry(row)
+        if known is None:
+            self._discard(entry.key, row)
+            return False
+        unexpired = known.expires_at is None or known.expires_at > entry.created_at
+        return known.status is Status.READY and unexpired
+
+    def _discard(self, key: StateKey, row: Sequence[Any]) -> None:
+        """Remove a damaged entry, which is in a put's way, unless it was replaced."""
+        command = scripts.removal(
+            self._keyspace.base(key.digest),
+            key.hex,
+            "quarantined: damaged entry",
+            self._clock(),
+            self._keyspace.shards,
+            blob=row[FIELDS.index("blob")] or "",
+        )
+        self._server.run([command])
 
     def _names(self, entry: Entry) -> parts.Names:
         return partial(self._keyspace.part, entry.key.digest, entry.blob)

@@ -16,6 +16,7 @@ a second for each 20 MiB): who has begun to read ends well. The server's memory 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
@@ -26,7 +27,6 @@ from statestore.backends.redis.keyspace import Keyspace
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import SHARD, Command, call, departed_kept
 from statestore.entry import Evicted
-from statestore.errors import UnavailableError
 
 LINGER_MS: Final = 1000
 LINGER_PART_MS: Final = 50
@@ -35,13 +35,31 @@ LINGER_MOST_MS: Final = 60_000
 _BATCH: Final = 64  # entries that one shard removes in one step, which takes 1 to 3 ms
 _ROUNDS: Final = 1000  # more mean that others keep changing what was chosen
 
-#: ARGV: base, '', how many, and a namespace if it is about one. The shard's blob bytes, whether it
-#: may have further entries, and of each of the lowest: 0 if quarantined else 1, score, blob, bytes.
-#: What the orders name and is not there (the server evicted it) is struck off.
+#: ARGV: base, '', how many, now, and a namespace if it is about one. The shard's blob bytes,
+#: whether it may have further entries, and of each of the lowest: 0 if expired, 1 if quarantined,
+#: else 2, score, blob, bytes. What the orders name and is not there (the server evicted it), or
+#: names no blob of its own, is struck off. Of what has expired the first are looked at, whoever's.
 LOWEST: Final = (
     SHARD
     + """
-local wanted, namespace = tonumber(ARGV[3]), ARGV[4]
+local wanted, now, namespace = tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local found, stale, told = {}, 0, {}
+local FIELDS = {'status', 'score', 'blob', 'blob_bytes', 'pinned', 'expires_at', 'namespace'}
+local function strike(id, key)
+  stale = stale + 1
+  local before, place = weigh(key), place_of(key, id)
+  redis.call('UNLINK', key)
+  if place then
+    account(key, before)
+  end
+  for _, order in ipairs({'used', 'barred', 'order', 'expiry'}) do
+    redis.call('ZREM', base .. order, id)
+  end
+  if place then
+    redis.call('ZREM', base .. 'ranks', place.rank)
+    redis.call('ZREM', base .. 'tokens', place.tokens)
+  end
+end
 local function lowest()
   if namespace then
     return redis.call('ZRANGEBYLEX', base .. 'ranks', '[' .. namespace .. '\\0',
@@ -55,25 +73,39 @@ local function lowest()
   end
   return ids
 end
-local function look(members)
-  local found, stale = {}, 0
-  for _, member in ipairs(members) do
-    local id = member:sub(-64)
-    local key = base .. 'entry:' .. id
-    local f = redis.call('HMGET', key, 'status', 'score', 'blob', 'blob_bytes', 'pinned')
-    if f[1] and f[5] == '0' and (member == id or place_of(key, id).rank == member) then
-      found[#found + 1] = {f[1] == 'quarantined' and 0 or 1, f[2], f[3], f[4]}
-    else
-      stale = stale + 1
-      for _, order in ipairs({'barred', 'order', 'ranks'}) do
-        redis.call('ZREM', base .. order, member)
-      end
-    end
+local function tell(class, id, f)
+  if not told[id] then
+    told[id] = true
+    found[#found + 1] = {class, f[2] or '', f[3], f[4] or ''}
   end
-  return found, stale
+end
+local lapsed = redis.call('ZRANGEBYSCORE', base .. 'expiry', '-inf', now, 'LIMIT', 0, wanted)
+for _, id in ipairs(lapsed) do
+  local key = base .. 'entry:' .. id
+  local f = redis.call('HMGET', key, unpack(FIELDS))
+  if (f[3] or ''):sub(1, 64) ~= id then
+    strike(id, key)
+  elseif f[5] ~= '1' and expired(f[6] or '', now) and (not namespace or f[7] == namespace) then
+    tell(0, id, f)
+  end
 end
 local members = lowest()
-local found, stale = look(members)
+for _, member in ipairs(members) do
+  local id = member:sub(-64)
+  local key = base .. 'entry:' .. id
+  local f = redis.call('HMGET', key, unpack(FIELDS))
+  if (f[3] or ''):sub(1, 64) ~= id then
+    strike(id, key)
+    redis.call('ZREM', base .. 'ranks', member)
+  elseif f[5] ~= '1' and (member == id or place_of(key, id).rank == member) then
+    tell(f[1] == 'quarantined' and 1 or 2, id, f)
+  else
+    stale = stale + 1
+    for _, order in ipairs({'barred', 'order', 'ranks'}) do
+      redis.call('ZREM', base .. order, member)
+    end
+  end
+end
 local whose = namespace and ':' .. namespace or ''
 local total = redis.call('HGET', base .. 'totals', 'blob_bytes' .. whose) or '0'
 return {total, (stale > 0 or #members == wanted) and 1 or 0, found}
@@ -82,7 +114,7 @@ return {total, (stale > 0 or #members == wanted) and 1 or 0, found}
 
 #: ARGV: base, '', floor, the namespace's name with ':' before it or '', now, how many removals to
 #: remember, ms that parts linger, ms for each part, ms at most; score and blob of each entry. How
-#: many went, and their bytes.
+#: many went, their bytes and tokens.
 EVICT: Final = (
     SHARD
     + """
@@ -94,27 +126,28 @@ local function let_expire(blob, count)
   end
   return tonumber(count)
 end
-local gone, bytes = 0, 0
+local gone, bytes, tokens = 0, 0, 0
 for i = 10, #ARGV, 2 do
   local score, blob = ARGV[i], ARGV[i + 1]
   local id = blob:sub(1, 64)
   local key = base .. 'entry:' .. id
-  local f = redis.call('HMGET', key, 'score', 'blob', 'pinned', 'blob_bytes', 'status')
-  if f[1] == score and f[2] == blob and f[3] == '0' then
-    local size = tonumber(f[4])
+  local f = redis.call('HMGET', key, 'score', 'blob', 'pinned', 'blob_bytes', 'status',
+    'expires_at', 'n_tokens')
+  if (f[1] or '') == score and f[2] == blob and f[3] ~= '1' then
+    local size, lapsed = number(f[4]), expired(f[6] or '', at)
     local total = tonumber(redis.call('HGET', base .. 'totals', 'blob_bytes' .. whose) or 0)
     if size > 0 and total <= floor then
       break
     end
-    remove(key, id, 'evicted', at, keep, let_expire)
-    gone, bytes = gone + 1, bytes + size
+    remove(key, id, lapsed and 'expired' or 'evicted', at, keep, let_expire)
+    gone, bytes, tokens = gone + 1, bytes + size, tokens + number(f[7])
     local age = tonumber(redis.call('HGET', base .. 'totals', 'age') or 0)
-    if f[5] == 'ready' and tonumber(score) > age then
+    if f[5] == 'ready' and not lapsed and number(score) > age then
       redis.call('HSET', base .. 'totals', 'age', score)
     end
   end
 end
-return {gone, bytes}
+return {gone, bytes, tokens}
 """
 )
 
@@ -122,7 +155,7 @@ return {gone, bytes}
 class Victim(NamedTuple):
     """An entry that may go; they sort as they go."""
 
-    ready: int  # 0: quarantined
+    rank: int  # 0: expired, 1: quarantined, 2: ready
     score: float
     blob: str
     blob_bytes: int
@@ -141,10 +174,19 @@ class Shard:
     def of(cls, total: bytes, more: int, found: list[tuple[int, bytes, bytes, bytes]]) -> Shard:
         """From a reply of `LOWEST`."""
         victims = [
-            Victim(ready, float(score), blob.decode(), int(size), score.decode())
-            for ready, score, blob, size in found
+            Victim(rank, _number(score), blob.decode(), int(_number(size)), score.decode())
+            for rank, score, blob, size in found
         ]
-        return cls(int(total), bool(more), victims)
+        return cls(int(total), bool(more), sorted(victims))
+
+
+def _number(text: bytes) -> float:
+    """What is no number, after a fault, counts as 0: such an entry goes like any other."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) else 0.0
 
 
 @dataclass(slots=True)
@@ -211,7 +253,7 @@ class Eviction:
 
     def run(self, to_bytes: int, limit: int) -> Evicted:
         """Do it; what went. Raises as `Server.run`."""
-        entries = size = 0
+        entries = size = tokens = 0
         for _ in range(_ROUNDS):
             if entries >= limit:
                 break
@@ -219,19 +261,16 @@ class Eviction:
             shares = plan(shards, to_bytes, limit - entries)
             if not shares and not _hidden(shards, to_bytes):
                 break
-            for count, freed in self._server.run([self._removal(*one) for one in shares.items()]):
-                entries, size = entries + count, size + freed
-        return Evicted(entries, size)
+            for gone in self._server.run([self._removal(*one) for one in shares.items()]):
+                entries, size, tokens = entries + gone[0], size + gone[1], tokens + gone[2]
+        return Evicted(entries, size, tokens)
 
     def _look(self, limit: int) -> list[Shard]:
         """The lowest of every shard, some more than its share of `limit`."""
         wanted = min(_BATCH, limit, max(8, 4 * limit // len(self._bases)))
         about = () if self._namespace is None else (self._namespace,)
-        replies = self._server.run([call(LOWEST, base, "", wanted, *about) for base in self._bases])
-        try:
-            return [Shard.of(*reply) for reply in replies]
-        except (AttributeError, ValueError) as error:
-            raise UnavailableError(f"{self._server.place}: a damaged entry: {error}") from error
+        looks = [call(LOWEST, base, "", wanted, self._now, *about) for base in self._bases]
+        return [Shard.of(*reply) for reply in self._server.run(looks)]
 
     def _removal(self, place: int, share: Share) -> Command:
         base = self._bases[place]

@@ -56,6 +56,9 @@ local function size(order)
   return redis.call('ZCARD', base .. order)
 end
 local free = listed - (totals['pinned'] or 0)
+if totals['damaged'] or ((totals['pinned'] or 0) > 0 and not totals['pinned_bytes']) then
+  return 0 -- the latter is of an earlier release
+end
 return ((totals['entries'] or 0) == listed and namespaces == listed and size('ranks') == free
   and size('order') + size('barred') == free and size('tokens') == listed) and 1 or 0
 """

@@ -34,15 +34,6 @@ end
 return false
 """
 
-#: ARGV: base, digest, now. 1 if a usable entry is there.
-STORED: Final = (
-    SHARD
-    + """
-local f = redis.call('HMGET', entry, 'status', 'expires_at')
-return (f[1] == 'ready' and not expired(f[2], ARGV[3])) and 1 or 0
-"""
-)
-
 PUBLISHED: Final = 1
 PRESENT: Final = 0
 LOST: Final = -1
@@ -123,7 +114,7 @@ DELETE: Final = (
     SHARD
     + """
 local f = redis.call('HMGET', entry, 'n_tokens', 'blob', 'expires_at', 'blob_bytes')
-if not f[1] then
+if redis.call('EXISTS', entry) == 0 then
   redis.call('ZREM', base .. 'expiry', digest)
   return false
 end
@@ -132,7 +123,7 @@ if (ARGV[3] ~= '' and f[1] ~= ARGV[3]) or (ARGV[4] ~= '' and f[2] ~= ARGV[4])
   return false
 end
 local gone = remove(entry, digest, ARGV[6], ARGV[7], ARGV[8], unlink_parts)
-return {gone, f[2], f[4]}
+return {gone, f[2] or '', f[4] or '0'}
 """
 )
 
@@ -213,7 +204,7 @@ def removal(
     shards: int,
     *,
     n_tokens: int | str = "",
-    blob: str = "",
+    blob: bytes | str = "",
     expired_by: str = "",
 ) -> Command:
     """The command that removes an entry if what is given of it is so; see `DELETE`."""

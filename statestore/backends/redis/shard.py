@@ -48,9 +48,19 @@ local function names_part(blob, index)
   return base .. 'part:' .. blob .. ':' .. index
 end
 
+-- What a hand or a fault left in place of a number counts as 0: such an entry goes like any other.
+local function sound(text)
+  local value = tonumber(text)
+  return (value and value == value) and text or '0'
+end
+
+local function number(text)
+  return tonumber(sound(text))
+end
+
 local function unlink_parts(blob, count)
   local gone = 0
-  for index = 0, tonumber(count) - 1 do
+  for index = 0, number(count) - 1 do
     gone = gone + redis.call('UNLINK', names_part(blob, index))
   end
   return gone
@@ -64,15 +74,19 @@ local function expired(at, now)
   return at ~= '' and (tonumber(at) or 0) <= tonumber(now)
 end
 
-local SUMS = {{'entries', 'blob_bytes', 'state_bytes', 'quarantined', 'pinned'}}
+local SUMS = {{'entries', 'blob_bytes', 'state_bytes', 'quarantined', 'pinned', 'pinned_bytes'}}
 
 local function weigh(key)
   local f = redis.call('HMGET', key, 'blob_bytes', 'state_bytes', 'status', 'pinned', 'namespace')
-  if not f[1] then
-    return {{0, 0, 0, 0, 0}}
+  if redis.call('EXISTS', key) == 0 then
+    return {{0, 0, 0, 0, 0, 0}}
   end
   local barred = f[3] == 'quarantined' and 1 or 0
-  return {{1, tonumber(f[1]), tonumber(f[2]), barred, tonumber(f[4]), whose = ':' .. f[5]}}
+  if sound(f[1]) ~= f[1] then
+    redis.call('HSET', base .. 'totals', 'damaged', 1) -- what it was counted with is not known
+  end
+  local size, pinned, whose = number(f[1]), number(f[4]), ':' .. (f[5] or '')
+  return {{1, size, number(f[2]), barred, pinned, pinned * size, whose = whose}}
 end
 
 local function add(whose, before, after)
@@ -90,7 +104,7 @@ local function add(whose, before, after)
 end
 
 local function account(key, before)
-  local after, none = weigh(key), {{0, 0, 0, 0, 0}}
+  local after, none = weigh(key), {{0, 0, 0, 0, 0, 0}}
   add('', before, after)
   if before.whose == after.whose then
     add(before.whose, before, after)
@@ -109,7 +123,7 @@ local function bytes_to_hex(bytes)
 end
 
 local function sortable(score)
-  local bytes = struct.pack('>d', tonumber(score))
+  local bytes = struct.pack('>d', number(score))
   if bytes:byte() < 128 then
     return '1' .. bytes_to_hex(bytes)
   end
@@ -122,16 +136,18 @@ end
 
 local function place_of(key, id)
   local f = redis.call('HMGET', key, 'namespace', 'status', 'score', 'token_digest')
-  if not f[1] then
+  if redis.call('EXISTS', key) == 0 then
     return nil
   end
-  return {{rank = rank_of(f[1], f[2], f[3], id), tokens = bytes_to_hex(f[4]) .. id}}
+  local rank = rank_of(f[1] or '', f[2], f[3], id)
+  return {{rank = rank, tokens = bytes_to_hex(f[4] or '') .. id}}
 end
 
 local function arrange(key, id)
   local f = redis.call('HMGET', key, 'used_at', 'score', 'pinned', 'expires_at', 'status')
   local place = place_of(key, id)
-  redis.call('ZADD', base .. 'used', f[1], id)
+  local score = sound(f[2])
+  redis.call('ZADD', base .. 'used', sound(f[1]), id)
   redis.call('ZREM', base .. 'barred', id)
   if f[3] == '1' then
     redis.call('ZREM', base .. 'order', id)
@@ -139,13 +155,13 @@ local function arrange(key, id)
   else
     if f[5] == 'quarantined' then
       redis.call('ZREM', base .. 'order', id)
-      redis.call('ZADD', base .. 'barred', f[2], id)
+      redis.call('ZADD', base .. 'barred', score, id)
     else
-      redis.call('ZADD', base .. 'order', f[2], id)
+      redis.call('ZADD', base .. 'order', score, id)
     end
     redis.call('ZADD', base .. 'ranks', 0, place.rank)
   end
-  if f[4] == '' then
+  if sound(f[4]) ~= f[4] then
     redis.call('ZREM', base .. 'expiry', id)
   else
     redis.call('ZADD', base .. 'expiry', f[4], id)
@@ -176,10 +192,10 @@ local function remove(key, id, reason, at, keep, let_go)
   local f = redis.call('HMGET', key, 'n_tokens', 'blob', 'parts')
   local before, place = weigh(key), place_of(key, id)
   redis.call('UNLINK', key)
-  local gone = let_go(f[2], f[3])
+  local gone = f[2] and let_go(f[2], number(f[3])) or 0
   disarrange(id, place)
   account(key, before)
-  remember(id, f[1], reason, at, keep)
+  remember(id, number(f[1]), reason, at, keep)
   return gone
 end
 """
