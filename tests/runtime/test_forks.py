@@ -17,7 +17,9 @@ from rwkv_runtime.pace import Costs
 from statestore import ChunkRule, Namespace, Role, StateStore, open_store
 from statestore.backends.faulty import Delay, Fail, Fault, Faulty
 from statestore.errors import UnavailableError
+from statestore.eviction import make_policy
 from statestore.keys import Plan, fork_at, plan
+from statestore.simulate import make_admission, read_trace, replay
 from tests.runtime.processes import Profile, Workers
 from tests.runtime.test_exactness import assert_same_bits
 from tests.statestore.postgres_servers import PostgresPlace
@@ -234,6 +236,20 @@ def test_each_prompt_leaves_a_line_that_tells_no_token(
     assert not set(lines[0]["keys"]) & set(lines[2]["keys"])
     assert all(len(line["keys"]) == len(line["positions"]) for line in lines)
     assert not any(entry.key.hex[:32] in path.read_text() for entry in store.list())
+
+
+def test_the_simulator_finds_what_was_found(
+    engine: Engine, store: StateStore, tmp_path: Path
+) -> None:
+    path, cached = tmp_path / "access.jsonl", []
+    for number in (1, 2, 3, 3, 4):  # by processes that never measured
+        with Runtime(engine, store, access_log=path) as runtime:
+            cached.append(runtime.prefill(prompt(number)).cached_tokens)
+    assert cached == [0, 0, LAST, 700, LAST]
+    result = replay(read_trace(path), make_policy(), make_admission(), None)
+    assert result.total.hit_tokens == sum(cached)
+    assert result.total.input_tokens == 3500
+    assert result.states_kept == len(list(store.list()))
 
 
 def test_without_a_store_there_is_a_line_too(engine: Engine, tmp_path: Path) -> None:
