@@ -185,7 +185,8 @@ class Reading:
         pace = self._places.pace
         self._turn = turn = self._places.once.join(boundary.key, _LEASED_CHUNKS * pace.chunk_s)
         self._hand_over()
-        ruling = turn.settle(Patience((boundary.position - self._stored) * pace.costs.token_s))
+        compute_s = (boundary.position - self._stored) * pace.costs.token_s
+        ruling = turn.settle(Patience(compute_s, check=self._report))
         if ruling is Ruling.TAKE:
             assert turn.value is not None
             self._jump(turn.value)

@@ -62,6 +62,7 @@ class Patience:
     compute_s: float
     slack: float = 2.0
     floor_s: float = 1.0  # a put and a few looks
+    check: Callable[[], object] | None = None  # called each second; may raise, and ends the waiting
 
     @property
     def seconds(self) -> float:
@@ -70,10 +71,16 @@ class Patience:
 
     def left_s(self, waited_s: float, lease: Lease) -> float:
         """Seconds for which to wait on after `waited_s`; 0 or less: no longer."""
+        self.consult()
         left_s = self.seconds - waited_s
         if left_s <= 0 and lease.remaining_s <= self.compute_s:
             return lease.remaining_s + _A_MOMENT_S
         return left_s
+
+    def consult(self) -> None:
+        """Whether to wait at all."""
+        if self.check is not None:
+            self.check()
 
 
 class _Flight(Generic[T]):
@@ -267,7 +274,7 @@ class Turn(Generic[T]):
 
     def _settle(self, patience: Patience) -> Ruling:
         while not self._leads:
-            if not self._once.await_flight(self._flight, patience.seconds):
+            if not self._await_flight(patience):
                 return Ruling.COMPUTE
             self.value = self._flight.value
             if self.value is not None:
@@ -276,6 +283,16 @@ class Turn(Generic[T]):
                 return Ruling.STORED
             self.join()
         return Ruling.COMPUTE if self._follow(patience) else Ruling.STORED
+
+    def _await_flight(self, patience: Patience) -> bool:
+        """Wait for the thread that leads here; ``False``: too long."""
+        left_s = patience.seconds
+        while left_s > 0:
+            if self._once.await_flight(self._flight, min(left_s, _PULSE_S)):
+                return True
+            patience.consult()
+            left_s -= _PULSE_S
+        return False
 
     def _follow(self, patience: Patience) -> bool:
         """Wait for another process, if one holds the lease. ``False``: it published."""

@@ -122,6 +122,38 @@ def test_one_document_asked_many_times_at_once_is_read_once(
     assert streams.close()
 
 
+def test_whoever_waits_for_anothers_reading_may_go(engine: Rwkv7Engine, store: StateStore) -> None:
+    """In this process and, by its lease, in another: here a second runtime of its own."""
+    streams = serving(engine, store)
+    other = Runtime(engine, store, admission=Everything())
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(done: int, whole: int) -> None:
+        inside.set()
+        assert go_on.wait(HANG_S)
+
+    def read(number: int) -> None:
+        (streams.read if number else other.warm)([[*LONG, number]], progress=hold)
+
+    for number in (0, 1):
+        inside.clear()
+        go_on.clear()
+        reader = threading.Thread(target=read, args=(number,))
+        reader.start()
+        assert inside.wait(HANG_S)
+        waiting = submit(streams, Request([[*LONG, number]], max_tokens=1))
+        wait_until(streams, reading=1, waiting=0)
+        assert waiting.ticket is not None
+        waiting.ticket.cancel()
+        assert waiting.ended() == Ended("cancelled", 0)
+        wait_until(streams, reading=0)
+        go_on.set()
+        reader.join(HANG_S)
+        assert not reader.is_alive()
+    other.close()
+    assert streams.close()
+
+
 def test_a_dead_store_is_not_in_the_way(
     engine: Rwkv7Engine, store: StateStore, caplog: pytest.LogCaptureFixture
 ) -> None:
