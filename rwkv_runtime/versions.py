@@ -9,8 +9,8 @@
     7        att.r_k                              x, [H, V, K], x
     7a       ffn.s_emb (DeepEmbed)                the same
 
-Versions whose state grows with the text (7b, the hybrids called 8) have no constant state to store;
-they are refused by name.
+Versions whose state grows with the text (7b, the hybrids of 8) have no constant state to store, and
+8 itself is computed by no engine here: they are refused by name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _NUMBER: Final = "(0|[1-9][0-9]{0,3})"
 _LAYER: Final = re.compile(rf"blocks\.{_NUMBER}\.")
 # The first match decides.
 _REFUSED: Final = (
+    (r"blocks\.\d+\.qkv\.enn", "a hybrid of RWKV-8 with attention: its state grows with the text"),
     (r"blocks\.\d+\.qkv\.", "RWKV-7b (DeepEmbed attention): its state grows with the text"),
+    (r"blocks\.\d+\.ffn\.enn", "RWKV-8, which no engine here computes"),
     (r"blocks\.\d+\.(attn|self_attn)\.", "a hybrid with attention: its state grows with the text"),
     (r"model\.", "weights with Hugging Face names: they load into the project's own engine"),
 )

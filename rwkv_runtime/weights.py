@@ -47,7 +47,8 @@ FOREIGN_MAGICS = {
 # What tells the variants apart, the first match deciding: (pattern of a tensor name, what the file
 # is).
 VARIANTS = (
-    (r"blocks\.\d+\.qkv\.", "RWKV-7b (its state grows with the text)"),
+    (r"blocks\.\d+\.qkv\.", "RWKV-7b or a hybrid of 8 (its state grows with the text)"),
+    (r"blocks\.\d+\.ffn\.enn", "weights of RWKV-8"),
     (r"blocks\.\d+\.ffn\.s_emb", "RWKV-7a (DeepEmbed)"),
     (r"blocks\.\d+\.att\.time_state", "weights with a tuned initial state (time_state)"),
     (r".*\blora_", "an adapter (merge it into its base first)"),

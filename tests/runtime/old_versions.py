@@ -1,4 +1,6 @@
-"""Weights files of RWKV 4, 5, 5.1, 5.2 and 6 without training, with the official names."""
+"""Weights files of RWKV 4, 5, 5.1, 5.2 and 6 without training, with the official names; and
+state-tuned files for any.
+"""
 
 from __future__ import annotations
 
@@ -77,3 +79,17 @@ def norm(prefix: str) -> dict[str, Tensor]:
         f"{prefix}.weight": 1 + 0.1 * torch.randn(WIDTH),
         f"{prefix}.bias": 0.1 * torch.randn(WIDTH),
     }
+
+
+def write_tuned(
+    path: Path, *, seed: int = 1, layers: int = LAYERS, size: int = WIDTH // HEADS
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    torch.save(
+        {
+            f"blocks.{layer}.att.time_state": 0.3
+            * torch.randn(HEADS, size, size, generator=generator)
+            for layer in range(layers)
+        },
+        path,
+    )

@@ -270,7 +270,15 @@ def test_a_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        ({"emb.weight": (8, 4), "blocks.0.qkv.k1": (4, 4), "blocks.0.att.r_k": (1, 4)}, "grows"),
+        (
+            {"blocks.0.ffn.s_emb.weight": (8, 4), "blocks.0.qkv.k_emb.weight": (8, 4)},
+            "RWKV-7b .* grows",
+        ),
+        (
+            {"blocks.0.ffn.enn.weight": (8, 4), "blocks.0.qkv.ennk.weight": (8, 4)},
+            "hybrid of RWKV-8 .* grows",
+        ),
+        ({"blocks.0.att.r_k": (1, 4), "blocks.0.ffn.enn.weight": (8, 4)}, "RWKV-8, which no"),
         ({"emb.weight": (8, 4), "blocks.0.attn.q.weight": (4, 4)}, "grows"),
         ({"model.layers.0.attn.r_k": (1, 4)}, "Hugging Face"),
         ({"something": (3,)}, "expected the tensor names"),

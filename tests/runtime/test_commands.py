@@ -15,7 +15,7 @@ import pytest
 
 from statestore import open_store
 from tests.runtime.commanded import run
-from tests.runtime.old_versions import write_old_weights
+from tests.runtime.old_versions import write_old_weights, write_tuned
 from tests.runtime.terminals import terminal
 
 
@@ -219,11 +219,17 @@ def test_without_torch_the_way_to_get_it_is_said() -> None:
     assert "pip install 'rwkv-statestore[runtime]'" in done.stderr.splitlines()[-1]
 
 
-def test_a_version_6_model_is_warm_in_a_second_process(document: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuned", [False, True], ids=["plain", "tuned"])
+def test_a_version_6_model_is_warm_in_a_second_process(
+    document: Path, tmp_path: Path, *, tuned: bool
+) -> None:
     path = tmp_path / "six.pth"
     write_old_weights(path, "6")
     common = ["--model", str(path), "--store", str(tmp_path / "states"), "--threads", "1"]
     ask = ["ask", *common, "--document", str(document), "--question", "One?", "--max-tokens", "4"]
+    if tuned:
+        write_tuned(tmp_path / "tuned.pth")
+        ask += ["--initial-state", str(tmp_path / "tuned.pth")]
     refused = run(*ask)
     assert refused.returncode == 2
     assert "RWKV-6" in refused.stderr

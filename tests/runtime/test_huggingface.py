@@ -15,6 +15,7 @@ from torch import Tensor
 from rwkv_runtime.engines import load_engine
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.testing import small_architecture, write_random_weights
+from tests.runtime.commanded import run
 
 CONFIG: dict[str, Any] = {
     "model_type": "rwkv7",
@@ -109,6 +110,20 @@ def whole(directory: Path, theirs: Tensors) -> Path:
     (directory / "model.safetensors.index.json").unlink()
     safetensors.torch.save_file(theirs, directory / "model.safetensors")
     return directory
+
+
+def test_a_directory_is_asked_like_a_file(ours: Path, directory: Path, tmp_path: Path) -> None:
+    """By the commands, through one store: the same numbers, under a fingerprint of their own."""
+    document = tmp_path / "document.txt"
+    document.write_text("A text of some length. " * 20, encoding="utf-8")
+    common = ["--store", str(tmp_path / "states"), "--document", str(document), "--json"]
+    rows = []
+    for model in (ours, directory, directory):
+        done = run("ask", "--model", str(model), *common, "--question", "One?")
+        assert done.returncode == 0, done.stderr
+        rows += json.loads(done.stdout)["questions"]
+    assert [row["cached_tokens"] for row in rows] == [0, 0, 460]
+    assert len({(row["answer"], row["logits_sha256"]) for row in rows}) == 1
 
 
 def test_shards_give_the_same_bits(ours: Path, directory: Path) -> None:

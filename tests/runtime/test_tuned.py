@@ -15,23 +15,11 @@ from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.testing import write_random_weights
 from statestore import open_store
 from statestore.keys import ChunkRule
-from tests.runtime.old_versions import write_old_weights
+from tests.runtime.old_versions import HEADS, LAYERS, WIDTH, write_old_weights, write_tuned
 
-LAYERS, HEADS, SIZE = 2, 2, 64
+SIZE = WIDTH // HEADS
 TOKENS = torch.arange(3, 40)
 RULE = ChunkRule(chunk=32, min_chunk=8)
-
-
-def write_tuned(path: Path, *, seed: int = 1, layers: int = LAYERS, size: int = SIZE) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    torch.save(
-        {
-            f"blocks.{layer}.att.time_state": 0.3
-            * torch.randn(HEADS, size, size, generator=generator)
-            for layer in range(layers)
-        },
-        path,
-    )
 
 
 @pytest.fixture
