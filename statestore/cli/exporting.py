@@ -20,11 +20,11 @@ from statestore.cli.progress import progress
 from statestore.cli.selecting import Selection, selection_options
 from statestore.cli.tallies import exit_code, report
 from statestore.entry import Entry
-from statestore.errors import InputError
+from statestore.errors import InputError, LimitError
 from statestore.lanes import LANES, in_lanes
 from statestore.settings import open_store
 from statestore.store import StateStore
-from statestore.transfer import Outcome, Source, Tally, usable
+from statestore.transfer import Loaded, Outcome, Source, Tally, usable
 from statestore.url import places
 
 #: What is being written, beside the file that it will be.
@@ -110,10 +110,19 @@ def _write(
     with progress("exporting", total, quiet=quiet) as done:
         wanted = _wanted(store, selection, target, tally, done)
         for loaded in in_lanes(wanted, source.load, lanes):
-            if loaded.blob is not None:
-                target.writer.add(loaded.entry, [loaded.blob])
-            tally.add(loaded, loaded.outcome or Outcome.COPIED)
+            kept = _add(target.writer, loaded)
+            tally.add(kept, kept.outcome or Outcome.COPIED)
             done(loaded.entry.blob_bytes)
+
+
+def _add(writer: ArchiveWriter, loaded: Loaded) -> Loaded:
+    """Append a state that is sound; what is known of it then."""
+    if loaded.blob is not None:
+        try:
+            writer.add(loaded.entry, [loaded.blob])
+        except LimitError as error:  # labels without end: no reader would take them
+            return Loaded(loaded.entry, None, f"LimitError: {error}")
+    return loaded
 
 
 def _wanted(

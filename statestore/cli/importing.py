@@ -20,7 +20,7 @@ from statestore.cli.render import digits
 from statestore.cli.tallies import exit_code, report
 from statestore.cli.targets import open_target
 from statestore.config import Config
-from statestore.errors import ContainerError, InputError
+from statestore.errors import BackendError, ContainerError, InputError
 from statestore.lanes import LANES, in_lanes
 from statestore.settings import open_store
 from statestore.store import StateStore
@@ -94,10 +94,14 @@ def import_states(
         store = exits.enter_context(open_target(place, dry_run=dry_run))
         importer = _Importer(store, dry_run=dry_run)
         records = _Readable(reader)
-        with progress("importing", size_bytes, quiet=as_json) as done:
-            for loaded, outcome in in_lanes(records, importer.take, threads):
-                tally.add(loaded, outcome)
-                done(loaded.entry.blob_bytes)
+        try:
+            with progress("importing", size_bytes, quiet=as_json) as done:
+                for loaded, outcome in in_lanes(records, importer.take, threads):
+                    tally.add(loaded, outcome)
+                    done(loaded.entry.blob_bytes)
+        except BackendError:
+            report(tally, "imported", as_json=False, dry_run=dry_run, err=True)
+            raise
     report(
         tally,
         "imported",

@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 
 from statestore import Identity, StateStore, open_store
 from statestore.cli import main
-from statestore.entry import Entry, Role, Status
+from statestore.entry import Change, Entry, Role, Status
 from statestore.keys import Namespace, StateKey, named_key
 from tests.statestore.backend_places import digest
 from tests.statestore.postgres_servers import shared_server
@@ -166,10 +166,19 @@ def test_damage_stays_behind_and_is_told(origin: Path, tmp_path: Path) -> None:
     assert set(entries(tmp_path / "new")) == set(others)
 
 
+def test_what_no_archive_holds_stays_behind_alone(origin: Path, tmp_path: Path) -> None:
+    with open_store(str(origin)) as store:
+        put(store, 50, labels={str(number): "" for number in range(1025)})
+    done = here("--store", origin, "export", tmp_path / "x")
+    assert (done.exit_code, "1025 labels" in done.stderr) == (3, True)
+    imported = here("--store", tmp_path / "new", "import", tmp_path / "x")
+    assert (imported.exit_code, len(entries(tmp_path / "new"))) == (0, COUNT)
+
+
 def test_quarantined_and_expired_states_stay_behind(origin: Path, tmp_path: Path) -> None:
     barred, expired, *others = entries(origin)
     with open_store(str(origin)) as store:
-        store.backend.update(barred, status=Status.QUARANTINED, reason="x")
+        store.backend.update(barred, Change(status=Status.QUARANTINED, reason="x"))
         store.update(expired, expires_at=time.time() - 1)
     assert here("copy", origin, tmp_path / "new").exit_code == 0
     assert set(entries(tmp_path / "new")) == set(others)
@@ -424,11 +433,14 @@ def test_encrypted_states_stay_so_on_their_way(tmp_path: Path) -> None:
     assert entries(opened) == entries(sealed)
 
 
-def test_a_copy_to_a_dead_place_ends_and_says_how_far(made: Path) -> None:
+def test_a_copy_to_a_dead_place_ends_and_says_how_far(made: Path, tmp_path: Path) -> None:
     done = run("copy", str(made), "redis://127.0.0.1:1/0")
     assert done.returncode == 4
     assert "0 copied" in done.stderr
     assert "127.0.0.1:1" in done.stderr
+    assert here("--store", made, "export", tmp_path / "x").exit_code == 0
+    dead = here("--store", "redis://127.0.0.1:1/0", "import", tmp_path / "x")
+    assert (dead.exit_code, "0 imported" in dead.stderr) == (4, True)
     same = here("copy", made, made)
     assert (same.exit_code, "the same place" in same.stderr) == (2, True)
     assert here("copy", made / "none", made).exit_code == 2
