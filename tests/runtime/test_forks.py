@@ -20,6 +20,7 @@ from statestore.errors import UnavailableError
 from statestore.eviction import make_policy
 from statestore.keys import Plan, fork_at, plan
 from statestore.simulate import make_admission, read_trace, replay
+from tests.runtime.commanded import run
 from tests.runtime.processes import Profile, Workers
 from tests.runtime.test_exactness import assert_same_bits
 from tests.statestore.postgres_servers import PostgresPlace
@@ -250,6 +251,22 @@ def test_the_simulator_finds_what_was_found(
     assert result.total.hit_tokens == sum(cached)
     assert result.total.input_tokens == 3500
     assert result.states_kept == len(list(store.list()))
+
+
+def test_a_command_leaves_lines(model_path: Path, store_url: str, tmp_path: Path) -> None:
+    path, document = tmp_path / "access.jsonl", tmp_path / "document"
+    document.write_text("An owl sat in the old oak. " * 20)
+    for _ in range(2):
+        done = run(
+            "ask", "--model", str(model_path), "--store", store_url, "--access-log", str(path),
+            "--document", str(document), "--question", "Where?", "--max-tokens", "1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert (first["cached"], second["cached"]) == (0, 512)
+    assert first["segments"] == [512]
+    assert first["keys"] == second["keys"]
+    assert "owl" not in path.read_text()
 
 
 def test_without_a_store_there_is_a_line_too(engine: Engine, tmp_path: Path) -> None:
