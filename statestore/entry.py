@@ -7,12 +7,13 @@ epoch (UTC); sizes are bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 from statestore.keys import Role, StateKey
 
-__all__ = ["Departed", "Entry", "EntryFilter", "Evicted", "Role", "Status", "Usage"]
+__all__ = ["Change", "Departed", "Entry", "EntryFilter", "Evicted", "Role", "Status", "Usage"]
 
 
 class Status(StrEnum):
@@ -49,6 +50,22 @@ class Entry:
     model: str = ""  # a name for people; never part of a decision
     labels: Mapping[str, str] = field(default_factory=dict)
     tier: str = field(default="", compare=False)  # where tiers found it; never stored
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What becomes of an entry's fields; an absent one stays as it is."""
+
+    pinned: bool | None = None
+    expires_at: float | None = None  # ``inf``: never
+    labels: Mapping[str, str] | None = None
+    status: Status | None = None
+    reason: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that change, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

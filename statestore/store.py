@@ -29,7 +29,7 @@ from statestore import codec
 from statestore.backends.base import Backend, Deferring, Swept
 from statestore.backends.leases import Leases
 from statestore.complaints import Complaints
-from statestore.entry import Departed, Entry, EntryFilter, Role, Status, Usage
+from statestore.entry import Change, Departed, Entry, EntryFilter, Role, Status, Usage
 from statestore.errors import (
     BackendError,
     ContainerError,
@@ -256,7 +256,7 @@ class StateStore:
         expires_at: float | None = None,
     ) -> bool:
         """Change what is given; ``False`` where no such entry is stored."""
-        return self.backend.update(key, pinned=pinned, labels=labels, expires_at=expires_at)
+        return self.backend.update(key, Change(pinned, expires_at, labels))
 
     def delete(self, key: StateKey) -> bool:
         """Remove a state; ``False`` where it was not stored."""
@@ -289,9 +289,8 @@ class StateStore:
 
     def quarantine(self, entry: Entry, reason: str) -> bool:
         """Bar `entry` from use. ``False`` if it was replaced or removed meanwhile."""
-        return self.backend.update(
-            entry.key, status=Status.QUARANTINED, reason=reason, blob=entry.blob
-        )
+        barred = Change(status=Status.QUARANTINED, reason=reason)
+        return self.backend.update(entry.key, barred, blob=entry.blob)
 
     def now(self) -> float:
         """The store's clock: seconds since the epoch."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from statestore.backends.leases import Leases
-from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
+from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.keys import StateKey
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -68,18 +68,8 @@ class Backend(Protocol):
     def touch(self, entry: Entry, now: float, score: float) -> None:
         """Count a hit of `entry`'s key: hits + 1, used_at, score. One that has gone is no error."""
 
-    def update(
-        self,
-        key: StateKey,
-        *,
-        pinned: bool | None = None,
-        expires_at: float | None = None,
-        labels: dict[str, str] | None = None,
-        status: Status | None = None,
-        reason: str | None = None,
-        blob: str | None = None,
-    ) -> bool:
-        """Change the given fields; an `expires_at` of ``inf`` is never.
+    def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
+        """Make the change.
 
         With `blob`, only if the entry still names that blob. ``False``: no such entry.
         """

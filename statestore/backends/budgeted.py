@@ -24,7 +24,7 @@ from typing import Final
 from statestore.backends.base import Backend, Blob
 from statestore.backends.budget import Account, Budget
 from statestore.backends.wrapper import Wrapper
-from statestore.entry import Entry, Evicted, Status, Usage
+from statestore.entry import Change, Entry, Evicted, Usage
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, Policy, make_policy
 from statestore.keys import StateKey
@@ -108,28 +108,10 @@ class Budgeted(Wrapper):
         """As the port says, with the policy's score."""
         self.inner.touch(entry, now, self.policy.hit(entry, self._age_now(), now))
 
-    def update(
-        self,
-        key: StateKey,
-        *,
-        pinned: bool | None = None,
-        expires_at: float | None = None,
-        labels: dict[str, str] | None = None,
-        status: Status | None = None,
-        reason: str | None = None,
-        blob: str | None = None,
-    ) -> bool:
+    def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """As the port says; what is pinned or not is looked at again before the next put."""
-        changed = super().update(
-            key,
-            pinned=pinned,
-            expires_at=expires_at,
-            labels=labels,
-            status=status,
-            reason=reason,
-            blob=blob,
-        )
-        if pinned is not None:
+        changed = super().update(key, change, blob=blob)
+        if change.pinned is not None:
             for account in (*self._namespaces.values(), self._all):
                 if account is not None:
                     account.doubt()

@@ -37,7 +37,7 @@ from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.prober import Prober
 from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.wrapper import Wrapper
-from statestore.entry import Entry, Status
+from statestore.entry import Change, Entry
 from statestore.errors import ClosedError, UnavailableError
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
@@ -154,28 +154,9 @@ class Guarded(Wrapper):
         work = partial(self.inner.touch, entry, now, score)
         self.write("touch", work, self._deadlines.find_s)
 
-    def update(
-        self,
-        key: StateKey,
-        *,
-        pinned: bool | None = None,
-        expires_at: float | None = None,
-        labels: dict[str, str] | None = None,
-        status: Status | None = None,
-        reason: str | None = None,
-        blob: str | None = None,
-    ) -> bool:
+    def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """As the port says."""
-        work = partial(
-            self.inner.update,
-            key,
-            pinned=pinned,
-            expires_at=expires_at,
-            labels=labels,
-            status=status,
-            reason=reason,
-            blob=blob,
-        )
+        work = partial(self.inner.update, key, change, blob=blob)
         return self.write("update", work, self._deadlines.fetch_s, decides=False)
 
     def close(self) -> None:

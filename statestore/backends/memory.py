@@ -22,7 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.local_leases import LocalLeases
 from statestore.backends.shelf import Shelf
 from statestore.backends.sightings import LocalSightings, Sightings
-from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
+from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.errors import ClosedError, FullError, InputError
 from statestore.keys import StateKey
 
@@ -121,29 +121,14 @@ class MemoryBackend:
                 hits = kept.entry.hits + 1
                 room.shelf.change(entry.key, {"hits": hits, "used_at": now, "score": score})
 
-    def update(
-        self,
-        key: StateKey,
-        *,
-        pinned: bool | None = None,
-        expires_at: float | None = None,
-        labels: dict[str, str] | None = None,
-        status: Status | None = None,
-        reason: str | None = None,
-        blob: str | None = None,
-    ) -> bool:
-        """Change the given fields, if the entry is there and (with `blob`) names that blob."""
-        check_number(expires_at, "expires_at")
-        check_text(reason or "", "reason")
-        given: dict[str, Any] = {
-            "pinned": pinned,
-            "expires_at": expires_at,
-            "labels": None if labels is None else dict(labels),
-            "status": status,
-            "reason": reason,
-        }
-        fields = {name: value for name, value in given.items() if value is not None}
-        if expires_at == math.inf:
+    def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
+        """Make the change, if the entry is there and (with `blob`) names that blob."""
+        check_number(change.expires_at, "expires_at")
+        check_text(change.reason or "", "reason")
+        fields = change.given()
+        if change.labels is not None:
+            fields["labels"] = dict(change.labels)
+        if change.expires_at == math.inf:
             fields["expires_at"] = None
         room = self.room()
         with room.lock:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import CTE, ColumnElement, LargeBinary, RowMapping, bindparam, func, literal, select
 
 from statestore.blobs.base import NAME
-from statestore.entry import Departed, Entry, EntryFilter, Role, Status
+from statestore.entry import Change, Departed, Entry, EntryFilter, Role, Status
 from statestore.errors import InputError
 from statestore.keys import StateKey
 from statestore.keys.state_key import TOKENS_LIMIT
@@ -102,6 +102,18 @@ def to_row(entry: Entry) -> dict[str, Any]:
         "labels": labels_text(entry.labels),
         "ancestor_tokens": entry.ancestor_tokens,
     }
+
+
+def to_columns(change: Change) -> dict[str, Any]:
+    """The columns that a change names. Raises `InputError` for what they cannot hold."""
+    spelt: dict[str, Callable[[Any], Any]] = {
+        "pinned": bool,
+        "expires_at": expiry,
+        "labels": labels_text,
+        "status": lambda status: status.value,
+        "reason": lambda reason: text(reason, "reason"),
+    }
+    return {name: spelt[name](value) for name, value in change.given().items()}
 
 
 def to_entry(row: Sequence[Any]) -> Entry | None:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from statestore.backends import catalog, departures, search, sql_tallies, totals
 from statestore.backends.base import Blob, Orphan, Swept
@@ -22,13 +22,13 @@ from statestore.backends.database import Database
 from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
 from statestore.backends.recounting import recount
-from statestore.backends.rows import Holding, expiry, has_labels, labels_text, text
+from statestore.backends.rows import Holding, has_labels, text, to_columns
 from statestore.backends.sightings import Sightings
 from statestore.backends.sql_leases import SqlLeases
 from statestore.backends.sql_sightings import SqlSightings
 from statestore.backends.tallies import Tally
 from statestore.blobs.base import BlobStore, RemovesMany
-from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
+from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
 from statestore.keys import StateKey
 
@@ -124,30 +124,10 @@ class SqlBackend:
             lambda tx: catalog.touch(tx, entry.key, now, score), patience_s=_ASIDE_S
         )
 
-    def update(
-        self,
-        key: StateKey,
-        *,
-        pinned: bool | None = None,
-        expires_at: float | None = None,
-        labels: dict[str, str] | None = None,
-        status: Status | None = None,
-        reason: str | None = None,
-        blob: str | None = None,
-    ) -> bool:
-        """Change the given fields, if the entry is there and (with `blob`) names that blob."""
-        columns: dict[str, Any] = {}
-        if pinned is not None:
-            columns["pinned"] = pinned
-        if expires_at is not None:
-            columns["expires_at"] = expiry(expires_at)
-        if labels is not None:
-            columns["labels"] = labels_text(labels)
-        if status is not None:
-            columns["status"] = status.value
-        if reason is not None:
-            columns["reason"] = text(reason, "reason")
-        patience_s = _ASIDE_S if status is Status.QUARANTINED else None
+    def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
+        """Make the change, if the entry is there and (with `blob`) names that blob."""
+        columns = to_columns(change)
+        patience_s = _ASIDE_S if change.status is Status.QUARANTINED else None
         return self._database.write(
             lambda tx: catalog.change(tx, key, columns, blob), patience_s=patience_s
         )

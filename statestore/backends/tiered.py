@@ -30,7 +30,7 @@ from statestore.backends.recent import Recent
 from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.write_behind import Bounds, Task, WriteBehind
 from statestore.complaints import Complaints
-from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
+from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.errors import BackendError, ClosedError, ContainerError, FullError, InputError
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
@@ -172,34 +172,16 @@ class Tiered:
             self._promote(entry, place, now)
         self._tiers[place].backend.touch(entry, now, score)
 
-    def update(
-        self,
-        key: StateKey,
-        *,
-        pinned: bool | None = None,
-        expires_at: float | None = None,
-        labels: dict[str, str] | None = None,
-        status: Status | None = None,
-        reason: str | None = None,
-        blob: str | None = None,
-    ) -> bool:
-        """Change the given fields in every tier; with `blob` in the one whose copy that is.
+    def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
+        """Make the change in every tier; with `blob` in the one whose copy that is.
 
         ``False``: no tier has such an entry.
         """
 
-        def change(backend: Backend) -> bool:
-            return backend.update(
-                key,
-                pinned=pinned,
-                expires_at=expires_at,
-                labels=labels,
-                status=status,
-                reason=reason,
-                blob=blob,
-            )
+        def work(backend: Backend) -> bool:
+            return backend.update(key, change, blob=blob)
 
-        return self._everywhere(key, "update", change, blob)
+        return self._everywhere(key, "update", work, blob)
 
     def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
         """Remove the entry from every tier; with `blob` from the one whose copy that is."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statestore.backends.base import Backend, Blob, Swept
 from statestore.backends.leases import Leases
 from statestore.backends.sightings import Sightings, sightings_of
-from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
+from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.keys import StateKey
 
 
@@ -52,27 +52,9 @@ class Wrapper:
         """As the port says."""
         self.inner.touch(entry, now, score)
 
-    def update(
-        self,
-        key: StateKey,
-        *,
-        pinned: bool | None = None,
-        expires_at: float | None = None,
-        labels: dict[str, str] | None = None,
-        status: Status | None = None,
-        reason: str | None = None,
-        blob: str | None = None,
-    ) -> bool:
+    def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """As the port says."""
-        return self.inner.update(
-            key,
-            pinned=pinned,
-            expires_at=expires_at,
-            labels=labels,
-            status=status,
-            reason=reason,
-            blob=blob,
-        )
+        return self.inner.update(key, change, blob=blob)
 
     def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
         """As the port says."""

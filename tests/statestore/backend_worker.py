@@ -26,7 +26,7 @@ import alembic.command  # noqa: F401 - loaded here once, not in every child
 from statestore.backends.base import Backend
 from statestore.backends.file import open_file_backend
 from statestore.backends.leases import Outcome
-from statestore.entry import EntryFilter, Status
+from statestore.entry import Change, EntryFilter, Status
 from statestore.errors import UnavailableError
 from statestore.keys import StateKey
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
@@ -97,10 +97,10 @@ def step(backend: Backend, dice: random.Random) -> None:
             with unless_busy():
                 backend.touch(an_entry(number), CREATED_AT + dice.random(), dice.random())
         case 5:
-            backend.update(key, pinned=dice.random() < 0.5, labels={"by": str(os.getpid())})
+            backend.update(key, Change(pinned=dice.random() < 0.5, labels={"by": str(os.getpid())}))
         case 6:
             with unless_busy():
-                backend.update(key, status=Status.QUARANTINED, reason="to be replaced")
+                backend.update(key, Change(status=Status.QUARANTINED, reason="to be replaced"))
         case 7:
             usage = backend.usage()
             assert 0 <= usage.entries <= KEYS + MARKS

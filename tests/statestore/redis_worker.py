@@ -19,7 +19,7 @@ from pathlib import Path
 
 from statestore.backends.base import Backend
 from statestore.backends.leases import Outcome
-from statestore.entry import Status
+from statestore.entry import Change, Status
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, publish
 from tests.statestore.backend_worker import KEYS, fork, look_up, step, succeeded
 from tests.statestore.redis_places import open_url
@@ -150,7 +150,7 @@ def read(backend: Backend, dice: random.Random) -> None:
     look_up(backend, [a_key(dice.randrange(NUMBERS)) for _ in range(9)])
     backend.touch(an_entry(number), CREATED_AT + dice.random(), dice.random())
     if dice.random() < 0.1:
-        backend.update(a_key(number), status=Status.QUARANTINED, pinned=False)
+        backend.update(a_key(number), Change(status=Status.QUARANTINED, pinned=False))
 
 
 def make_room(backend: Backend, dice: random.Random) -> None:

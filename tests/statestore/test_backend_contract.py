@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.entry import EntryFilter, Role, Status, Usage
+from statestore.entry import Change, EntryFilter, Role, Status, Usage
 from statestore.errors import ClosedError, InputError
 from statestore.keys import StateKey
 from tests.statestore.backend_places import (
@@ -33,7 +33,7 @@ CALLS: dict[str, Callable[[Backend], Any]] = {
     "longest": lambda backend: backend.longest([a_key(0)], NOW),
     "publish": lambda backend: publish(backend, an_entry(0)),
     "touch": lambda backend: backend.touch(an_entry(0), NOW, 0.0),
-    "update": lambda backend: backend.update(a_key(0), pinned=True),
+    "update": lambda backend: backend.update(a_key(0), Change(pinned=True)),
     "delete": lambda backend: backend.delete(a_key(0), "deleted"),
     "entries": lambda backend: list(backend.entries(EntryFilter())),
     "departed": lambda backend: backend.departed([a_key(0)]),
@@ -150,7 +150,7 @@ class BackendContract(PlaceContract):
     def test_a_quarantined_entry_is_replaced(self, backend: Backend, place: Place) -> None:
         bad, good = an_entry(0), an_entry(0)
         publish(backend, bad)
-        backend.update(bad.key, status=Status.QUARANTINED, reason="a bit flipped")
+        backend.update(bad.key, Change(status=Status.QUARANTINED, reason="a bit flipped"))
         assert publish(backend, good)
         assert self.same(backend.longest([good.key], NOW), good)
         assert place.blob_names() == {good.blob}
@@ -194,7 +194,7 @@ class BackendContract(PlaceContract):
         publish(backend, an_entry(3))
         publish(backend, an_entry(2, expires_at=NOW))
         publish(backend, an_entry(1))
-        backend.update(a_key(3), status=Status.QUARANTINED, reason="bad")
+        backend.update(a_key(3), Change(status=Status.QUARANTINED, reason="bad"))
         keys = [a_key(3), a_key(2), a_key(1)]
         assert [getattr(backend.longest(keys, now), "key", None) for now in (NOW - 1, NOW)] == [
             a_key(2),
@@ -209,7 +209,7 @@ class BackendContract(PlaceContract):
         assert backend.longest([other], NOW) is None
         assert self.same(backend.longest([other, a_key(4), shorter.key], NOW), shorter)
         assert not backend.delete(other, "deleted")
-        assert not backend.update(other, pinned=True)
+        assert not backend.update(other, Change(pinned=True))
         backend.touch(an_entry(0, key=other), NOW, 9.0)
         assert self.same(backend.longest([entry.key], NOW), entry)
 
@@ -245,21 +245,21 @@ class BackendContract(PlaceContract):
         entry, other = an_entry(0, labels={"a": "1"}, expires_at=NOW + 1), an_entry(1)
         publish(backend, entry)
         publish(backend, other)
-        assert backend.update(entry.key, **change)
+        assert backend.update(entry.key, Change(**change))
         assert self.same(backend.longest([entry.key], NOW), replace(entry, **field))
         assert self.same(backend.longest([other.key], NOW), other)
 
     def test_an_update_of_nothing_says_so(self, backend: Backend) -> None:
-        assert not backend.update(a_key(0), pinned=True)
+        assert not backend.update(a_key(0), Change(pinned=True))
 
     def test_a_replaced_blob_is_neither_barred_nor_deleted(
         self, backend: Backend, place: Place
     ) -> None:
         bad, good = an_entry(0), an_entry(0)
         publish(backend, bad)
-        assert backend.update(bad.key, status=Status.QUARANTINED, blob=bad.blob)
+        assert backend.update(bad.key, Change(status=Status.QUARANTINED), blob=bad.blob)
         publish(backend, good)
-        assert not backend.update(bad.key, status=Status.QUARANTINED, blob=bad.blob)
+        assert not backend.update(bad.key, Change(status=Status.QUARANTINED), blob=bad.blob)
         assert not backend.delete(bad.key, "deleted", blob=bad.blob)
         assert self.same(backend.longest([good.key], NOW), good)
         assert place.blob_names() == {good.blob}

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 from statestore.backends.base import Backend
-from statestore.entry import Entry, EntryFilter, Status, Usage
+from statestore.entry import Change, Entry, EntryFilter, Status, Usage
 from statestore.keys import StateKey
 from tests.statestore.backend_places import (
     CREATED_AT,
@@ -41,6 +41,7 @@ from tests.statestore.backend_places import (
 )
 
 KEYS = [a_key(number) for number in range(6)]
+BARRED = Change(status=Status.QUARANTINED)
 names = itertools.count()
 numbers = st.integers(0, len(KEYS) - 1)
 times = st.floats(CREATED_AT, CREATED_AT + 100)
@@ -118,7 +119,7 @@ class BackendModel(RuleBasedStateMachine):
     def update(self, key: StateKey, change: dict[str, Any], stale: bool) -> None:
         old = self.model.get(key)
         blob = f"{key}.0123456789abcdef" if stale else old and old.blob
-        changed = self.backend.update(key, **change, blob=blob)
+        changed = self.backend.update(key, Change(**change), blob=blob)
         assert changed is (old is not None and not stale)
         if changed and old is not None:
             self.model[key] = replace(old, **change)
@@ -224,7 +225,7 @@ class DisasterModel(BackendModel):
             if blob == a_blob(found.key, found.blob_bytes):
                 return
             assert found.blob in self.damaged
-            assert self.backend.update(found.key, status=Status.QUARANTINED, blob=found.blob)
+            assert self.backend.update(found.key, BARRED, blob=found.blob)
             self.model[found.key] = replace(found, status=Status.QUARANTINED)
         assert not any(self.usable(self.model.get(key)) for key in keys)
 
@@ -315,7 +316,7 @@ class TieredModel(DisasterModel):
     )
     def update(self, key: StateKey, pinned: bool, status: Status | None) -> None:
         old = self.model.get(key)
-        near = self.backend.update(key, pinned=pinned, status=status)
+        near = self.backend.update(key, Change(pinned=pinned, status=status))
         assert near or old is None
         if old is not None:
             self.model[key] = replace(old, pinned=pinned, status=status or old.status)
@@ -336,7 +337,7 @@ class TieredModel(DisasterModel):
             assert best is None or keys.index(found.key) <= best
             if self.backend.read(found) == a_blob(found.key, found.blob_bytes):
                 return
-            assert self.backend.update(found.key, status=Status.QUARANTINED, blob=found.blob)
+            assert self.backend.update(found.key, BARRED, blob=found.blob)
             if found.tier == "file":
                 assert found.blob in self.damaged
                 old = self.model[found.key]

@@ -16,7 +16,7 @@ from statestore.backends.base import Backend
 from statestore.backends.budget import Budget
 from statestore.backends.budgeted import Budgeted
 from statestore.backends.wrapper import Wrapper
-from statestore.entry import Entry, EntryFilter, Role, Status, Usage
+from statestore.entry import Change, Entry, EntryFilter, Role, Status, Usage
 from statestore.errors import FullError, InputError, SettingsError, UnavailableError
 from statestore.eviction import make_policy
 from statestore.keys import ChunkRule, plan
@@ -172,11 +172,11 @@ class BudgetContract(PlaceContract):
         with pytest.raises(FullError, match="1 pinned states of 1000 bytes stay"):
             put(budgeted, 3, blob_bytes=2 * KB + 1)
         assert stored(backend) == {0, 1, 2}
-        budgeted.update(a_key(1), pinned=True)
+        budgeted.update(a_key(1), Change(pinned=True))
         with pytest.raises(FullError, match="2 pinned states"):
             put(budgeted, 4, namespace="other", blob_bytes=2 * KB + 1)
         assert stored(backend) == {0, 1, 2}
-        budgeted.update(a_key(1), pinned=False)
+        budgeted.update(a_key(1), Change(pinned=False))
         assert put(budgeted, 5, blob_bytes=2 * KB)
         assert {0, 5} <= stored(backend) <= {0, 2, 5}
 
@@ -184,7 +184,7 @@ class BudgetContract(PlaceContract):
         budgeted = within(backend, 3 * KB)
         put(budgeted, 0, pinned=True)
         put(budgeted, 1)
-        budgeted.update(a_key(1), pinned=True)
+        budgeted.update(a_key(1), Change(pinned=True))
         for number in (2, 3, 4):
             put(budgeted, number)
         assert stored(backend) == {0, 1, 4}
@@ -192,7 +192,7 @@ class BudgetContract(PlaceContract):
         with pytest.raises(FullError, match="3 pinned states of 3000 bytes stay"):
             put(budgeted, 6)
         assert stored(backend) == {0, 1, 5}
-        budgeted.update(a_key(0), pinned=False)
+        budgeted.update(a_key(0), Change(pinned=False))
         assert put(budgeted, 6)
         assert stored(backend) == {1, 5, 6}
 
@@ -290,7 +290,7 @@ class BudgetContract(PlaceContract):
         budgeted = within(backend, 3 * KB)
         for number in range(3):
             put(budgeted, number)
-        budgeted.update(a_key(2), status=Status.QUARANTINED, reason="bad")
+        budgeted.update(a_key(2), Change(status=Status.QUARANTINED, reason="bad"))
         put(budgeted, 3)
         assert stored(backend) == {0, 1, 3}
 

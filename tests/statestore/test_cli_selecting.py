@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from statestore import open_store
 from statestore.cli import main
 from statestore.cli.selecting import Selection
-from statestore.entry import EntryFilter, Role, Status
+from statestore.entry import Change, EntryFilter, Role, Status
 from tests.statestore.backend_places import a_key, an_entry, publish
 from tests.statestore.redis_servers import running
 from tests.statestore.test_cli import run, run_json
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         publish(backend, an_entry(3, **ages[3], score=40.0, labels={"title": "c"}, pinned=True))
         publish(backend, an_entry(4, **ages[4], score=10.0, role=Role.NAMED, blob_bytes=9000))
         publish(backend, an_entry(5, **ages[5], score=50.0, hits=7, cost_s=2.0))
-        backend.update(a_key(5), status=Status.QUARANTINED, reason="damaged")
+        backend.update(a_key(5), Change(status=Status.QUARANTINED, reason="damaged"))
     return root
 
 

@@ -22,7 +22,7 @@ from statestore.backends import forks, totals
 from statestore.backends.file import open_file_backend
 from statestore.backends.forks import Turnstile
 from statestore.backends.sqlite import open_database
-from statestore.entry import EntryFilter, Status
+from statestore.entry import Change, EntryFilter, Status
 from statestore.errors import ClosedError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
 from tests.statestore.backend_worker import (
@@ -159,12 +159,12 @@ def test_a_held_lock_does_not_hold_up_a_lookup(place: FilePlace) -> None:
     with write_lock(place):
         for write in (
             lambda: backend.touch(stored, 0.0, 0.0),
-            lambda: backend.update(stored.key, status=Status.QUARANTINED, blob=stored.blob),
+            lambda: backend.update(stored.key, Change(status=Status.QUARANTINED), blob=stored.blob),
         ):
             with pytest.raises(UnavailableError, match=r"was busy for 0\.25 s"):
                 write()
     assert time.monotonic() - started < PATIENCE_S / 2
-    assert backend.update(stored.key, status=Status.QUARANTINED)
+    assert backend.update(stored.key, Change(status=Status.QUARANTINED))
     backend.close()
 
 

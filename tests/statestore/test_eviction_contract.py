@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.entry import Entry, EntryFilter, Evicted, Status, Usage
+from statestore.entry import Change, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import ClosedError
 from tests.statestore.backend_places import (
     CREATED_AT,
@@ -143,9 +143,9 @@ class EvictionContract(PlaceContract):
 
     def test_an_expiry_that_was_changed(self, backend: Backend) -> None:
         fill(backend, [1.0, 2.0, 3.0])
-        assert backend.update(a_key(2), expires_at=NOW - 1)
-        assert backend.update(a_key(1), expires_at=NOW - 1)
-        assert backend.update(a_key(1), expires_at=NOW + 1)
+        assert backend.update(a_key(2), Change(expires_at=NOW - 1))
+        assert backend.update(a_key(1), Change(expires_at=NOW - 1))
+        assert backend.update(a_key(1), Change(expires_at=NOW + 1))
         assert backend.evict(200, NOW) == Evicted(1, 100)
         assert stored(backend) == {0, 1}
         assert backend.evict(100, NOW) == Evicted(1, 100)
@@ -174,19 +174,19 @@ class EvictionContract(PlaceContract):
 
     def test_pinned_entries_stay(self, backend: Backend) -> None:
         fill(backend, [1.0, 2.0, 3.0])
-        backend.update(a_key(0), pinned=True)
+        backend.update(a_key(0), Change(pinned=True))
         publish(backend, an_entry(3, blob_bytes=100, score=0.5, pinned=True))
         assert backend.evict(0, NOW) == Evicted(2, 200)
         assert stored(backend) == {0, 3}
-        backend.update(a_key(0), pinned=False)
+        backend.update(a_key(0), Change(pinned=False))
         assert backend.evict(0, NOW) == Evicted(1, 100)
         assert stored(backend) == {3}
 
     def test_what_is_quarantined_goes_before_anything_else(self, backend: Backend) -> None:
         fill(backend, [1.0, 2.0, 30.0, 20.0, 40.0])
         for number in (2, 3, 4):
-            backend.update(a_key(number), status=Status.QUARANTINED, reason="bad")
-        backend.update(a_key(4), pinned=True)
+            backend.update(a_key(number), Change(status=Status.QUARANTINED, reason="bad"))
+        backend.update(a_key(4), Change(pinned=True))
         assert backend.evict(400, NOW) == Evicted(1, 100)
         assert stored(backend) == {0, 1, 2, 4}
         assert backend.evict(200, NOW) == Evicted(2, 200)
@@ -195,7 +195,7 @@ class EvictionContract(PlaceContract):
     def test_a_touch_and_a_replacement_change_the_order(self, backend: Backend) -> None:
         fill(backend, [1.0, 2.0, 3.0, 4.0])
         backend.touch(an_entry(0), NOW, 10.0)
-        backend.update(a_key(1), status=Status.QUARANTINED)
+        backend.update(a_key(1), Change(status=Status.QUARANTINED))
         publish(backend, an_entry(1, blob_bytes=100, score=11.0))
         assert backend.evict(200, NOW) == Evicted(2, 200)
         assert stored(backend) == {0, 1}
@@ -211,7 +211,7 @@ class EvictionContract(PlaceContract):
         fill(backend, [1.0, 2.0])
         for number in (2, 3, 4):
             publish(backend, an_entry(number, blob_bytes=100, score=50.0 + number, namespace="ü b"))
-        backend.update(a_key(0), status=Status.QUARANTINED)
+        backend.update(a_key(0), Change(status=Status.QUARANTINED))
         assert backend.evict(100, NOW, namespace="ü b") == Evicted(2, 200)
         assert stored(backend) == {0, 1, 4}
         assert backend.evict(100, NOW, namespace="ü b") == Evicted(0, 0)
@@ -223,8 +223,8 @@ class EvictionContract(PlaceContract):
         for number in range(12):
             name = "even" if number % 2 == 0 else "odd"
             publish(backend, an_entry(number, blob_bytes=number, namespace=name))
-        backend.update(a_key(2), pinned=True)
-        backend.update(a_key(4), status=Status.QUARANTINED)
+        backend.update(a_key(2), Change(pinned=True))
+        backend.update(a_key(4), Change(status=Status.QUARANTINED))
         backend.delete(a_key(11), "deleted")
         assert backend.usage("even") == Usage(6, 30, 60, 1, 1, pinned_bytes=2)
         assert backend.usage("odd") == Usage(5, 25, 50, 0, 0)
@@ -234,7 +234,7 @@ class EvictionContract(PlaceContract):
     def test_an_entry_replaced_by_another_namespaces(self, backend: Backend) -> None:
         """Its salt makes that all but impossible; the totals hold all the same."""
         publish(backend, an_entry(0, blob_bytes=10, namespace="a"))
-        backend.update(a_key(0), status=Status.QUARANTINED)
+        backend.update(a_key(0), Change(status=Status.QUARANTINED))
         publish(backend, an_entry(0, blob_bytes=20, namespace="b"))
         assert backend.usage("a") == Usage(0, 0, 0, 0, 0)
         assert backend.usage("b") == backend.usage() == Usage(1, 20, 40, 0, 0)
@@ -269,7 +269,7 @@ class EvictionContract(PlaceContract):
     def test_what_is_quarantined_does_not_age(self, backend: Backend) -> None:
         """It goes whatever its score, which says nothing of what the others are worth."""
         fill(backend, [1.0, 1e9])
-        backend.update(a_key(1), status=Status.QUARANTINED)
+        backend.update(a_key(1), Change(status=Status.QUARANTINED))
         assert backend.evict(100, NOW) == Evicted(1, 100)
         assert backend.usage().age == 0.0
 
@@ -301,7 +301,7 @@ class EvictionContract(PlaceContract):
             )
             publish(backend, entry)
             if dice.random() < 0.2:
-                backend.update(entry.key, status=Status.QUARANTINED)
+                backend.update(entry.key, Change(status=Status.QUARANTINED))
                 entry = replace(entry, status=Status.QUARANTINED)
             oracle.entries[number] = entry
             if number % 4 == 3:
@@ -345,7 +345,7 @@ class EvictionContract(PlaceContract):
                 publish(mine, an_entry(number, blob_bytes=100, score=dice.random()))
                 with unless_busy():
                     mine.touch(an_entry(dice.randrange(40)), NOW, dice.random())
-                mine.update(a_key(dice.randrange(40)), pinned=dice.random() < 0.1)
+                mine.update(a_key(dice.randrange(40)), Change(pinned=dice.random() < 0.1))
 
         def evict(seed: int) -> int:
             dice = random.Random(seed)

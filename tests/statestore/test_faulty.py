@@ -27,7 +27,7 @@ from statestore.backends.faulty import (
 )
 from statestore.backends.leases import Outcome
 from statestore.backends.memory import MemoryBackend
-from statestore.entry import EntryFilter
+from statestore.entry import Change, EntryFilter
 from statestore.errors import FullError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
 
@@ -39,7 +39,7 @@ CALLS: dict[Operation, Callable[[Backend], Any]] = {
     "read": lambda backend: backend.read(ENTRY),
     "publish": lambda backend: publish(backend, an_entry(1)),
     "touch": lambda backend: backend.touch(ENTRY, NOW, 0.0),
-    "update": lambda backend: backend.update(ENTRY.key, pinned=True),
+    "update": lambda backend: backend.update(ENTRY.key, Change(pinned=True)),
     "delete": lambda backend: backend.delete(ENTRY.key, "deleted"),
     "entries": lambda backend: list(backend.entries(EntryFilter())),
     "departed": lambda backend: backend.departed([ENTRY.key]),

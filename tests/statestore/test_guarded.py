@@ -23,7 +23,7 @@ from statestore.backends.guarded import Guarded
 from statestore.backends.leases import Leases, Outcome
 from statestore.backends.memory import MemoryBackend
 from statestore.backends.wrapper import Wrapper
-from statestore.entry import EntryFilter, Status
+from statestore.entry import Change, EntryFilter, Status
 from statestore.errors import ClosedError, CorruptError, FullError, SettingsError, UnavailableError
 from statestore.metrics import Metrics
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
@@ -42,7 +42,7 @@ CALLS: dict[Operation, Callable[[Backend], Any]] = {
     "read": lambda backend: backend.read(ENTRY),
     "publish": lambda backend: publish(backend, an_entry(1)),
     "touch": lambda backend: backend.touch(ENTRY, NOW, 0.0),
-    "update": lambda backend: backend.update(ENTRY.key, status=Status.QUARANTINED),
+    "update": lambda backend: backend.update(ENTRY.key, Change(status=Status.QUARANTINED)),
     "acquire": lambda backend: leases(backend).acquire(a_key(7), "me", 5.0),
     "renew": lambda backend: leases(backend).renew(a_key(7), "me", 5.0),
     "release": lambda backend: leases(backend).release(a_key(7), "me", Outcome.PUBLISHED),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.entry import EntryFilter, Role, Status, Usage
+from statestore.entry import Change, EntryFilter, Role, Status, Usage
 from statestore.errors import InputError
 from tests.statestore.backend_places import (
     CREATED_AT,
@@ -83,7 +83,7 @@ class ListingContract(PlaceContract):
         model = {"model": "m", "fingerprint": digest("other")}
         publish(backend, an_entry(2, **model, pinned=True, labels={"a": "1", "b": "2"}))
         publish(backend, an_entry(3, role=Role.NAMED, created_at=CREATED_AT + 5, blob_bytes=1001))
-        backend.update(a_key(0), status=Status.QUARANTINED)
+        backend.update(a_key(0), Change(status=Status.QUARANTINED))
         assert {entry.key for entry in backend.entries(where)} == set(map(a_key, numbers))
 
     @pytest.mark.parametrize("prefix", ["xyz", "0" * 65])
@@ -95,10 +95,10 @@ class ListingContract(PlaceContract):
         for number in range(20):
             publish(backend, an_entry(number, blob_bytes=number, pinned=number < 3))
         assert backend.usage() == Usage(20, 190, 380, 0, 3, pinned_bytes=3)
-        backend.update(a_key(1), pinned=False, status=Status.QUARANTINED)
-        backend.update(a_key(2), status=Status.QUARANTINED)
+        backend.update(a_key(1), Change(pinned=False, status=Status.QUARANTINED))
+        backend.update(a_key(2), Change(status=Status.QUARANTINED))
         assert backend.usage() == Usage(20, 190, 380, 2, 2, pinned_bytes=2)
-        backend.update(a_key(2), status=Status.READY)
+        backend.update(a_key(2), Change(status=Status.READY))
         backend.delete(a_key(19), "deleted")
         assert backend.usage() == Usage(19, 171, 342, 1, 2, pinned_bytes=2)
         publish(backend, an_entry(1, blob_bytes=101))

@@ -27,7 +27,7 @@ from statestore import tables
 from statestore.backends.file import open_file_backend
 from statestore.backends.migrate import migrations_dir
 from statestore.backends.revisions import of_file
-from statestore.entry import Status
+from statestore.entry import Change, Status
 from statestore.errors import SchemaVersionError, SettingsError, UnavailableError
 from tests.statestore.backend_places import FilePlace, a_key, an_entry, publish
 from tests.statestore.backend_worker import KEYS, run_worker
@@ -174,7 +174,7 @@ def test_totals_survive_the_way_down_and_up(tmp_path: Path) -> None:
     for number in range(300):
         name = f"tenant {number % 3}"
         publish(backend, an_entry(number, blob_bytes=number, namespace=name, pinned=number < 9))
-    backend.update(a_key(299), status=Status.QUARANTINED)
+    backend.update(a_key(299), Change(status=Status.QUARANTINED))
     names = (None, "tenant 0", "tenant 1", "tenant 2")
     before = [backend.usage(name) for name in names]
     backend.close()

@@ -12,7 +12,7 @@ import pytest
 from statestore.backends.base import Backend
 from statestore.backends.redis import evicting
 from statestore.backends.redis.evicting import Shard, Victim, plan
-from statestore.entry import EntryFilter, Evicted, Status, Usage
+from statestore.entry import Change, EntryFilter, Evicted, Status, Usage
 from statestore.errors import FullError, InputError
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
 from tests.statestore.redis_places import RedisPlace
@@ -100,7 +100,7 @@ def test_what_is_touched_between_the_look_and_the_removal_stays(
     meets = iter(
         [
             lambda: backend.touch(an_entry(0), NOW, 50.0),  # 0 and 1 are chosen
-            lambda: backend.update(a_key(2), pinned=True),  # 2 is
+            lambda: backend.update(a_key(2), Change(pinned=True)),  # 2 is
             lambda: backend.delete(a_key(0), "deleted"),  # 3 is, and need not go any more
         ]
     )
@@ -161,7 +161,7 @@ def test_a_full_server_makes_room(server: RedisServer) -> None:
         backend = place.open()
         for number in range(3):
             publish(backend, an_entry(number, score=float(number)))
-        backend.update(a_key(2), status=Status.QUARANTINED)
+        backend.update(a_key(2), Change(status=Status.QUARANTINED))
         server.client().config_set("maxmemory", 1)
         with pytest.raises(FullError):
             publish(backend, an_entry(3))
@@ -199,7 +199,7 @@ def test_entries_of_an_earlier_release(backend: Backend, place: RedisPlace) -> N
     ]
     for entry in entries:
         publish(backend, entry)
-    backend.update(a_key(4), status=Status.QUARANTINED)
+    backend.update(a_key(4), Change(status=Status.QUARANTINED))
     make_old(place)
     found = backend.longest([a_key(1)], NOW)
     assert found is not None

@@ -14,7 +14,7 @@ from statestore import open_store
 from statestore.backends.base import Backend
 from statestore.backends.leases import Outcome
 from statestore.backends.redis import parts
-from statestore.entry import EntryFilter, Status, Usage
+from statestore.entry import Change, EntryFilter, Status, Usage
 from statestore.errors import BackendError, FullError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
 from tests.statestore.redis_places import RedisPlace, open_url
@@ -30,7 +30,7 @@ CALLS: dict[str, Callable[[Backend], Any]] = {
     "read": lambda backend: backend.read(an_entry(0)),
     "publish": lambda backend: publish(backend, an_entry(0)),
     "touch": lambda backend: backend.touch(an_entry(0), NOW, 0.0),
-    "update": lambda backend: backend.update(a_key(0), pinned=True),
+    "update": lambda backend: backend.update(a_key(0), Change(pinned=True)),
     "delete": lambda backend: backend.delete(a_key(0), "deleted"),
     "entries": lambda backend: list(backend.entries(EntryFilter())),
     "departed": lambda backend: backend.departed([a_key(0)]),
@@ -140,7 +140,7 @@ def test_a_part_that_the_server_evicted_makes_a_miss(
     (name,) = place.parts()
     server.client().delete(place.parts()[name][index])
     assert backend.read(entry) is None
-    assert backend.update(entry.key, status=Status.QUARANTINED, blob=entry.blob)
+    assert backend.update(entry.key, Change(status=Status.QUARANTINED), blob=entry.blob)
     again = an_entry(0, blob_bytes=3_000_000)
     assert publish(backend, again)
     assert backend.read(again) == a_blob(again.key, 3_000_000)
@@ -162,7 +162,7 @@ def test_a_full_server_refuses_puts_and_allows_the_rest() -> None:
             publish(backend, an_entry(2))
         assert backend.read(small) == a_blob(small.key)
         backend.touch(small, NOW, 1.0)
-        assert backend.update(small.key, status=Status.QUARANTINED, reason="bad")
+        assert backend.update(small.key, Change(status=Status.QUARANTINED, reason="bad"))
         assert backend.delete(small.key, "deleted")
         assert backend.departed([small.key])[small.key].reason == "deleted"
         assert backend.usage() == Usage(0, 0, 0, 0, 0)
@@ -197,7 +197,7 @@ def test_a_sweep_mends_what_eviction_put_out_of_step(
 ) -> None:
     for number in range(6):
         publish(backend, an_entry(number, expires_at=NOW + 1, pinned=number == 5))
-    backend.update(a_key(4), status=Status.QUARANTINED)
+    backend.update(a_key(4), Change(status=Status.QUARANTINED))
     place = RedisPlace(server.url, [server], "statestore")
     server.client().delete(min(place.keys("{*}:" + lost)))
     swept = backend.sweep(NOW, grace_s=1e9)

@@ -22,7 +22,7 @@ from statestore.backends.recent import Recent
 from statestore.backends.tiered import Tier, Tiered
 from statestore.backends.wrapper import Wrapper
 from statestore.backends.write_behind import Bounds
-from statestore.entry import Entry, EntryFilter, Status
+from statestore.entry import Change, Entry, EntryFilter, Status
 from statestore.errors import FullError, SettingsError, UnavailableError
 from statestore.metrics import Metrics
 from tests.statestore.backend_places import (
@@ -349,14 +349,14 @@ def test_barring_a_copy_leaves_the_others(stack: Stack) -> None:
     for tier in ("near", "middle", "home"):
         entry = stack.found(0)
         assert entry.tier == tier
-        assert stack.tiers.update(entry.key, status=Status.QUARANTINED, blob=entry.blob)
+        assert stack.tiers.update(entry.key, Change(status=Status.QUARANTINED), blob=entry.blob)
     assert stack.tiers.longest([a_key(0)], NOW) is None
-    assert not stack.tiers.update(a_key(0), status=Status.QUARANTINED, blob="0000.1")
+    assert not stack.tiers.update(a_key(0), Change(status=Status.QUARANTINED), blob="0000.1")
 
 
 def test_update_and_delete_reach_every_tier_and_what_waits(stack: Stack) -> None:
     publish(stack.tiers, an_entry(0))
-    assert stack.tiers.update(a_key(0), pinned=True)
+    assert stack.tiers.update(a_key(0), Change(pinned=True))
     for tier in (stack.near, stack.middle, stack.home):
         assert [entry.pinned for entry in tier.entries(EntryFilter())] == [True]
     assert stack.tiers.delete(a_key(0), "deleted")

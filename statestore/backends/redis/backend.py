@@ -40,7 +40,7 @@ from statestore.backends.redis.shard import Command, call
 from statestore.backends.redis.sightings import RedisSightings
 from statestore.backends.redis.sweeping import Sweep
 from statestore.backends.sightings import Sightings
-from statestore.entry import Departed, Entry, EntryFilter, Evicted, Status, Usage
+from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, FullError, InputError, UnavailableError
 from statestore.keys import StateKey
 
@@ -170,20 +170,9 @@ class RedisBackend:
         )
         self._server.run([command])
 
-    def update(
-        self,
-        key: StateKey,
-        *,
-        pinned: bool | None = None,
-        expires_at: float | None = None,
-        labels: dict[str, str] | None = None,
-        status: Status | None = None,
-        reason: str | None = None,
-        blob: str | None = None,
-    ) -> bool:
-        """Change the given fields, if the entry is there and (with `blob`) names that blob."""
-        fields = changes(pinned, expires_at, labels, status, reason)
-        flat = [piece for field in fields.items() for piece in field]
+    def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
+        """Make the change, if the entry is there and (with `blob`) names that blob."""
+        flat = [piece for field in changes(change).items() for piece in field]
         (changed,) = self._server.run(
             [self._call(scripts.UPDATE, key, key.n_tokens, blob or "", *flat)]
         )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
 
-from statestore.entry import Departed, Entry, Role, Status
+from statestore.entry import Change, Departed, Entry, Role, Status
 from statestore.errors import InputError
 from statestore.keys import StateKey
 
@@ -195,26 +195,16 @@ def pack_labels(value: Mapping[str, str]) -> bytes:
     return packed
 
 
-def changes(
-    pinned: bool | None,
-    expires_at: float | None,
-    labels: Mapping[str, str] | None,
-    status: Status | None,
-    reason: str | None,
-) -> dict[str, Value]:
-    """The fields that an update names; what is ``None`` is not named."""
-    fields: dict[str, Value] = {}
-    if pinned is not None:
-        fields["pinned"] = int(pinned)
-    if expires_at is not None:
-        fields["expires_at"] = expiry(expires_at)
-    if labels is not None:
-        fields["labels"] = pack_labels(labels)
-    if status is not None:
-        fields["status"] = status.value
-    if reason is not None:
-        fields["reason"] = text(reason, "reason")
-    return fields
+def changes(change: Change) -> dict[str, Value]:
+    """The fields that a change names. Raises `InputError` for what they cannot hold."""
+    spelt: dict[str, Callable[[Any], Value]] = {
+        "pinned": int,
+        "expires_at": expiry,
+        "labels": pack_labels,
+        "status": lambda status: status.value,
+        "reason": lambda reason: text(reason, "reason"),
+    }
+    return {name: spelt[name](value) for name, value in change.given().items()}
 
 
 def _blob(entry: Entry) -> str:
