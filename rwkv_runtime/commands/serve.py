@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import click
 from rwkv_runtime.chat import NAMES
 from rwkv_runtime.commands.options import DEMO, Model, Opening, WeightsPath, runtime_options
 from rwkv_runtime.demo import MODEL_PATH
-from rwkv_runtime.engines import Engine
 from statestore.cli.options import CONFIG
 from statestore.config import Config, ServerSettings
 from statestore.errors import SettingsError
@@ -155,52 +152,42 @@ def serve(
     model = _chosen(opening.model, weights)
     if model.threads is None:
         model = replace(model, threads=max(1, _cores() // workers))
-    ctx.exit(_run(server, workers, replace(opening, model=model)))
+    ctx.exit(_launched(settings, server, workers, replace(opening, model=model)))
 
 
-def _run(server: ServerSettings, workers: int, opening: Opening) -> int:
+def _launched(settings: Config, server: ServerSettings, workers: int, opening: Opening) -> int:
+    """Only this command loads a web server."""
     try:
-        from rwkv_runtime.server.access import load_access
-        from rwkv_runtime.server.address import reserve
-        from rwkv_runtime.server.supervisor import Supervisor
-        from rwkv_runtime.server.worker import Setup
+        module = import_module("rwkv_runtime.server.launch")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(("rwkv_runtime", "statestore")):
             raise
         raise SettingsError(
             f"serve needs {error.name}: pip install 'rwkv-statestore[server]'"
         ) from None
-    access = load_access(server.api_keys, Namespace(opening.namespace, opening.salt))
-    address, held = reserve(server.host, server.port)
-    figures = Path(tempfile.mkdtemp(prefix="rwkv-runtime-"))
-    url = opening.url or default_url()
-    name = _name(opening.model.path)
-    if not access.keys and not address.is_local:
-        _warn(
-            f"everybody who reaches {address.url} is let in: give --api-keys, or --host 127.0.0.1"
-        )
-
-    def announce() -> None:
-        many = "a worker" if workers == 1 else f"{workers} workers"
-        click.echo(f"Serving {name} at {address.url} ({many}, states in {redacted(url)})")
-
-    try:
-        setup = Setup(
-            settings=server,
-            access=access,
-            engine=_engine_of(opening.model),
-            store_url=url,
-            tokenizer=opening.tokenizer,
-            access_log=opening.access_log,
-            model_name=name,
-            created=int(opening.model.path.stat().st_mtime),
-            figures=figures,
-            address=address,
-        )
-        return Supervisor(setup, workers, announce).run()
-    finally:
-        held.close()
-        shutil.rmtree(figures, ignore_errors=True)
+    model, url = opening.model, opening.url or default_url()
+    name = DEMO if model.path == MODEL_PATH else model.path.stem
+    many = "a worker" if workers == 1 else f"{workers} workers"
+    served = module.Served(
+        weights=model.path,
+        model_name=name,
+        load=model.engine,
+        shared=model.device == "cpu" and model.strategy is None,
+        store_url=url,
+        namespace=Namespace(opening.namespace, opening.salt),
+        salts=settings.store.salts,
+        tokenizer=opening.tokenizer,
+        access_log=opening.access_log,
+    )
+    code: int = module.launch(
+        server,
+        workers,
+        served,
+        lambda address: click.echo(
+            f"Serving {name} at {address.url} ({many}, states in {redacted(url)})"
+        ),
+    )
+    return code
 
 
 def _chosen(model: Model, weights: Path | None) -> Model:
@@ -209,33 +196,8 @@ def _chosen(model: Model, weights: Path | None) -> Model:
     return replace(model, path=MODEL_PATH if path is None else path)
 
 
-def _engine_of(model: Model) -> Callable[[], Engine]:
-    """For each worker. What a processor computes with is loaded here and shared by fork; a GPU and
-    the rwkv package want a process of their own.
-    """
-    if model.device != "cpu" or model.strategy is not None:
-        return model.engine
-    import torch
-
-    torch.set_num_threads(1)  # no helpers: they would not live on in a forked child
-    engine = model.engine()
-    return partial(_same, engine)
-
-
-def _same(engine: Engine) -> Engine:
-    return engine
-
-
-def _name(path: Path) -> str:
-    return DEMO if path == MODEL_PATH else path.stem
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _warn(text: str) -> None:
-    click.secho(f"warning: {text}", fg="yellow", err=True)
 
 
 def _log_to_stderr(*, quiet: bool) -> None:

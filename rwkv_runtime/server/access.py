@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,8 +67,15 @@ class Access:
         return found[0].namespace
 
 
-def load_access(path: Path | None, default: Namespace) -> Access:
+def load_access(
+    path: Path | None, default: Namespace, salts: Mapping[str, str] | None = None
+) -> Access:
     """What a keys file says; without one everybody is let in.
+
+    Args:
+        path: the file.
+        default: the namespace of requests where there is none.
+        salts: of namespaces whose keys have none beside them.
 
     Raises:
         SettingsError: it cannot be read, or means nothing; names the entry, never a key.
@@ -84,12 +92,14 @@ def load_access(path: Path | None, default: Namespace) -> Access:
         raise SettingsError(f"API keys file {path}: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise SettingsError(f"API keys file {path} has no [[keys]]")
-    keys = tuple(_parsed(entry, f"{path}, key {i}") for i, entry in enumerate(entries, 1))
+    keys = tuple(
+        _parsed(entry, salts or {}, f"{path}, key {i}") for i, entry in enumerate(entries, 1)
+    )
     _check_together(keys, path)
     return Access(keys, default)
 
 
-def _parsed(entry: object, place: str) -> ApiKey:
+def _parsed(entry: object, salts: Mapping[str, str], place: str) -> ApiKey:
     if not isinstance(entry, dict) or any(not isinstance(value, str) for value in entry.values()):
         raise SettingsError(f"{place}: an entry has texts only: key or sha256, namespace, salt")
     unknown = sorted(entry.keys() - _FIELDS)
@@ -101,7 +111,8 @@ def _parsed(entry: object, place: str) -> ApiKey:
     if "namespace" not in entry:
         raise SettingsError(f"{place}: the namespace is missing")
     try:
-        namespace = Namespace(entry["namespace"], entry.get("salt", "").encode())
+        name = entry["namespace"]
+        namespace = Namespace(name, entry.get("salt", salts.get(name, "")).encode())
     except InputError as error:
         raise SettingsError(f"{place}: {error}") from None
     return ApiKey(_digest(entry, place), namespace)

@@ -106,6 +106,7 @@ class Supervisor:
             self._wait(wake, self._until_next_start())
             code = self._bury()
             if code and not self._any_ready:
+                log.error("no worker could begin: the server ends")
                 return code
         return self._end(wake)
 
@@ -118,6 +119,8 @@ class Supervisor:
             others = [each.ready_pipe for each in self._places if each.ready_pipe >= 0]
             _become_worker(self.setup, place.number, lifeline, teller, [*not_theirs, told, *others])
         os.close(teller)
+        if place.failures:
+            log.info("worker %d begins again, as pid %d", place.number, pid)
         place.pid, place.ready_pipe, place.ready = pid, told, False
         place.started_at = time.monotonic()
 
@@ -157,8 +160,7 @@ class Supervisor:
         pause_s = 0.0 if place.failures < 2 else min(0.5 * 2**place.failures, LONGEST_PAUSE_S)
         place.start_at = time.monotonic() + pause_s
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        log.warning("worker %d (pid %d) ended with %s; another one starts in %g s",
-                    place.number, place.pid, how, pause_s)  # fmt: skip
+        log.warning("worker %d (pid %d) ended with %s", place.number, place.pid, how)
         place.pid = 0
         self._close_pipe(place)
         forget_gauges(self.setup.figures, place.number)

@@ -41,6 +41,12 @@ def test_a_key_leads_to_its_namespace(tmp_path: Path) -> None:
     assert access.namespace(f"bearer  {OTHER} ") == Namespace("bob")
 
 
+def test_a_namespaces_salt_may_come_from_the_settings(tmp_path: Path) -> None:
+    path = file(tmp_path, f'[[keys]]\nkey = "{KEY}"\nnamespace = "alice"\n')
+    access = load_access(path, DEFAULT, {"alice": "hers"})
+    assert access.namespace(f"Bearer {KEY}") == Namespace("alice", b"hers")
+
+
 @pytest.mark.parametrize(
     "header",
     [None, "", "Bearer", "Bearer ", f"Basic {KEY}", KEY, f"Bearer {KEY[:-1]}", f"Bearer {KEY}x",

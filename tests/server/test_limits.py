@@ -19,6 +19,7 @@ from tests.server.servers import Server, serving, wait_until
 
 ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789"
 STREAMS = 8
+DOCUMENT_BYTES = 60_000
 TAKEN = STREAMS + 2  # one more whose prompt is read, one that waits
 
 
@@ -39,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--queue": 1,
         "--max-tokens": 5000,
         "--max-body-bytes": 4000,
-        "--max-document-bytes": 6000,
+        "--max-document-bytes": DOCUMENT_BYTES,
         "--api-keys": keys,
         "--host": "0.0.0.0",
     }
@@ -123,9 +124,11 @@ def test_large_bodies_are_refused_before_they_are_read(small: Server) -> None:
         headers = {**bearer(ALICE), "Content-Type": "application/json"}
         answer = small.request("POST", "/v1/completions", content=text, headers=headers)
         assert answer.status_code == status
-    document = small.request("PUT", "/v1/documents", content=b"x" * 6001, headers=bearer(ALICE))
+    document = small.request(
+        "PUT", "/v1/documents", content=b"x" * (DOCUMENT_BYTES + 1), headers=bearer(ALICE)
+    )
     assert document.status_code == 413
-    assert "6000 bytes" in document.json()["error"]["message"]
+    assert f"{DOCUMENT_BYTES} bytes" in document.json()["error"]["message"]
 
 
 def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
@@ -147,6 +150,23 @@ def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
         assert small.request("GET", "/readyz").status_code == 200
     wait_until(lambda: busy(small) == 0, "places that are free again")
     assert client.completions.create(model="demo", prompt="x", max_tokens=2).choices
+
+
+def test_documents_that_are_read_at_once_are_bounded_too(small: Server, fresh: Document) -> None:
+    """And a client that goes away is read for no longer."""
+    text = (fresh.text * 100)[:DOCUMENT_BYTES].encode()
+    head = f"PUT /v1/documents HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {BOB}\r\n"
+    with socket.create_connection(address(small)) as client:
+        client.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+        wait_until(lambda: busy(small) > 0, "the document to be read")
+        refused = small.request("PUT", "/v1/documents", content=b"x" * 99, headers=bearer(BOB))
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+    wait_until(lambda: busy(small) == 0, "the end of its reading")
+    listed = small.request("GET", "/v1/documents", headers=bearer(BOB)).json()["data"]
+    long = next(each for each in listed if each["tokens"] == len(text))
+    found = small.request("GET", f"/v1/documents/{long['id']}", headers=bearer(BOB)).json()
+    assert found["cached"] < len(text)
 
 
 def busy(server: Server) -> int:
