@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from click.testing import CliRunner
 from statestore import ChunkRule, Identity, StateStore, open_store, plan
 from statestore.cli import main
 from statestore.schema import State, Tensor, rwkv7
+from tests.statestore.commanded import run
 
 SCHEMA = rwkv7(layers=2, width=64, heads=1, head_size=64)
 IDENTITY = Identity(bytes(range(32)))
@@ -46,16 +45,6 @@ def fill(store: StateStore, count: int) -> None:
             role=boundary.role,
             model="random.pth" if number % 2 else "",
         )
-
-
-def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "statestore", *arguments],
-        capture_output=True,
-        text=True,
-        input=stdin,
-        check=False,
-    )
 
 
 def run_json(*arguments: str) -> Any:

@@ -547,6 +547,20 @@ def test_help_and_completion_load_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    "program",
+    [[sys.executable, "-m", "statestore"], [str(Path(sys.executable).with_name("statestore"))]],
+    ids=["module", "script"],
+)
+def test_the_module_and_the_script_are_the_command(program: list[str], place: Path) -> None:
+    """Other tests fork from a process that has loaded it."""
+    words = [*program, "--store", str(place)]
+    done = subprocess.run([*words, "stats", "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["entries"] == 3
+    missed = subprocess.run([*words, "show", "abcdef"], capture_output=True, text=True, check=False)
+    assert (missed.returncode, missed.stderr.count("\n")) == (5, 1)
+
+
 def test_help_lists_the_exit_codes_of_the_error_tree() -> None:
     shown = run("--help").stdout.partition("Exit codes:")[2].partition("Options:")[0]
     told = {int(line.split()[0]) for line in shown.splitlines() if line.strip()[:1].isdigit()}
