@@ -1,7 +1,7 @@
-"""The thread that computes: a decode step of all streams, what is quick, one chunk, and again.
+"""The thread that computes: decode steps of all streams, what is quick, a chunk of a prompt.
 
-So streams wait for one chunk at most between two steps, and a prompt that is read for one step
-between two chunks, however many there are of either.
+Streams wait for one chunk at most between two steps, however many prompts are read. After a chunk
+they have as much time as it took: where there are both, each gets half of the processor.
 
 Streams join and leave between steps. What goes wrong with one (logits that are no numbers, a
 sampling error) ends that one; a step that fails ends all that took part, with its error, and
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -57,7 +59,8 @@ class Decoder:
         self._engine = engine
         self._width = width
         self._lanes = lanes_for(engine, width)
-        self._rows: dict[int, _Row] = {}  # the thread's own
+        self._rows: dict[int, _Row] = {}  # the thread's own, as the next
+        self._owed_s = 0.0  # to the streams
         self._changed = threading.Condition()  # guards what follows
         self.jobs = Jobs(self._changed)
         self._line: deque[Ticket] = deque()
@@ -127,7 +130,7 @@ class Decoder:
             self._end()
 
     def _round(self) -> bool:
-        """A step and a chunk; ``False``: closed, and nothing is left."""
+        """A step, and a chunk where it is time; ``False``: closed, and nothing is left."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_busy() or self._closed)
             if not self._is_busy():
@@ -137,8 +140,10 @@ class Decoder:
             self._join(row)
         self._drop_cancelled()
         if self._rows:
-            self._step()
-        self.jobs.run()
+            self._owed_s -= _timed(self._step)
+        self.jobs.run_quick()
+        if self._owed_s <= 0 or not self._rows:
+            self._owed_s = _timed(self.jobs.run_chunk)
         return True
 
     def _is_busy(self) -> bool:
@@ -214,6 +219,13 @@ class Decoder:
             row.ticket.end(Failed(_gone()))
         self._fail_all(_gone())
         self.jobs.close()
+
+
+def _timed(work: Callable[[], None]) -> float:
+    """Seconds of a call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _end(row: _Row, why: Reason | Exception) -> None:

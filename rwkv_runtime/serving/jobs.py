@@ -62,7 +62,6 @@ class Jobs:
     """
 
     def __init__(self, changed: threading.Condition) -> None:
-        self.chunks = 0  # done since the beginning
         self._changed = changed
         self._chunks: deque[Job[Any]] = deque()
         self._quick: deque[Job[Any]] = deque()
@@ -83,12 +82,14 @@ class Jobs:
         """Whether there is anything to do."""
         return bool(self._chunks or self._quick)
 
-    def run(self) -> None:
-        """Everything quick, and one chunk."""
+    def run_quick(self) -> None:
+        """Everything quick."""
         while self._quick:
             self._quick.popleft().run()
+
+    def run_chunk(self) -> None:
+        """One chunk, if any waits."""
         if self._chunks:
-            self.chunks += 1
             self._chunks.popleft().run()
 
     def close(self) -> None:
