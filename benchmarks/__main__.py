@@ -16,6 +16,7 @@ BENCHMARKS = {
     "Stores that grow": ["benchmarks.storage_scale"],
     "File backend": ["benchmarks.bench_file_backend"],
     "Codecs": ["benchmarks.bench_codec"],
+    "Streams side by side": ["benchmarks.serving"],
     "The server under load": ["benchmarks.serve_load"],
     "Redis": ["benchmarks.redis_fetch"],
     "Redis, up to a million entries": ["benchmarks.redis_scale"],
