@@ -47,7 +47,7 @@ def routes(service: Service) -> list[Route]:
 
     async def listing(request: Request) -> Response:
         namespace = service.namespace(request)
-        return JSONResponse(await service.quickly(_list, service, namespace, request))
+        return JSONResponse(await service.aside(_list, service, namespace, request))
 
     async def one(request: Request) -> Response:
         namespace, id_ = service.namespace(request), request.path_params["id"]
@@ -55,7 +55,7 @@ def routes(service: Service) -> list[Route]:
 
     async def delete(request: Request) -> Response:
         namespace, id_ = service.namespace(request), request.path_params["id"]
-        return JSONResponse(await service.quickly(_delete, service, namespace, id_))
+        return JSONResponse(await service.aside(_delete, service, namespace, id_))
 
     return [
         Route("/v1/documents", put, methods=["PUT"]),

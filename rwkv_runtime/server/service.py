@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Semaphore
 from typing import Final, ParamSpec, TypeVar
 
 from starlette.requests import Request
@@ -27,6 +28,7 @@ from statestore.store import StateStore
 
 HELD_BYTES: Final = 512 << 20  # of all requests' bodies at once
 BODY_TIMEOUT_S: Final = 60.0
+MOST_ASIDE: Final = 16  # calls of an operator's kind at once
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,12 +53,16 @@ class Service:
     hub: Hub = field(init=False, default_factory=Hub)
     quick: ThreadPoolExecutor = field(init=False)  # tokenising, lookups
     slow: ThreadPoolExecutor = field(init=False)  # documents that are read
+    operators: ThreadPoolExecutor = field(init=False)  # listings, sums, removals
+    patient: Semaphore = field(init=False)  # those who wait for `operators`
 
     def __post_init__(self) -> None:
         held = max(HELD_BYTES, self.settings.max_body_bytes, self.settings.max_document_bytes)
         threads = 2 * self.settings.readers  # more than are read at once: the rest are told so
         object.__setattr__(self, "bodies", Bodies(held, BODY_TIMEOUT_S))
         object.__setattr__(self, "quick", ThreadPoolExecutor(4, "asked"))
+        object.__setattr__(self, "operators", ThreadPoolExecutor(2, "operator"))
+        object.__setattr__(self, "patient", Semaphore(MOST_ASIDE))
         object.__setattr__(self, "slow", ThreadPoolExecutor(threads, "document"))
 
     @property
@@ -86,6 +92,21 @@ class Service:
         """Make a call that may compute or ask the store for a moment, beside the event loop."""
         return await _within(self.quick, call, *args, **kwargs)
 
+    async def aside(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a call of an operator's kind, which a store that hangs does not answer, where it is
+        in the way of nobody's prompt.
+
+        Raises:
+            ApiError: 503, too many such calls wait already.
+        """
+        if not self.patient.acquire(blocking=False):
+            raise ApiError(
+                503, "the store does not answer; try again", code="store_down", retry_after_s=2
+            )
+        future = self.operators.submit(call, *args, **kwargs)
+        future.add_done_callback(lambda _: self.patient.release())
+        return await asyncio.wrap_future(future)
+
     async def slowly(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a call that may take minutes, beside the event loop."""
         return await _within(self.slow, call, *args, **kwargs)
@@ -94,6 +115,7 @@ class Service:
         """No more calls; those that are being made go on."""
         self.quick.shutdown(wait=False)
         self.slow.shutdown(wait=False)
+        self.operators.shutdown(wait=False)
 
 
 async def _within(

@@ -58,7 +58,7 @@ def routes(service: Service) -> list[Route]:
 
     async def store(request: Request) -> Response:
         namespace = service.namespace(request)
-        return JSONResponse(await service.quickly(sums.of, namespace))
+        return JSONResponse(await service.aside(sums.of, namespace))
 
     return [
         Route("/healthz", healthz),

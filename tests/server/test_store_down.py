@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -39,6 +40,14 @@ def test_requests_go_on_without_the_store(text: Document) -> None:
         questions = iter(text.questions)
         question = next(questions)
         assert ask(server, put["id"], question) == (200, question.answer, tokens)
+
+        redis.pause()  # whoever watches the store waits; whoever asks does not wait for them
+        with ThreadPoolExecutor(6) as watchers:
+            watched = [watchers.submit(server.request, "GET", "/v1/store") for _ in range(6)]
+            question = next(questions)
+            assert ask(server, put["id"], question)[:2] == (200, question.answer)
+            redis.go_on()
+            assert {each.result().status_code for each in watched} <= {200, 503}
 
         redis.stop()
         question = next(questions)
