@@ -27,15 +27,13 @@ class Victim(NamedTuple):
     ready: bool  # what is quarantined goes first
     score: float
     key: StateKey
-    blob: str
     blob_bytes: int
-    tier: str
 
     @classmethod
     def of(cls, entry: Entry, score: float) -> Victim:
         """What is needed of an entry: a million of them shall fit."""
         ready = entry.status is Status.READY
-        return cls(ready, score, entry.key, entry.blob, entry.blob_bytes, entry.tier)
+        return cls(ready, score, entry.key, entry.blob_bytes)
 
 
 def choose(
@@ -61,9 +59,7 @@ def remove(store: StateStore, victims: Iterable[Victim], reason: str) -> Iterato
     """Remove them; those that were still there, as they go."""
 
     def work(victim: Victim) -> Victim | None:
-        # Tiers have copies of other names, and all of them are to go.
-        blob = None if victim.tier else victim.blob
-        return victim if store.backend.delete(victim.key, reason, blob=blob) else None
+        return victim if store.backend.delete(victim.key, reason) else None
 
     return (gone for gone in in_lanes(victims, work, _LANES) if gone is not None)
 
