@@ -14,7 +14,7 @@ from typing import Final
 
 from statestore.errors import InputError
 
-_MAX_BYTES: Final = 256 << 20  # 256 MiB; 16 million tokens or more
+_MAX_BYTES: Final = 64 << 20  # 64 MiB; ten million tokens or so
 
 
 def read_segments(file: Path) -> list[list[int]]:
@@ -46,7 +46,7 @@ def _content(file: Path) -> bytes:
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from error
     if len(content) > _MAX_BYTES:
-        raise InputError(f"{file}: larger than 256 MiB")
+        raise InputError(f"{file}: larger than 64 MiB")
     return content
 
 

@@ -20,6 +20,8 @@ Kind: TypeAlias = Callable[[object], object]
 #: As `statestore.keys.namespace` has it, whose package loads numpy; a command's help shall not.
 NAMESPACE: Final = re.compile(r"[a-zA-Z0-9._-]{1,64}")
 
+_MOST: Final = 1 << 63
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _TRUTHS: Final = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -36,7 +38,10 @@ def text(value: object) -> str:
 def path(value: object) -> Path:
     """A path; ``~`` is the home directory."""
     if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:  # nobody of that name
+            raise ValueError("a path below a home directory that exists") from None
     raise ValueError("a path")
 
 
@@ -60,7 +65,7 @@ def whole(least: int, most: int | None = None) -> Kind:
     """A whole number of `least` and more, up to `most`."""
 
     def parse(value: object) -> int:
-        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        number = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
         if type(number) is int and number >= least and (most is None or number <= most):
             return number
         bounds = f"of {least} and more" if most is None else f"from {least} to {most}"
@@ -113,7 +118,7 @@ def salts(value: object) -> Mapping[str, str]:
 
 
 def _amount(value: object, read: Callable[[str, str], float], wanted: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST:
         return value
     if isinstance(value, str):
         try:

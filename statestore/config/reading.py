@@ -134,15 +134,22 @@ def _chosen_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
     if file is not None:
         return file
     if named := environ.get(FILE_VARIABLE):
-        return Path(named).expanduser()
+        return _parsed_path(named)
     return path if (path := default_file()).is_file() else None
+
+
+def _parsed_path(named: str) -> Path:
+    try:
+        return kinds.path(named)
+    except ValueError as error:
+        raise SettingsError(f"{FILE_VARIABLE}: {named!r} is not {error}") from None
 
 
 def _of_file(file: Path) -> dict[str, tuple[object, Origin]]:
     text = _text_of(file)
     try:
         tables = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is no TOMLDecodeError
         raise SettingsError(f"{file}: not TOML: {error}") from None
     given: dict[str, tuple[object, Origin]] = {}
     for section, table in tables.items():
@@ -180,7 +187,7 @@ def _from(file: Path, value: object, section: str, key: str) -> object:
     base = file.absolute().parent
     kind = keys_of(section)[key].metadata["kind"]
     if kind is kinds.path and isinstance(value, str) and value.strip():
-        return base / Path(value).expanduser()
+        return value if value.startswith("~") else base / value
     if (section, key) == ("store", "url") and isinstance(value, str):
         return " ".join(
             place if _ABSOLUTE.match(place) else f"{base}/{place}" for place in places(value)
@@ -216,7 +223,7 @@ def _unknown(place: str, what: str, name: str, known: Iterable[str]) -> Settings
 def _place(file: Path, text: str, section: str, key: str = "") -> str:
     """The file and the line of a table or of a key in it; tomllib does not tell."""
     table = ""
-    head = re.compile(r"\s*\[\s*([^\]]+?)\s*\]")
+    head = re.compile(r"\s*\[+\s*([^\[\]]+?)\s*\]")
     for number, line in enumerate(text.splitlines(), 1):
         if header := head.match(line):
             table = header[1].replace(" ", "").replace('"', "")

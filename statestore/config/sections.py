@@ -29,8 +29,8 @@ def _key(default: object, kind: kinds.Kind, sentence: str, *, secret: bool = Fal
     """A field; a `default` that can be called makes the default."""
     metadata = {"kind": kind, "help": sentence, "secret": secret}
     if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=default, metadata=metadata, repr=False)  # URL and salts
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def default_store() -> str:

@@ -124,6 +124,14 @@ def test_paths_in_a_file_count_from_its_directory(tmp_path: Path) -> None:
         ("server.prot = 1", ("line 1", "did you mean 'port'")),
         ("[server\nport = 1", ("not TOML", "line 1")),
         ("[store]\nurl = 1", ("line 2", "a text")),
+        ("[server]\nshutdown_s = inf", ("line 2", "a time such as")),
+        ("[server]\nmax_body_bytes = nan", ("line 2", "a size such as")),
+        ("[server]\nmax_body_bytes = inf", ("line 2", "a size such as")),
+        ("[server]\nport = '" + "9" * 5000 + "'", ("line 2", "from 0 to 65535")),
+        ("[server]\nport = " + "9" * 5000, ("not TOML",)),
+        ("[server]\nport = " + "[" * 5000, ("not TOML",)),
+        ("[[store]]\nurl = 'x'", ("line 1", "[store] as a table")),
+        ("[runtime]\nmodel = '~nobody-of-this-name/x'", ("line 2", "home directory")),
     ],
 )
 def test_a_mistake_is_named_with_its_file_and_line(
@@ -135,6 +143,8 @@ def test_a_mistake_is_named_with_its_file_and_line(
 
 
 def test_a_mistake_in_the_environment_names_the_variable() -> None:
+    with pytest.raises(SettingsError, match=r"RWKV_STATESTORE_CONFIG.*home directory"):
+        load(None, {"RWKV_STATESTORE_CONFIG": "~nobody-of-this-name/c.toml"})
     with pytest.raises(SettingsError, match=r"RWKV_SERVER_PORT.*'x'"):
         load(None, {"RWKV_SERVER_PORT": "x"})
 
@@ -153,7 +163,7 @@ def test_a_file_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
 
 def test_no_secret_is_shown(file: Path) -> None:
     config = load(file, {"RWKV_STATESTORE_SALTS": "tenant=env salt,more=salt 2"})
-    shown = str([(row.value, row.origin) for row in rows(config)])
+    shown = str([(row.value, row.origin) for row in rows(config)]) + repr(config)
     assert "hush" not in shown
     assert "salt 2" not in shown
     assert "env salt" not in shown
