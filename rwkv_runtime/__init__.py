@@ -8,6 +8,8 @@
 """
 
 try:
+    from rwkv_runtime.chat import Message
+    from rwkv_runtime.conversation import Conversation
     from rwkv_runtime.engines import Engine, load_engine
     from rwkv_runtime.generation import Generated, Stop
     from rwkv_runtime.runtime import Answer, Runtime
@@ -22,8 +24,10 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "Answer",
+    "Conversation",
     "Engine",
     "Generated",
+    "Message",
     "Prefill",
     "Runtime",
     "Sampling",

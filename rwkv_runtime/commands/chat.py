@@ -68,6 +68,8 @@ def chat(
             sampling=sampling,
         )
         for line in _lines():
+            if not (as_json or sys.stdin.isatty()):
+                click.secho(line, bold=True)
             _turn(conversation, line, as_json)
 
 

@@ -141,6 +141,8 @@ def load_package_engine(
     model = load_model(str(path.with_suffix("")), strategy, dimensions.version)
     _own(model)
     check_unchanged(path, identity)
+    if initial is None and dimensions.tuned and dimensions.is_seven:
+        initial = path  # the package passes over what the weights bring along
     tuned = (
         None
         if initial is None

@@ -66,6 +66,16 @@ def test_older_versions_turn_them_over(version: str, tmp_path: Path, tuned: Path
     assert torch.equal(output, expected.float())
 
 
+def test_weights_of_version_7_begin_with_what_they_bring_along(seven: Path, tuned: Path) -> None:
+    content = torch.load(seven, weights_only=True) | torch.load(tuned, weights_only=True)
+    torch.save(content, seven.with_name("within.pth"))
+    beside = load_package_engine(seven, threads=1, initial=tuned, cache_dir=seven.parent)
+    within = load_package_engine(seven.with_name("within.pth"), threads=1, cache_dir=seven.parent)
+    expected, _ = beside.prefill(TOKENS, beside.initial_state())
+    output, _ = within.prefill(TOKENS, within.initial_state())
+    assert torch.equal(output, expected)
+
+
 def test_states_that_began_elsewhere_are_never_mixed(seven: Path, tmp_path: Path) -> None:
     write_tuned(tmp_path / "a.pth", seed=1)
     write_tuned(tmp_path / "b.pth", seed=2)
