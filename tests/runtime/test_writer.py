@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rwkv_runtime.writer import Writer
+from rwkv_runtime.writer import SMALL, Writer
 
 
 class Gate:
@@ -42,6 +42,22 @@ def test_puts_run_in_order_and_flush_waits_for_them() -> None:
         assert writer.submit(lambda number=number: done.append(number))  # type: ignore[misc]
     writer.flush()
     assert done == list(range(20))
+    writer.close()
+
+
+def test_puts_without_a_state_take_no_room_and_are_bounded_all_the_same(gate: Gate) -> None:
+    writer, done = Writer(depth=1, patience_s=0.0), list[int]()
+    assert writer.submit(gate)
+    assert gate.entered.wait(60)
+    for number in range(SMALL):
+        assert writer.submit(lambda number=number: done.append(number), small=True)  # type: ignore[misc]
+    assert not writer.submit(lambda: done.append(-1), small=True)
+    assert writer.submit(lambda: done.append(SMALL))
+    assert not writer.submit(lambda: done.append(-1))
+    gate.opened.set()
+    writer.flush()
+    assert done == list(range(SMALL + 1))
+    assert writer.dropped == 2
     writer.close()
 
 
