@@ -2,10 +2,7 @@
 
 What it adds to a bare backend:
 
-* **Sound or nothing.** Every load checks the container, then that it is of the key, fingerprint and
-  namespace that its entry says and that were asked for. What fails is quarantined, counted and
-  logged, and the next shorter key is tried. A sound state asked for under another identity is
-  stepped over and stays: no caller can bar another's.
+* **Sound or nothing.** Every load is checked, and what fails is quarantined; see `lookup`.
 * **Never in the way.** `find`, `get` and `put` do not raise because the place behind is down,
   slow, full or damaged: that is a miss, or a put that was dropped. Commands of an operator (`list`,
   `delete`, `update`, `usage`, `sweep`) do raise: a person wants to know.
@@ -20,8 +17,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum, StrEnum, auto
 from types import TracebackType
 from typing import Self
 
@@ -32,44 +27,18 @@ from statestore.complaints import Complaints
 from statestore.entry import Change, Departed, Entry, EntryFilter, Role, Status, Usage
 from statestore.errors import (
     BackendError,
-    ContainerError,
     InputError,
-    LimitError,
-    LockedError,
     NotFoundError,
 )
 from statestore.keys import StateKey
+from statestore.lookup import Barred, Found, Identity, Lookup
 from statestore.metrics import Metrics
+from statestore.puts import PutOutcome, Puts
 from statestore.schema import State
 
+__all__ = ["Found", "Identity", "PutOutcome", "StateStore"]
+
 log = logging.getLogger(__name__)
-
-#: How many unsound states one lookup may step over before it counts as a miss.
-MAX_STEPS_DOWN = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose states are meant: computed by what, visible to whom."""
-
-    fingerprint: bytes  # digest, 32 bytes
-    namespace: str = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A sound state and its entry."""
-
-    entry: Entry
-    state: State
-
-
-class PutOutcome(StrEnum):
-    """What became of a put."""
-
-    PUBLISHED = "published"
-    PRESENT = "present"  # the same key was stored already; the first writer wins
-    DROPPED = "dropped"  # the backend failed; counted and logged
 
 
 class StateStore:
@@ -95,10 +64,11 @@ class StateStore:
     ) -> None:
         self.backend = backend
         self.metrics = metrics or Metrics()
-        self._codec_name = codec_name
         self._limits = limits or codec.Limits()
         self._clock = clock
         self._complaints = Complaints(log)
+        self._puts = Puts(backend, codec_name, self._limits, self.metrics, self._kept)
+        self._lookup = Lookup(backend, self._limits, self.metrics, self._kept)
 
     # Requests: never raise because of the backend.
 
@@ -111,7 +81,7 @@ class StateStore:
         and calls `touch` later.
         """
         with self.metrics.fetch_seconds.time():
-            found, outcome = self._find(identity, keys)
+            found, outcome = self._lookup.find(identity, keys, self._clock())
         if found is not None and touch:
             self.touch(found.entry)
         self.metrics.lookups.labels(outcome=outcome).inc()
@@ -204,7 +174,7 @@ class StateStore:
             labels=dict(labels or {}),
         )
         with self.metrics.put_seconds.time():
-            outcome = self._encode_and_publish(entry, header, state, durable=durable)
+            outcome = self._puts.publish(entry, header, state, durable=durable)
         self.metrics.puts.labels(outcome=outcome.value).inc()
         return outcome
 
@@ -225,7 +195,7 @@ class StateStore:
 
         ``False`` where it was replaced or deleted meanwhile: look again.
         """
-        return self._bar(entry, problem) is not _Barred.REPLACED
+        return self._lookup.bar(entry, problem) is not Barred.REPLACED
 
     # Operators: raise what went wrong.
 
@@ -280,7 +250,7 @@ class StateStore:
 
     def check(self, entry: Entry) -> str:
         """Read and check one blob as a load would; ``""`` if sound, else what is wrong."""
-        return self._load_or_problem(entry)[1]
+        return self._lookup.load(entry)[1]
 
     def holds(self, entry: Entry) -> bool:
         """Whether `entry` is still stored with this very blob, ready for use."""
@@ -289,8 +259,7 @@ class StateStore:
 
     def quarantine(self, entry: Entry, reason: str) -> bool:
         """Bar `entry` from use. ``False`` if it was replaced or removed meanwhile."""
-        barred = Change(status=Status.QUARANTINED, reason=reason)
-        return self.backend.update(entry.key, barred, blob=entry.blob)
+        return self._lookup.quarantine(entry, reason)
 
     def now(self) -> float:
         """The store's clock: seconds since the epoch."""
@@ -311,103 +280,6 @@ class StateStore:
     ) -> None:
         self.close()
 
-    # The ways of one lookup.
-
-    def _find(self, identity: Identity, keys: Sequence[StateKey]) -> tuple[Found | None, str]:
-        try:
-            for _ in range(MAX_STEPS_DOWN):
-                entry = self.backend.longest(keys, self._clock()) if keys else None
-                if entry is None:
-                    return None, "miss"
-                keys = keys[keys.index(entry.key) :]
-                if Identity(entry.fingerprint, entry.namespace) != identity:
-                    log.warning("%s is asked for as another's state: a miss", entry.key)
-                    keys = keys[1:]
-                    continue
-                try:
-                    state, problem = self._load_or_problem(entry)
-                except BackendError as error:
-                    if not entry.tier:
-                        raise
-                    self._kept("find", error)
-                    keys = keys[1:]  # another tier may hold a shorter one
-                    continue
-                if state is not None:
-                    return Found(entry, state), "hit"
-                if self._bar(entry, problem) is _Barred.FAILED:
-                    keys = keys[1:]
-                # Else the same keys again: another tier may hold a sound copy.
-            log.warning("gave up a lookup after %d unusable states", MAX_STEPS_DOWN)
-            return None, "miss"
-        except BackendError as error:
-            self._kept("find", error)
-            return None, "error"
-
-    def _bar(self, entry: Entry, problem: str) -> _Barred:
-        cause = problem.partition(":")[0]
-        if cause == LockedError.__name__:  # sound for whoever has the key: stepped over, it stays
-            self.metrics.errors.labels(operation="decrypt").inc()
-            log.warning("%s is not readable here: %s", entry.key, problem)
-            return _Barred.FAILED
-        try:
-            if not self.quarantine(entry, problem):
-                return _Barred.REPLACED
-            outcome = _Barred.BARRED
-        except BackendError as error:  # a place that only reads: step over it all the same
-            self._kept("quarantine", error)
-            outcome = _Barred.FAILED
-        self.metrics.quarantined.labels(cause=cause).inc()
-        log.warning("quarantined %s: %s", entry.key, problem)
-        return outcome
-
-    def _load_or_problem(self, entry: Entry) -> tuple[State | None, str]:
-        try:
-            state = self._load(entry)
-        except ContainerError as error:
-            return None, f"{type(error).__name__}: {error}"
-        return state, "" if state is not None else "Missing: the blob has gone"
-
-    def _load(self, entry: Entry) -> State | None:
-        limits = self._limits
-        limits.check("the blob's size in bytes", entry.blob_bytes, limits.container_bytes)
-        blob = self.backend.read(entry)
-        if blob is None:
-            return None
-        self.metrics.read_bytes.inc(len(blob))
-        header, state = codec.decode(blob, self._limits)
-        codec.expect(header, entry.key, entry.fingerprint, entry.namespace)
-        return state
-
-    def _encode_and_publish(
-        self, entry: Entry, header: codec.Header, state: State, *, durable: bool
-    ) -> PutOutcome:
-        try:
-            codec.check_limits(header, self._limits)
-        except LimitError as error:  # each load would refuse it
-            log.warning(
-                "dropped a put of %s, which no lookup here would read: %s", entry.key, error
-            )
-            return PutOutcome.DROPPED
-        blob = codec.encode(header, state, self._codec_name)
-        entry = replace(entry, blob_bytes=sum(len(part) for part in blob))
-        try:
-            published = self.backend.publish(entry, blob, durable=durable)
-        except BackendError as error:
-            self._kept("put", error)
-            return PutOutcome.DROPPED
-        if not published:
-            return PutOutcome.PRESENT
-        self.metrics.written_bytes.inc(entry.blob_bytes)
-        return PutOutcome.PUBLISHED
-
     def _kept(self, operation: str, error: BackendError) -> None:
         self.metrics.errors.labels(operation=operation).inc()
         self._complaints.add(operation, "%s went on without the store: %s", operation, error)
-
-
-class _Barred(Enum):
-    """What became of barring an entry."""
-
-    BARRED = auto()
-    REPLACED = auto()  # by another, or it has gone: look again
-    FAILED = auto()  # the place did not take it down
