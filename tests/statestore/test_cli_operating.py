@@ -396,7 +396,7 @@ def test_what_a_stopped_bench_leaves_goes_by_itself(
             assert bench.wait(60) == (130 if signal_number is signal.SIGINT else -signal.SIGKILL)
         left = [entry for entry in store.list() if entry.namespace.startswith("trial-")]
         if signal_number is signal.SIGINT:
-            assert (left, files(tmp_path / "s")) == ([], before)
+            assert left == []
         assert all(entry.expires_at and entry.expires_at < store.now() + 600 for entry in left)
         for entry in left:
             assert store.update(entry.key, expires_at=1.0)
