@@ -6,17 +6,18 @@ import os
 import random
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from statestore.entry import Role
-from statestore.eviction import make_policy
+from statestore.eviction import POLICIES, make_policy
 from statestore.eviction.densities import Densities
 from statestore.eviction.gaps import Gaps
 from statestore.eviction.learned import Learned
 from statestore.eviction.policy import HOLD_S
 from statestore.keys import StateKey
-from statestore.simulate import Request, make_admission, replay
+from statestore.simulate import Request, make_admission, replay, replay_clairvoyant
 from statestore.simulate.replay import an_entry as an_entry_of
 from tests.statestore.backend_places import digest
 
@@ -89,6 +90,49 @@ def test_it_follows_traffic_that_changes() -> None:
         replay(part, make_policy(), make_admission(), 60).total.hit_tokens for part in parts
     )
     assert whole.total.hit_tokens > 0.9 * alone
+
+
+def of_others(requests: list[Request], later_s: float) -> list[Request]:
+    """The same traffic again, of users with other texts."""
+    return [
+        Request(
+            request.time_s + later_s,
+            request.n_tokens,
+            tuple(StateKey(bytes(b ^ 255 for b in k.digest), k.n_tokens) for k in request.keys),
+        )
+        for request in requests
+    ]
+
+
+def faster(requests: list[Request], times: float) -> list[Request]:
+    return [replace(request, time_s=request.time_s / times) for request in requests]
+
+
+@pytest.mark.parametrize("times", [0.1, 10.0])
+@pytest.mark.parametrize("traffic", [chats, documents])
+def test_the_clock_is_nothing_to_tune_to(traffic: object, times: float) -> None:
+    """Ten times as slow or as fast: no worse than guesses, and nearly what it was."""
+    requests = traffic(5)
+    warped = faster(requests, times)
+    found = share(warped, "learned", 60)
+    assert found > share(warped, "gdsf", 60) - 0.01
+    assert found > 0.9 * share(requests, "learned", 60)
+
+
+def test_the_load_may_shift() -> None:
+    """Four times the traffic for a while, then as before: no worse than guesses in any part."""
+    calm, busy = chats(6), faster(chats(7, users=800), 2.0)
+    parts = [calm, [replace(r, time_s=r.time_s + 2500.0) for r in busy], of_others(calm, 4000.0)]
+    whole = sorted((r for part in parts for r in part), key=lambda r: r.time_s)
+    assert share(whole, "learned", 60) > share(whole, "gdsf", 60) - 0.01
+    assert share(whole, "learned", 60) > share(whole, "lru", 60)
+
+
+@pytest.mark.parametrize("traffic", [chats, documents])
+def test_who_knows_the_future_finds_more(traffic: object) -> None:
+    requests = traffic(8)[:800]
+    best = replay_clairvoyant(requests, make_admission(), 40).hit_token_share
+    assert all(best >= share(requests, policy, 40) for policy in POLICIES)
 
 
 def test_an_end_that_was_continued_is_given_up() -> None:
