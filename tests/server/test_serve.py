@@ -106,7 +106,7 @@ def test_a_seed_makes_a_text_repeatable(server: Server) -> None:
     def texts(seeds: list[int | None], **options: Any) -> set[str]:
         answers = [
             client.completions.create(
-                model="demo", prompt="In the town", max_tokens=24, seed=seed, **options
+                model="demo", prompt="In the town", max_tokens=16, seed=seed, **options
             )
             for seed in seeds
         ]
@@ -118,17 +118,6 @@ def test_a_seed_makes_a_text_repeatable(server: Server) -> None:
     assert len(texts([1, 2], temperature=0)) == 1
     assert len(texts([1, 2], extra_body={"top_k": 1})) == 1
     assert texts([1], temperature=0) != texts([1], temperature=0, frequency_penalty=2)
-
-
-def test_a_stream_splits_no_character(server: Server) -> None:
-    """Random bytes: whatever is no character is U+FFFD, in one piece or in many."""
-    options: Any = {"model": "demo", "prompt": "x", "max_tokens": 90, "seed": 5, "temperature": 2}
-    options |= {"presence_penalty": 2, "frequency_penalty": 2}  # soon no letter is left
-    client = server.client()
-    whole = client.completions.create(**options).choices[0].text
-    assert "\ufffd" in whole
-    said, _ = read(client.completions.create(**options, stream=True))
-    assert said == whole
 
 
 def test_the_next_turn_finds_the_last(server: Server, fresh: Document) -> None:
@@ -320,7 +309,7 @@ def test_a_client_that_goes_away_frees_its_place(server: Server, document: str) 
         with socket.create_connection((host, int(port))) as client:
             client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + raw)
             if stream:
-                assert b"text_completion" in client.recv(4096)
+                wait_until(lambda c=client: b"text_completion" in c.recv(4096), "the first token")
             wait_until(lambda: not idle(), "the stream to begin")
         wait_until(idle, f"the place of a client that went away (stream={stream})")
     assert server.figure('rwkv_requests_total{endpoint="/v1/completions",status="499"}') == 2

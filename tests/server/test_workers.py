@@ -21,7 +21,7 @@ from tests.server.load import storm
 from tests.server.servers import Server, serving, wait_until
 
 #: How long the test under load takes; the whole minute is for who has it.
-LOAD_S = float(os.environ.get("RWKV_STATESTORE_LOAD_S", "12"))
+LOAD_S = float(os.environ.get("RWKV_STATESTORE_LOAD_S", "8"))
 STREAMS = 64
 
 

@@ -17,12 +17,12 @@ DOCUMENT = "Ein Dokument, das einmal gelesen wird: Äpfel, 日本語, naïve caf
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One worker."""
+    """One worker, for everybody who reaches it."""
     directory = tmp_path_factory.mktemp("world")
     weights = directory / "world.safetensors"
     write_random_weights(weights, small_architecture(vocabulary=65536), seed=1)
     store = (directory / "states").as_uri()
-    with serving(str(weights), "--workers", "1", store=store) as running:
+    with serving(str(weights), "--workers", "1", "--host", "0.0.0.0", store=store) as running:
         yield running
 
 
@@ -71,3 +71,8 @@ def test_a_chat_about_two_documents(world: Server) -> None:
             {"role": "assistant", "content": answer.choices[0].message.content},
             {"role": "user", "content": "Go on."},
         ]
+
+
+def test_who_lets_everybody_in_is_warned(world: Server) -> None:
+    assert "everybody who reaches" in world.log
+    assert world.request("GET", "/healthz", headers={"Host": "a.example"}).status_code == 200
