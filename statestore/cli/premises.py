@@ -15,6 +15,8 @@ from statestore.url import StoreURL
 #: What would drop others' states to make room for a trial's, or end a slow one early.
 _BOUNDS: Final = ("budget", "policy", "ttl", "find_ms", "fetch_ms")
 
+_PATIENCE_S: Final = 30
+
 
 @dataclass(frozen=True, slots=True)
 class Premises:
@@ -49,6 +51,13 @@ class Premises:
             return None
         url = self.url
         return Address.of(url.scheme, url.netloc, url.path, url.options)
+
+    @property
+    def patient(self) -> str:
+        """The URL with time enough for a query over every row, unless it says how much."""
+        if self.kind != "postgresql" or "timeout_s" in self.url.options:
+            return self.url.text
+        return f"{self.url.text}&timeout_s={_PATIENCE_S}"  # it has options: where the blobs lie
 
     @property
     def unbounded(self) -> str:

@@ -14,6 +14,7 @@ from statestore.backends.budgeted import Budgeted
 from statestore.backends.tallies import Tally, tallies
 from statestore.backends.wrapper import Wrapper
 from statestore.cli.options import as_json_option
+from statestore.cli.premises import Premises
 from statestore.cli.render import age, emit_fields, emit_json, emit_table, size
 from statestore.cli.scraped import Lookups, scrape
 from statestore.cli.watching import INTERVAL_S, Glance, watch
@@ -129,10 +130,11 @@ def _standing(name: str, place: str, namespace: str | None) -> Standing:
     if place.startswith("memory:"):  # every process has its own
         return Standing(name, shown)
     try:
-        with open_store(place, create=False) as store:
+        patient = Premises.of(name, place).patient
+        with open_store(patient, create=False) as store:
             return Standing(
                 name,
-                store.backend.url,
+                store.backend.url if patient == place else shown,
                 store.usage(namespace),
                 _budget(store.backend, namespace),
                 tuple(tallies(store.backend, namespace)),
