@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,8 @@ from statestore.cli import main
 from statestore.entry import Change, Entry, Role, Status
 from statestore.keys import Namespace, StateKey, named_key
 from tests.statestore.backend_places import digest
+from tests.statestore.codec_samples import small_state
+from tests.statestore.make_golden_archive import CODECS, GOLDEN, golden_entry
 from tests.statestore.postgres_servers import shared_server
 from tests.statestore.redis_servers import running
 from tests.statestore.test_cli import IDENTITY, SCHEMA, make_state, run, run_json
@@ -268,13 +272,25 @@ def test_what_is_no_archive_of_this_release_is_refused(
     assert here("--store", tmp_path / "new", "import", tmp_path / "none").exit_code == 2
 
 
+def test_an_archive_of_an_older_release_is_imported_and_used(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    done = here("--store", new, "import", GOLDEN / "archive-v1.rwkvar")
+    assert done.stdout.startswith("2 imported"), done.output
+    expected = [golden_entry(number) for number in range(len(CODECS))]
+    assert entries(new) == {entry.key: entry for entry in expected}
+    with open_store(str(new)) as store:
+        for entry in expected:
+            found = store.get(Identity(entry.fingerprint), entry.key)
+            assert found is not None
+            assert found.state == small_state()
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So many states that a command can be killed among them."""
     root = tmp_path_factory.mktemp("large") / "store"
-    with open_store(str(root)) as store:
-        for number in range(LARGE):
-            put(store, number)
+    with open_store(str(root)) as store, ThreadPoolExecutor(8) as threads:
+        list(threads.map(partial(put, store), range(LARGE)))
     return root
 
 
