@@ -14,6 +14,7 @@ it came, changes no bit. A store that is down costs computing here as elsewhere.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -79,6 +80,7 @@ class Streams:
         ]
         for reader in self._readers:
             reader.start()
+        atexit.register(self.close, 0.0)  # PyTorch ends badly while a thread computes
 
     def submit(self, request: Request, on_event: OnEvent) -> Ticket:
         """Take a request in; everything else is told to `on_event`, by threads of the server.
@@ -160,6 +162,7 @@ class Streams:
             if self._closed:
                 return True
             self._closed = True
+            atexit.unregister(self.close)
             self._changed.notify_all()
             done = self._changed.wait_for(lambda: not (self._open or self._documents), timeout_s)
             left = list(self._open)

@@ -4,6 +4,8 @@ that is down, states and steps that fail, the end.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from rwkv_runtime.engines import Engine, Rwkv7Engine
 from rwkv_runtime.errors import BusyError
 from rwkv_runtime.serving import Ended, Failed, Request, Streams
 from statestore import Namespace, StateStore, open_store
-from statestore.backends.faulty import Fail, Fault, Faulty
+from statestore.backends.faulty import Delay, Fail, Fault, Faulty
 from statestore.errors import ClosedError, UnavailableError
 from tests.runtime.listening import (
     ENDLESS,
@@ -36,6 +38,7 @@ from tests.runtime.listening import (
     wait_until,
 )
 
+ROOT = Path(__file__).parents[2]
 DOCUMENT = [(7 * i * i + i) % 256 for i in range(100)]
 
 
@@ -227,12 +230,16 @@ def test_a_step_that_fails_ends_its_streams_and_no_others(
     text = alone(engine, Request([PROMPTS[4]], max_tokens=24), WIDTH)
     stumbling = Stumbling(engine, text[0], RuntimeError("out of memory"))
     streams = Streams(Runtime(stumbling, None), width=WIDTH)  # type: ignore[arg-type]
-    failed = submit(streams, Request([PROMPTS[4]], max_tokens=24)).end()
-    assert isinstance(failed, Failed)
-    assert str(failed.error) == "out of memory"
+    for _ in range(WIDTH + 1):  # no place is lost
+        failed = submit(streams, Request([PROMPTS[4]], max_tokens=24)).end()
+        assert isinstance(failed, Failed)
+        assert str(failed.error) == "out of memory"
     assert "step failed" in caplog.text
     assert streams.load().ready
-    assert submit(streams, Request([PROMPTS[4]], max_tokens=1)).ended() == Ended("length", 1)
+    texts = [alone(engine, Request([p], max_tokens=24), WIDTH) for p in PROMPTS]
+    sound = next(n for n, tokens in enumerate(texts) if text[0] not in tokens)
+    after = submit(streams, Request([PROMPTS[sound]], max_tokens=24))
+    assert after.ended() == Ended("length", 24)
     assert streams.load().active == 0
     assert streams.close()
 
@@ -271,6 +278,32 @@ def test_closing_finishes_what_was_begun_and_stores_it(
     with open_store(store_url) as opened:  # beside the first: nothing is left in its hands
         kept = {entry.key.n_tokens for entry in opened.list()}
     assert {len(p) for p in PROMPTS} <= kept
+
+
+ENDS = """
+import sys
+from rwkv_runtime import Runtime, load_engine
+from rwkv_runtime.serving import Request, Streams
+from tests.runtime.listening import ENDLESS, submit
+streams = Streams(Runtime(load_engine(sys.argv[1], threads=1), None))
+submit(streams, Request([[1, 2, 3]], max_tokens=ENDLESS)).wait_for(9)
+"""
+
+
+def test_a_process_may_end_in_the_midst_of_a_stream(model_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS, str(model_path)], cwd=ROOT, timeout=HANG_S, check=False
+    )
+    assert ended.returncode == 0
+
+
+def test_closing_waits_for_a_slow_store(engine: Rwkv7Engine, store: StateStore) -> None:
+    slow = StateStore(Faulty(store.backend, Fault(("publish",), Delay(0.5))))
+    streams = serving(engine, slow)
+    begun = submit(streams, Request([PROMPTS[0]], max_tokens=1))
+    assert streams.close(HANG_S)
+    assert begun.last == Ended("length", 1)
+    assert [entry.key.n_tokens for entry in store.list()] == [len(PROMPTS[0])]
 
 
 def test_closing_waits_no_longer_than_it_is_told(engine: Rwkv7Engine, store: StateStore) -> None:
