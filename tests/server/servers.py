@@ -24,14 +24,16 @@ SERVING = re.compile(r"Serving (\S+) at (\S+) ")
 
 
 class Server:
-    """`rwkv-runtime serve` with these arguments."""
+    """`rwkv-runtime serve` with these arguments; `config` is a settings file's content."""
 
-    def __init__(self, *arguments: str, store: str) -> None:
+    def __init__(self, *arguments: str, store: str, config: str = "") -> None:
         self.directory = tempfile.TemporaryDirectory()
         self.store = store
         self.url = ""
         self._clients: list[openai.OpenAI] = []
-        given = ("serve", "--port", "0", "--store", store, *arguments)
+        file = Path(self.directory.name, "config.toml")
+        file.write_text(config, encoding="utf-8")
+        given = ("--config", str(file), "serve", "--port", "0", "--store", store, *arguments)
         for name in ("in", "out", "error"):
             Path(self.directory.name, name).touch()
         self.process = CONTEXT.Process(target=command, args=(given, self.directory.name))
@@ -130,9 +132,9 @@ def wait_until(done: Callable[[], bool], what: Callable[[], str] | str) -> None:
 
 
 @contextmanager
-def serving(*arguments: str, store: str) -> Iterator[Server]:
+def serving(*arguments: str, store: str, config: str = "") -> Iterator[Server]:
     """A server that is ready; ended with the block."""
-    server = Server(*arguments, store=store)
+    server = Server(*arguments, store=store, config=config)
     try:
         server.wait()
         yield server

@@ -18,6 +18,7 @@ from tests.runtime.commanded import run
 from tests.server.servers import Server, serving, wait_until
 
 ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789"
+PAGE = "https://app.example"
 STREAMS = 8
 DOCUMENT_BYTES = 60_000
 TAKEN = STREAMS + 2  # one more whose prompt is read, one that waits
@@ -29,7 +30,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("small")
     keys = directory / "keys.toml"
     keys.write_text(
-        f'[[keys]]\nkey = "{ALICE}"\nnamespace = "alice"\nsalt = "hers"\n'
+        f'[[keys]]\nkey = "{ALICE}"\nnamespace = "alice"\n'
         f'[[keys]]\nkey = "{BOB}"\nnamespace = "bob"\n',
         encoding="utf-8",
     )
@@ -37,15 +38,24 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--workers": 1,
         "--streams": STREAMS,
         "--readers": 1,
-        "--queue": 1,
-        "--max-tokens": 5000,
         "--max-body-bytes": 4000,
         "--max-document-bytes": DOCUMENT_BYTES,
         "--api-keys": keys,
         "--host": "0.0.0.0",
     }
+    config = f"""
+        [server]
+        queue = 1
+        readers = 5  # the option above wins
+        max_tokens = 5000
+        cors_origins = ["{PAGE}"]
+
+        [store.salts]
+        alice = "hers"
+    """
     arguments = [str(each) for pair in options.items() for each in pair]
-    with serving(*arguments, store=(directory / "states").as_uri()) as running:
+    store = (directory / "states").as_uri()
+    with serving(*arguments, store=store, config=config) as running:
         yield running
 
 
@@ -104,6 +114,19 @@ def test_namespaces_see_nothing_of_each_other(small: Server, fresh: Document) ->
     store = small.request("GET", "/v1/store", headers=bearer(ALICE)).json()
     assert store["namespace"] == "alice"
     assert ALICE not in small.log
+
+
+def test_pages_of_elsewhere_may_ask_where_settings_say_so(small: Server) -> None:
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    for origin, allowed in ((PAGE, PAGE), ("https://evil.example", None)):
+        headers = {"Origin": origin, **asked}
+        answer = small.request("OPTIONS", "/v1/chat/completions", headers=headers)
+        assert answer.headers.get("access-control-allow-origin") == allowed
+        answer = small.request("GET", "/v1/models", headers={"Origin": origin, **bearer(BOB)})
+        assert answer.headers.get("access-control-allow-origin") == allowed
 
 
 def test_large_bodies_are_refused_before_they_are_read(small: Server) -> None:
