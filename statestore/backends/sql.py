@@ -21,7 +21,7 @@ from statestore.backends.bell import Line
 from statestore.backends.database import Database
 from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
-from statestore.backends.recounting import recount
+from statestore.backends.recounting import agree, recount
 from statestore.backends.rows import Holding, has_labels, text, to_columns
 from statestore.backends.sightings import Sightings
 from statestore.backends.sql_leases import SqlLeases
@@ -212,7 +212,10 @@ class SqlBackend:
 
     def recount(self, *, mend: bool) -> bool:
         """Whether the totals were those of the entries; with `mend`, they are afterwards."""
-        return self._database.write(lambda tx: recount(tx, mend=mend))
+        right = self._database.read(agree)
+        if mend and not right:
+            self._database.write(recount)
+        return right
 
     def close(self) -> None:
         """Release connections; a second call does nothing."""

@@ -12,7 +12,6 @@ from statestore.cli.progress import progress
 from statestore.cli.render import emit_json, size
 from statestore.cli.selecting import Selection, selection_options
 from statestore.entry import Entry, Status
-from statestore.errors import UnavailableError
 from statestore.lanes import LANES
 from statestore.reconcile import LeftOver, check_all, left_overs, mendable, take_down
 from statestore.settings import open_store
@@ -157,11 +156,7 @@ def _reconcile(store: StateStore, report: _Report, grace_s: float, *, fix: bool)
         if fix:  # Redis mends its orders and totals so
             store.sweep(grace_s)
         return
-    try:
-        report.wrong_totals += not place.recount(mend=fix)
-    except UnavailableError:  # a replica, or a disk that is only read
-        if fix:
-            raise
+    report.wrong_totals += not place.recount(mend=fix)
 
 
 def _said(blobs: list[LeftOver]) -> str:
