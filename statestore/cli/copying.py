@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from statestore.cli.completion import StoreUrl
 from statestore.cli.options import as_json_option
 from statestore.cli.progress import progress
 from statestore.cli.selecting import Selection, selection_options
@@ -21,8 +22,8 @@ from statestore.url import places
 
 
 @click.command("copy")
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
+@click.argument("source", metavar="FROM", type=StoreUrl())
+@click.argument("target", metavar="TO", type=StoreUrl())
 @selection_options
 @click.option("--decrypt", is_flag=True, help="Write clear what keys= of FROM's URL opens.")
 @click.option(

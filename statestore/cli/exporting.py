@@ -32,7 +32,7 @@ PART = ".part"
 
 
 @click.command("export")
-@click.argument("file")
+@click.argument("file", type=click.Path(allow_dash=True))
 @selection_options
 @click.option("--decrypt", is_flag=True, help="Write clear what keys= of the store's URL opens.")
 @click.option(

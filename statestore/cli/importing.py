@@ -29,7 +29,7 @@ from statestore.url import places
 
 
 @click.command("import")
-@click.argument("file")
+@click.argument("file", type=click.Path(allow_dash=True))
 @click.option("--dry-run", is_flag=True, help="Read and check all of it, store nothing.")
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=LANES, show_default=True, help="Storing."

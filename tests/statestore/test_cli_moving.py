@@ -384,7 +384,7 @@ def test_from_place_to_place_and_back_nothing_is_lost(origin: Path, places: list
         assert found is not None
 
 
-def test_a_store_in_use_is_exported_and_copied(origin: Path, tmp_path: Path) -> None:
+def test_a_store_in_use_is_exported_copied_and_verified(origin: Path, tmp_path: Path) -> None:
     """Others put, use and remove meanwhile: what is met is sound, and nothing fails."""
     stop = threading.Event()
 
@@ -403,10 +403,12 @@ def test_a_store_in_use_is_exported_and_copied(origin: Path, tmp_path: Path) -> 
     try:
         done = run("--store", str(origin), "export", str(tmp_path / "x"))
         copied = run("copy", str(origin), str(tmp_path / "new"))
+        mended = run("--store", str(origin), "verify", "--fix")
     finally:
         stop.set()
         worker.join()
     assert (done.returncode, copied.returncode) == (0, 0), done.stderr + copied.stderr
+    assert mended.returncode == 0, mended.stdout + mended.stderr
     assert len(entries(tmp_path / "new")) >= COUNT
     assert here("--store", tmp_path / "new", "import", tmp_path / "x").exit_code == 0
     assert here("--store", tmp_path / "new", "verify").exit_code == 0
