@@ -37,6 +37,9 @@ from statestore.errors import (
 
 PART: Final = ".part"  # suffix of a file that is being written
 
+#: Without waiting for the other end, should a pipe lie there.
+_TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
 _PART_NAME: Final = re.compile(NAME.pattern + re.escape(PART))
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BAD_FILE: Final = frozenset(  # of one file, while those beside it may be well
@@ -94,14 +97,17 @@ class FilesystemBlobs:
         path = self._path(name)
         with _translating(f"reading {path}"):
             try:
-                with open(path, "rb", buffering=0, opener=_open_to_read) as file:
-                    size = _file_size(file.fileno())
+                descriptor = os.open(path, _TO_READ)
+                try:
+                    size = _file_size(descriptor)
                     size = size if limit_bytes is None else min(size, limit_bytes)
                     buffer = buffers.take(size)
                     filled = 0
-                    while filled < size and (count := file.readinto(buffer[filled:])):
+                    while filled < size and (count := os.readv(descriptor, [buffer[filled:]])):
                         filled += count
                     return buffer[:filled]
+                finally:
+                    os.close(descriptor)
             except FileNotFoundError:
                 self._require_root()
                 return None
@@ -169,11 +175,6 @@ def _translating(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(error, what) from error
-
-
-def _open_to_read(path: str, flags: int) -> int:
-    """Without waiting for the other end, should a pipe lie there."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _file_size(descriptor: int) -> int:
