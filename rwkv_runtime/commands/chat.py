@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from rwkv_runtime.commands.options import Opening, json_option, read_text, runti
 from rwkv_runtime.commands.progress import progress_bar
 from rwkv_runtime.commands.sampling import sampling_options
 from rwkv_runtime.conversation import Conversation
+from rwkv_runtime.errors import TokenizerError
 from rwkv_runtime.sampling import Sampling
 
 
@@ -85,6 +87,11 @@ def _turn(conversation: Conversation, line: str, as_json: bool) -> None:
                     click.echo(piece, nl=False)
     except KeyboardInterrupt:
         stopped = True
+    except TokenizerError as error:
+        if not sys.stdin.isatty():
+            raise
+        click.secho(str(error), fg="red")  # a slip of the keys ends no conversation
+        return
     if as_json:
         _emit(conversation, line, stopped)
         return
@@ -114,6 +121,8 @@ def _lines() -> Iterator[str]:
 def _typed() -> Iterator[str]:
     with suppress(ImportError):
         import readline  # noqa: F401 - lines can be edited and called back
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer says what is wrong
     with suppress(EOFError):
         while True:
             yield input("> ")

@@ -75,5 +75,8 @@ def test_ctrl_c_stops_the_reply_only(chat: list[str]) -> None:
             person.type(b"\x03")
             person.until(rb" \.\.\.\r\n")
             person.until(b"> ")
+        person.type(b"\xff\n")
+        person.until(b"no tokens; decode the input as UTF-8")
+        person.until(b"> ")
         person.type(b"\x04")
         assert running.wait(WAIT_S) == 0
