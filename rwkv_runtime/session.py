@@ -33,9 +33,11 @@ from rwkv_runtime.pace import Pace
 from rwkv_runtime.reading import AtOnce, Bookmark, Fresh, Point, Progress, Reading, Turns
 from rwkv_runtime.writer import Put, Writer
 from statestore.accesslog import Access, AccessLog
+from statestore.backends.headroom import has_headroom
 from statestore.backends.leases import Leases, Outcome
-from statestore.entry import Entry
+from statestore.entry import Change, Entry
 from statestore.errors import BackendError, StateError
+from statestore.eviction.policy import STOP_S
 from statestore.keys import KeyedBoundary, Namespace, Plan, Role, Tokens, plan
 from statestore.once import Once
 from statestore.store import Found, Identity, PutOutcome, StateStore
@@ -320,13 +322,20 @@ class Session:
         return outcome is not PutOutcome.DROPPED
 
     def drop_stops(self, store: StateStore, plan: Plan, end: KeyedBoundary) -> None:
-        """The end of a segment is stored: the stops on its way have served."""
+        """The end of a segment is stored: the stops on its way have served. Those below a prompt's
+        end may serve one that leaves it: where there is room, they stay for a while.
+        """
         if end.role is Role.SPARSE or not self.admission.transient:
             return
+        stay = end.role is Role.PROMPT and has_headroom(store.backend, self.namespace.name)
         try:
             for stop in stops_below(plan, end):
                 entry = store.backend.longest([stop.key], store.now())
                 if entry is None or not _is_transient(entry):
+                    continue
+                if stay:
+                    until = Change(expires_at=store.now() + STOP_S)
+                    store.backend.update(entry.key, until, blob=entry.blob)
                     continue
                 if store.backend.delete(entry.key, "evicted", blob=entry.blob):
                     freed = (entry.key.n_tokens, entry.blob_bytes)

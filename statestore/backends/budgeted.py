@@ -23,6 +23,7 @@ from typing import Final
 
 from statestore.backends.base import Backend, Blob
 from statestore.backends.budget import Account, Budget
+from statestore.backends.headroom import SPARE
 from statestore.backends.wrapper import Wrapper
 from statestore.entry import Change, Entry, Evicted, Usage
 from statestore.errors import InputError
@@ -66,6 +67,11 @@ class Budgeted(Wrapper):
         self._monotonic = monotonic
         self._metrics = metrics or Metrics()
         self._begin()
+
+    def has_headroom(self, namespace: str) -> bool:
+        """Whether every budget that counts has room to spare, by what was known at the last put."""
+        accounts = self._accounts_of(namespace)
+        return bool(accounts) and all(a.used < SPARE * a.high for a in accounts)
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """As the port says; the policy is told of it."""

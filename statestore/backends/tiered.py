@@ -25,6 +25,7 @@ from typing import Final, TypeVar
 
 from statestore.backends.base import Backend, Blob, Buffer, Swept
 from statestore.backends.fields import check_entry
+from statestore.backends.headroom import has_headroom
 from statestore.backends.leases import Leases
 from statestore.backends.recent import Recent
 from statestore.backends.sightings import Sightings, sightings_of
@@ -95,6 +96,10 @@ class Tiered:
         """The last tier's that keeps such an index."""
         kept = (sightings_of(tier.backend) for tier in reversed(self._tiers))
         return next((index for index in kept if index is not None), None)
+
+    def has_headroom(self, namespace: str) -> bool:
+        """Whether the home has room to spare."""
+        return has_headroom(self._home.backend, namespace)
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored in any tier, ready and not expired at `now`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from statestore.backends.base import Backend, Blob, Swept
+from statestore.backends.headroom import has_headroom
 from statestore.backends.leases import Leases
 from statestore.backends.sightings import Sightings, sightings_of
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
@@ -35,6 +36,10 @@ class Wrapper:
     def sightings(self) -> Sightings | None:
         """The prefixes that the place has seen."""
         return sightings_of(self.inner)
+
+    def has_headroom(self, namespace: str) -> bool:
+        """Whether the place has room to spare."""
+        return has_headroom(self.inner, namespace)
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """As the port says."""

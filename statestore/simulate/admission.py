@@ -22,8 +22,6 @@ from statestore.keys import Role, StateKey, fork_place, marks
 #: Tokens between two stops, and from the last one up to the prompt's end at most; as many as must
 #: be new for there to be any. What the runtime's default chunk rule makes of a segment.
 STOP_TOKENS: Final = 4096
-#: Seconds after which a stop that nobody came back to goes, room or not.
-STOP_S: Final = 1200.0
 #: Tokens that an end must spare, as in the runtime.
 GAIN_TOKENS: Final = 64
 

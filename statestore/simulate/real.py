@@ -13,10 +13,10 @@ from urllib.parse import quote
 from statestore.backends.base import Backend
 from statestore.entry import Entry
 from statestore.eviction import make_policy
-from statestore.eviction.policy import transient
+from statestore.eviction.policy import STOP_S, transient
 from statestore.keys import StateKey
 from statestore.settings import open_store
-from statestore.simulate.admission import STOP_S, Admission
+from statestore.simulate.admission import Admission
 from statestore.simulate.replay import Result, replay
 from statestore.simulate.trace import Request
 

@@ -11,9 +11,9 @@ from typing import Final, Protocol
 
 from statestore.entry import Entry, Role
 from statestore.eviction import Policy
-from statestore.eviction.policy import transient
+from statestore.eviction.policy import STOP_S, transient
 from statestore.keys import StateKey
-from statestore.simulate.admission import STOP_S, Admission
+from statestore.simulate.admission import Admission
 from statestore.simulate.trace import Request
 
 HOUR_S: Final = 3600.0

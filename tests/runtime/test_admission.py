@@ -12,6 +12,8 @@ from rwkv_runtime.admission import Admission, Candidate, Everything
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.pace import UNMEASURED_FETCH_S, UNMEASURED_TOKEN_S, Costs, Pace
 from statestore import ChunkRule, Role, StateStore, open_store
+from statestore.entry import Entry
+from statestore.eviction.policy import STOP_S
 
 RULE = ChunkRule(chunk=32, min_chunk=8, stride=4)
 DOCUMENT = [1 + i % 250 for i in range(400)]
@@ -91,6 +93,31 @@ def test_a_documents_end_replaces_its_stops_and_a_short_question_leaves_nothing(
         runtime.prefill([DOCUMENT, long])
         runtime.flush()
         assert stored(store) == [(400, Role.SEGMENT, 0), (700, Role.PROMPT, 400)]
+
+
+def test_stops_below_a_prompts_end_stay_for_a_while_where_there_is_room(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """What leaves the prompt half-way begins at one of them; in a full store they have gone."""
+    prompt = [number % 200 for number in range(600)]
+    parts = prompt[:450] + [7] * 150
+
+    def left(name: str, budget: int) -> tuple[list[Entry], int]:
+        url = f"{(tmp_path / name).as_uri()}?budget={budget}"
+        with open_store(url) as store, Runtime(engine, store) as runtime:
+            runtime.prefill([prompt])
+            runtime.flush()
+            entries = list(store.list())
+            return entries, runtime.prefill([parts]).cached_tokens
+
+    entries, cached = left("roomy", 1 << 30)
+    stops = [entry for entry in entries if entry.role is Role.SPARSE]
+    assert sorted(stop.key.n_tokens for stop in stops) == [128, 256, 384, 512]
+    assert all(stop.expires_at == pytest.approx(stop.created_at + STOP_S, abs=60) for stop in stops)
+    assert cached == 384
+    entries, cached = left("tight", max(entry.blob_bytes for entry in entries) * 21 // 10)
+    assert [entry.role for entry in entries] == [Role.PROMPT]
+    assert cached == 0
 
 
 def test_stops_stay_where_the_reading_ended_and_serve_another(

@@ -12,6 +12,7 @@ import pytest
 from statestore.accesslog import Access, AccessLog
 from statestore.errors import InputError
 from statestore.eviction import make_policy
+from statestore.eviction.policy import STOP_S
 from statestore.keys import Role, StateKey
 from statestore.simulate import (
     PRODUCTION,
@@ -22,7 +23,7 @@ from statestore.simulate import (
     replay_clairvoyant,
     replay_through,
 )
-from statestore.simulate.admission import STOP_S, stops
+from statestore.simulate.admission import stops
 from statestore.simulate.replay import REPORTED
 from statestore.simulate.trace import LINE_LIMIT
 from tests.statestore.backend_places import digest
