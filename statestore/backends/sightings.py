@@ -66,26 +66,22 @@ def sightings_of(backend: Backend) -> Sightings | None:
 class LocalSightings:
     """Among the threads of one process, in 4 bytes for each sighting.
 
-    Four bytes of a mark's own choose a bucket, the next four are kept there, newest first. Memory
-    is taken at the first note. Two threads that note at once may lose a sighting: there is no lock
-    that a fork could leave shut.
+    Four bytes of a mark's own choose a bucket, the next four are kept there, newest first. The
+    system gives memory as it is written to. Two threads that note at once may lose a sighting:
+    there is no lock that a fork could leave shut.
     """
 
     def __init__(self, sightings: int = SIGHTINGS) -> None:
         self._buckets = max(1, sightings // BUCKET)
-        self._prints = bytearray()
+        self._prints = bytearray(self._buckets * BUCKET * PRINT)
 
     def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says."""
-        if not self._prints:
-            return 0
         return bisect_left(range(len(marks)), 1, key=lambda place: self._absent(marks[place]))
 
     def note(self, marks: Sequence[bytes]) -> None:
         """As the port says."""
         size = BUCKET * PRINT
-        if marks and not self._prints:
-            self._prints = bytearray(self._buckets * size)
         for mark in marks:
             if self._absent(mark):
                 first = self._bucket(mark)

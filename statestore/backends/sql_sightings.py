@@ -68,15 +68,14 @@ _NOTE: Final = text(
     " ORDER BY prefix ON CONFLICT DO NOTHING"
 ).bindparams(bindparam("marks", type_=LargeBinary))
 
-_NEWEST: Final = select(func.max(sightings.c.id)).scalar_subquery()
-_OLD: Final = (
-    select(sightings.c.id)
-    .where(sightings.c.id <= _NEWEST - bindparam("limit"))
-    .order_by(sightings.c.id)
-    .limit(_TRIMMED)
-    .with_for_update(skip_locked=True)  # what another removes is left to it: nobody waits
+_ENDS: Final = select(
+    select(func.min(sightings.c.id)).scalar_subquery(),
+    select(func.max(sightings.c.id)).scalar_subquery(),
 )
-_TRIM: Final = delete(sightings).where(sightings.c.id.in_(_OLD))
+# Between two numbers: PostgreSQL takes the index, whatever it believes of the table.
+_TRIM: Final = delete(sightings).where(
+    sightings.c.id.between(bindparam("lowest"), bindparam("highest"))
+)
 
 
 class SqlSightings:
@@ -105,7 +104,10 @@ class SqlSightings:
 
     def _note(self, connection: Connection, marks: Sequence[bytes]) -> None:
         connection.execute(_NOTE, _packed(marks))
-        connection.execute(_TRIM, {"limit": self._limit})
+        lowest, newest = connection.execute(_ENDS).one()
+        highest = min(newest - self._limit, lowest + _TRIMMED)
+        if highest >= lowest:
+            connection.execute(_TRIM, {"lowest": lowest, "highest": highest})
 
 
 def _packed(marks: Sequence[bytes]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from tests.runtime.test_exactness import assert_same_bits
 from tests.statestore.postgres_servers import PostgresPlace
 from tests.statestore.redis_servers import running
 
-RULE = ChunkRule(chunk=32, min_chunk=8, stride=4)
+RULE = ChunkRule(chunk=32, min_chunk=8, stride=1 << 20)  # no stops, which would serve as well
+STOPS = ChunkRule(chunk=32, min_chunk=8, stride=4)
 SHARED = 500  # tokens: 15 chunks, and 20 tokens of the next
 LAST = 480  # the last chunk end that those who share them share
 BEHIND = [(256, "sparse"), (300, "segment"), (404, "prompt")]
@@ -85,7 +86,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def test_the_third_of_three_processes_computes_its_tail_alone(workers: Workers, place: str) -> None:
     """2,000 tokens that nobody declared; each prompt is read by another process, or runtime."""
-    profile = Profile("fp32", 1)
+    profile = Profile("fp32", 1, stride=1 << 20)
     asked = [prompt(number, tail=100, shared=2000) for number in (1, 2, 3)]
     answers = [
         workers(profile, number % 2).prefill(segments, place, all=False)
@@ -131,9 +132,10 @@ def test_what_is_declared_needs_no_second_sight(engine: Engine, store: StateStor
 
 
 def test_a_fork_is_no_stop_that_the_segments_end_replaces(
-    engine: Engine, store: StateStore
+    model_path: Path, store: StateStore
 ) -> None:
     """At 384 a stop would lie as well."""
+    engine = load_engine(model_path, rule=STOPS)
     for number in (1, 2):
         segments = [tokens(384, 0) + tokens(300, number), tokens(100, number)]
         (result,) = read(engine, store, segments)
@@ -189,7 +191,7 @@ def test_explain_tells_of_it(engine: Engine, store: StateStore) -> None:
 
 
 def planned(*lengths: int) -> Plan:
-    return plan([tokens(length, n) for n, length in enumerate(lengths)], bytes(32), RULE)
+    return plan([tokens(length, n) for n, length in enumerate(lengths)], bytes(32), STOPS)
 
 
 def saved(made: Plan, position: int | None, resumed_at: int = 0) -> list[tuple[int, Role]]:
