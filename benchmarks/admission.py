@@ -32,6 +32,7 @@ from benchmarks.servers import (
     private_postgres,
     private_redis,
 )
+from benchmarks.storage_fetch import GUARD
 from benchmarks.storage_scale import fill
 from rwkv_runtime.admission import Admission
 from rwkv_runtime.checkpoints import to_save
@@ -102,9 +103,9 @@ def opened(kind: str, root: Path, stack: ExitStack, entries: int) -> StateStore 
         url = root.as_uri()
     elif kind == "postgres" and postgres_binaries() is not None:
         server = stack.enter_context(private_postgres())
-        url = f"{create_database(server, 'admission')}?blobs={(root / 'blobs').as_uri()}"
+        url = f"{create_database(server, 'admission')}?blobs={(root / 'blobs').as_uri()}&{GUARD}"
     elif kind == "redis" and has_redis():
-        url = f"redis://127.0.0.1:{stack.enter_context(private_redis())}"
+        url = f"redis://127.0.0.1:{stack.enter_context(private_redis())}?{GUARD}"
     else:
         return None
     store = stack.enter_context(open_store(url))

@@ -1,8 +1,8 @@
 """The live store does what the simulator says: the runtime's own rules, over a real store with its
 budget, on the clock of a trace.
 
-Each block of a trace is a chunk of one token, so a prompt's chunk ends are its blocks' and the
-simulator sees the very same keys.
+Each block of a trace is a chunk of tokens that are all the block's id, so a prompt's chunk ends are
+its blocks' and the simulator sees the very same keys.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from statestore.schema import DType, State, Tensor
 from statestore.simulate import Request, make_admission, read_trace, replay
 from statestore.simulate.replay import BEGAN
 
-RULE = ChunkRule(chunk=1, min_chunk=1, stride=1 << 20)  # no stops, which are gone in the end
-KEEPS = Admission(gain_tokens=1)
+BLOCK = 512  # tokens
+RULE = ChunkRule(chunk=BLOCK, min_chunk=BLOCK, stride=1 << 20)  # without stops
+KEEPS = Admission()
 COSTS = Costs(token_s=1.0, fetch_s=0.0)
 IDENTITY = Identity(bytes(32))
 STATE = State("rwkv-test/1", (Tensor.of("a", DType.F32, [512], np.zeros(512, "<f4")),))
@@ -43,7 +44,8 @@ class Asked:
     blocks: tuple[int, ...]
 
     def plan(self) -> Plan:
-        return plan([list(self.blocks)], IDENTITY.fingerprint, RULE)
+        tokens = np.repeat(np.array(self.blocks, "<u4"), BLOCK)
+        return plan([tokens], IDENTITY.fingerprint, RULE)
 
 
 class Live:
@@ -87,23 +89,19 @@ def blob_bytes() -> int:
 
 def shares(asked: Sequence[Asked], budget_states: int | None) -> tuple[float, float]:
     """Blocks found, of all: live, and by the simulator."""
-    plans = [one.plan() for one in asked]
     budget = "100GiB" if budget_states is None else str(budget_states * blob_bytes())
     live = Live(f"memory:?budget={budget}")
-    began = asked[0].time_s
+    requests: list[Request] = []
     with closing(live.backend):
-        for one, prompt in zip(asked, plans, strict=True):
-            live.now = BEGAN + one.time_s - began
+        for one in asked:
+            prompt = one.plan()
+            live.now = BEGAN + one.time_s - asked[0].time_s
             live.read(prompt)
+            requests.append(Request(one.time_s, prompt.n_tokens, prompt.keys))
         entries = live.backend.usage().entries
-    total = sum(prompt.n_tokens for prompt in plans)
-    requests = [
-        Request(one.time_s, prompt.n_tokens, prompt.keys)
-        for one, prompt in zip(asked, plans, strict=True)
-    ]
-    simulated = replay(requests, make_policy(), make_admission(), budget_states)
+    simulated = replay(requests, make_policy(), make_admission("end+fork"), budget_states)
     assert abs(entries - simulated.states_kept) <= 0.02 * simulated.states_kept
-    return live.hits / total, simulated.hit_token_share
+    return live.hits / simulated.total.input_tokens, simulated.hit_token_share
 
 
 def made_up(requests: int) -> list[Asked]:
@@ -147,8 +145,8 @@ def test_the_live_store_keeps_forks() -> None:
         for number in range(3):
             live.read(Asked(0.0, (1, 2, 3, 4, 10 + number, 20 + number)).plan())
         roles = {entry.key.n_tokens: entry.role for entry in live.store.list()}
-    assert roles == {4: Role.FORK, 6: Role.PROMPT}
-    assert live.hits == 4
+    assert roles == {4 * BLOCK: Role.FORK, 6 * BLOCK: Role.PROMPT}
+    assert live.hits == 4 * BLOCK
 
 
 @pytest.fixture(scope="module")
