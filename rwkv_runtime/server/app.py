@@ -117,10 +117,7 @@ def _is_loopback(name: str) -> bool:
 
 async def _refused(request: Request, error: Exception) -> Response:  # noqa: ARG001
     assert isinstance(error, ApiError)
-    headers = dict(error.headers)
-    if error.status in (408, 413):  # what is left of the body is not waited for
-        headers["Connection"] = "close"
-    return JSONResponse(error.body, error.status, headers)
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 async def _no_such(request: Request, error: Exception) -> Response:

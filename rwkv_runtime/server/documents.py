@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -74,7 +74,7 @@ class Documents:
     def put(
         self, namespace: Namespace, tokens: list[int], name: str = "", ttl_s: float | None = None
     ) -> Document:
-        """Keep a document's tokens. One that is there already stays, with its name.
+        """Keep a document's tokens. One that is there already stays; its name may change.
 
         Raises:
             InputError: it holds no token, or its name is no text.
@@ -158,19 +158,22 @@ class Documents:
             raise missing(id_)
 
     def _present(self, key: StateKey, fresh: Document) -> Document:
-        """The one that was there first, which now lasts as long as this one asks, if longer."""
+        """The one that was there first; it takes a new name, and lasts as long as this one asks, if
+        longer.
+        """
         entry = self._entry(key)
         if entry is None:
             return fresh
         found = _document(entry)
-        if found.expires_at is None or (
-            fresh.expires_at is not None and fresh.expires_at <= found.expires_at
-        ):
-            return found
-        # An entry cannot be made to last for ever; a century is as good.
-        lasting = fresh.expires_at or self._store.now() + _CENTURY_S
-        self._store.update(key, expires_at=lasting)
-        return Document(found.id, found.name, found.n_tokens, found.created_at, lasting)
+        name = fresh.name or found.name
+        expires_at = found.expires_at
+        if expires_at is not None:  # an entry cannot be made to last for ever; a century is as good
+            wanted = fresh.expires_at or self._store.now() + _CENTURY_S
+            expires_at = max(expires_at, wanted)
+        present = replace(found, name=name, expires_at=expires_at)
+        if present != found:
+            self._store.update(key, labels={ID: found.id, NAME: name}, expires_at=expires_at)
+        return present
 
     def _entry(self, key: StateKey) -> Entry | None:
         """Of tiers the last one decides: other processes' memory may hold what was deleted."""

@@ -58,8 +58,11 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After in whole seconds, and the scheme that a 401 asks for."""
-        headers = {}
+        """Retry-After in whole seconds, and the scheme that a 401 asks for. The connection closes
+        where the rest of a body is not waited for, and where another one may lead to another
+        worker, which has room.
+        """
+        headers = {"Connection": "close"} if self.status in (408, 413, 429, 503) else {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.status == 401:

@@ -56,7 +56,8 @@ def test_another_worker_finds_the_tokens(url: str, documents: Documents) -> None
 def test_the_same_document_has_the_same_id(documents: Documents) -> None:
     first = documents.put(NAMESPACE, TOKENS, "a name")
     again = documents.put(NAMESPACE, TOKENS, "another")
-    assert (again.id, again.name) == (first.id, "a name")
+    assert (again.id, again.name) == (first.id, "another")
+    assert documents.put(NAMESPACE, TOKENS).name == "another"
     assert [each.id for each in documents.list(NAMESPACE)] == [first.id]
 
 

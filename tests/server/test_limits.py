@@ -47,7 +47,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         [server]
         queue = 1
         readers = 5  # the option above wins
-        max_tokens = 5000
+        max_tokens = 50000
         cors_origins = ["{PAGE}"]
 
         [store.salts]
@@ -156,16 +156,18 @@ def test_large_bodies_are_refused_before_they_are_read(small: Server) -> None:
 
 def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
     client = small.client(key=BOB)
-    question: dict[str, Any] = {"model": "demo", "prompt": "x", "max_tokens": 5000, "seed": 1}
+    question: dict[str, Any] = {"model": "demo", "prompt": "x", "max_tokens": 50000, "seed": 1}
+    wait_until(lambda: busy(small) == 0, "earlier streams' end")
     with ExitStack() as stack:
-        for _ in range(TAKEN):
+        for taken in range(TAKEN):
             raw = json.dumps({**question, "stream": True}).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {BOB}\r\n"
             head += f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
             waiting = stack.enter_context(socket.create_connection(address(small)))
-            before = busy(small)
             waiting.sendall(head.encode() + raw)
-            wait_until(lambda before=before: busy(small) > before, "one more stream")
+            wait_until(lambda taken=taken: busy(small) > taken, "one more stream")
+            if taken < TAKEN - 1:  # the queue has room for one
+                wait_until(lambda: streams(small)["waiting"] == 0, "it to be read")
         with pytest.raises(openai.RateLimitError, match="wait already") as refused:
             client.completions.create(**question)
         assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
@@ -193,8 +195,12 @@ def test_documents_that_are_read_at_once_are_bounded_too(small: Server, fresh: D
 
 
 def busy(server: Server) -> int:
-    streams = server.request("GET", "/readyz").json()["streams"]
-    return int(streams["active"] + streams["reading"] + streams["waiting"])
+    now = streams(server)
+    return now["active"] + now["reading"] + now["waiting"]
+
+
+def streams(server: Server) -> dict[str, int]:
+    return dict(server.request("GET", "/readyz").json()["streams"])
 
 
 def test_headers_that_do_not_come_in_time(slow: socket.socket) -> None:
