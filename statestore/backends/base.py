@@ -115,6 +115,25 @@ class Deferring(Protocol):
         """Return once all that was handed over so far is done; ``False``: `timeout_s` passed."""
 
 
+class NotAtHandError(Exception):
+    """There is no open connection to a place: ask the usual way."""
+
+
+@runtime_checkable
+class Punctual(Protocol):
+    """A `Backend` that can answer in time by itself, over a connection that is open already.
+
+    Both are as the port says, and raise `UnavailableError` when `limit_s` has passed,
+    `NotAtHandError` at once where there is no such connection.
+    """
+
+    def longest_within(self, keys: Sequence[StateKey], now: float, limit_s: float) -> Entry | None:
+        """`Backend.longest`, in time."""
+
+    def read_within(self, entry: Entry, limit_s: float) -> memoryview | None:
+        """`Backend.read`, in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Orphan:
     """A blob that no entry names."""

@@ -67,8 +67,9 @@ class RedisServer:
         wait_until(self.answers, f"redis-server on port {self.port}")
 
     def answers(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        with socket.socket() as probe, socket.socket(socket.AF_UNIX) as local:
+            open_to_all = probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return open_to_all and local.connect_ex(str(self.socket_path)) == 0
 
     def pause(self) -> None:
         """Keep connections open, answer nothing."""

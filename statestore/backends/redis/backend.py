@@ -17,7 +17,7 @@ from heapq import merge
 from operator import attrgetter
 from typing import Any, Final
 
-from statestore.backends.base import Blob, Swept
+from statestore.backends.base import Blob, NotAtHandError, Swept
 from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
 from statestore.backends.redis import parts, scripts
@@ -97,9 +97,16 @@ class RedisBackend:
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`; one round trip."""
+        return self._longest(keys, now, None)
+
+    def longest_within(self, keys: Sequence[StateKey], now: float, limit_s: float) -> Entry | None:
+        """As `longest`, in time; see `Punctual`."""
+        return self._longest(keys, now, time.monotonic() + limit_s)
+
+    def _longest(self, keys: Sequence[StateKey], now: float, until: float | None) -> Entry | None:
         start = 0
         while True:
-            found = self._first(keys[start:], now)
+            found = self._first(keys[start:], now, until)
             if found is None:
                 return None
             place, row = found
@@ -108,7 +115,9 @@ class RedisBackend:
                 return entry
             start += place + 1  # damaged, or the same digest after another number of tokens
 
-    def _first(self, keys: Sequence[StateKey], now: float) -> tuple[int, list[Any]] | None:
+    def _first(
+        self, keys: Sequence[StateKey], now: float, until: float | None
+    ) -> tuple[int, list[Any]] | None:
         """The first usable entry with the digest of one of `keys`: its key's place, its fields."""
         shards: dict[int, list[int]] = defaultdict(list)
         for place, key in enumerate(keys):
@@ -119,16 +128,24 @@ class RedisBackend:
             )
             for shard, places in shards.items()
         ]
-        asked = (
-            [self._server.ask(commands[0])] if len(commands) == 1 else self._server.run(commands)
-        )
-        replies = zip(shards.values(), asked, strict=True)
+        if len(commands) == 1:
+            answers = [self._server.ask(commands[0], until)]
+        elif until is None:
+            answers = self._server.run(commands)
+        else:
+            raise NotAtHandError
+        replies = zip(shards.values(), answers, strict=True)
         found = [(places[reply[0]], reply[1]) for places, reply in replies if reply]
         return min(found, default=None)
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where a part has gone."""
         return parts.read(self._server, self._names(entry), entry.blob_bytes)
+
+    def read_within(self, entry: Entry, limit_s: float) -> memoryview | None:
+        """As `read`, in time; see `Punctual`."""
+        until = time.monotonic() + limit_s
+        return parts.read(self._server, self._names(entry), entry.blob_bytes, until)
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:  # noqa: ARG002 - it always is
         """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.

@@ -43,16 +43,16 @@ def write(server: Server, names: Names, blob: Blob) -> None:
         server.run(commands)
 
 
-def read(server: Server, names: Names, size: int) -> memoryview | None:
+def read(server: Server, names: Names, size: int, until: float | None = None) -> memoryview | None:
     """The blob, cut one byte beyond `size`; ``None`` if a part is missing.
 
-    Where a part has another length than it should, so has the result.
+    Where a part has another length than it should, so has the result. `until`: see `Server.ask`.
     """
     buffer = buffers.take(size + 1)
     commands = [_reads(names(index), index, size) for index in range(count_parts(size))]
-    lengths = server.gather(commands, buffer)
+    lengths = server.gather(commands, buffer, until)
     if size == 0:
-        return buffer[:0].toreadonly() if server.ask(("EXISTS", names(0))) else None
+        return buffer[:0].toreadonly() if server.ask(("EXISTS", names(0)), until) else None
     return buffer[: sum(lengths)].toreadonly() if all(lengths) else None
 
 

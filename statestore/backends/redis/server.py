@@ -32,6 +32,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from statestore.backends.base import NotAtHandError
 from statestore.backends.redis import fanout
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.connect import new_client
@@ -93,24 +94,33 @@ class Server:
         replies: list[Any] = pipeline.execute(raise_on_error=False)
         return replies
 
-    def ask(self, command: Command) -> Any:  # noqa: ANN401 - a reply
+    def ask(self, command: Command, until: float | None = None) -> Any:  # noqa: ANN401 - a reply
         """The reply to a command that only reads, with as little as possible around it.
 
-        Raises as `run`.
+        Raises as `run`; with `until`, a moment by `time.monotonic`, it is kept, and
+        `NotAtHandError` says that this goes only without.
         """
         asked = _by_digest(command)
-        with self._using() as client, suppress(OddReplyError):
+        with self._using() as client:
             if wires := self._wires_of(client):
-                return wires.use(lambda wire: wire.ask(asked))
+                reply = wires.use(lambda wire: wire.ask(asked), until)
+                if not isinstance(reply, Exception):
+                    return reply
+        if until is not None:
+            raise NotAtHandError
         return self.run([command])[0]
 
-    def gather(self, commands: Sequence[Command], buffer: memoryview) -> list[int]:
+    def gather(
+        self, commands: Sequence[Command], buffer: memoryview, until: float | None = None
+    ) -> list[int]:
         """Put the strings that are the replies into `buffer`, one behind the other, those that are
-        cut short by its end included; their lengths. Raises as `run`.
+        cut short by its end included; their lengths. Raises as `ask`.
         """
         with self._using() as client, suppress(OddReplyError):
             if wires := self._wires_of(client):
-                return wires.use(lambda wire: wire.gather(commands, buffer))
+                return wires.use(lambda wire: wire.gather(commands, buffer), until)
+        if until is not None:
+            raise NotAtHandError
         lengths: list[int] = []
         for first in range(0, len(commands), IN_FLIGHT):
             for reply in self.run(commands[first : first + IN_FLIGHT]):

@@ -12,7 +12,9 @@ client, which has a name for everything.
 
 from __future__ import annotations
 
+import math
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -21,6 +23,7 @@ import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from statestore.backends.base import NotAtHandError
 from statestore.backends.redis.shard import Command
 
 T = TypeVar("T")
@@ -50,16 +53,17 @@ class Wire:
         self._pool = pool
         self._connection = pool.get_connection()
         self._socket: socket.socket = self._connection._sock  # noqa: SLF001 - it shows it nowhere
+        self._patience_s: float = self._connection.socket_timeout  # of one send or receive
+        self.until = math.inf  # by `time.monotonic`, the end of all patience
         self._reader = hiredis.Reader()
         self._ahead = b""  # received, and not yet looked at
 
     def ask(self, command: Command) -> Any:  # noqa: ANN401 - a reply
-        """The reply. Raises `OddReplyError`, ``OSError``."""
+        """The reply, an error included. Raises ``OSError``."""
+        self._limit()
         self._socket.sendall(packed(command))
         while (reply := self._reader.gets()) is False:
             self._reader.feed(self._receive(_READ_BYTES))
-        if isinstance(reply, Exception):
-            raise OddReplyError
         return reply
 
     def gather(self, commands: Sequence[Command], buffer: memoryview) -> list[int]:
@@ -82,6 +86,7 @@ class Wire:
 
     def _send(self, commands: Sequence[Command]) -> None:
         if commands:
+            self._limit()
             self._socket.sendall(b"".join(map(packed, commands)))
 
     def _string(self, room: memoryview) -> int:
@@ -97,6 +102,7 @@ class Wire:
         got = min(length, len(self._ahead))
         room[:got], self._ahead = self._ahead[:got], self._ahead[got:]
         while got < length:
+            self._limit()
             count = self._socket.recv_into(room[got:length])
             if not count:
                 raise ConnectionResetError("the server hung up")
@@ -106,7 +112,15 @@ class Wire:
         self._ahead = self._ahead[len(_END) :]
         return length
 
+    def _limit(self) -> None:
+        """Let the next step take what time is left."""
+        left_s = self.until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._socket.settimeout(min(left_s, self._patience_s))
+
     def _receive(self, most: int) -> bytes:
+        self._limit()
         data = self._socket.recv(most)
         if not data:
             raise ConnectionResetError("the server hung up")
@@ -124,13 +138,19 @@ class Wires:
         self._pool = pool
         self._idle: list[Wire] = []
 
-    def use(self, question: Callable[[Wire], T]) -> T:
-        """What `question` gets from a wire. Raises ``RedisError``, and what it raises itself."""
+    def use(self, question: Callable[[Wire], T], until: float | None = None) -> T:
+        """What `question` gets from a wire. Raises ``RedisError``, and what it raises itself.
+
+        With `until`, from one that is connected and by that moment; else `NotAtHandError`.
+        """
         idle = self._take()
         if idle is not None:
+            idle.until = math.inf if until is None else until
             with suppress(ConnectionError):  # cut while nobody looked, and the others with it
                 return self._use(idle, question)
             self.clear()
+        if until is not None:
+            raise NotAtHandError
         try:
             return self._use(Wire(self._pool), question)
         except ConnectionError as error:
