@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -151,6 +152,8 @@ async def _serve(
     finally:
         reporting.cancel()
         service.close()
+        if server.alone:
+            shutil.rmtree(setup.figures, ignore_errors=True)
     return ENDED_BY_ITSELF if server.failed else 0
 
 
@@ -166,6 +169,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self.failed = False
+        self.alone = False
         self._streams = streams
         self._shutdown_s = shutdown_s
         self._ready = ready
@@ -186,7 +190,8 @@ class _Server(uvicorn.Server):
             await self._closing
 
     def orphaned(self, lifeline: int) -> None:
-        """The supervisor has gone."""
+        """The supervisor has gone; nobody else will tidy up."""
+        self.alone = True
         asyncio.get_running_loop().remove_reader(lifeline)
         self.end()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,5 +146,9 @@ def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
     with serving("--workers", "2", store=(tmp_path / "states").as_uri()) as server:
         workers = workers_of(server)
         assert len(workers) == 2
+        maps = Path(f"/proc/{min(workers)}/maps").read_text("utf-8")
+        figures = Path(re.findall(r"(/\S+/rwkv-runtime-[^/]+)/", maps)[0])
+        assert figures.is_dir()
         server.signal(signal.SIGKILL)
         wait_until(lambda: not any(map(is_alive, workers)), "the workers' end")
+        assert not figures.exists()
