@@ -2,7 +2,7 @@
 
 Each store has a registry of its own, so two stores in one process do not mix, and a server may add
 it to whatever it exposes. Values of one process; reading them costs nothing on the request's path.
-Where prometheus_client adds up several processes, a breaker's state is the worst of those that live.
+Where prometheus_client adds up several processes, a breaker's state is the worst of those alive.
 
 | instrument | labels | counts |
 | --- | --- | --- |
