@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from statestore.backends.base import Backend
+from statestore.backends.headroom import has_headroom
 from statestore.entry import Entry
 from statestore.eviction import make_policy
 from statestore.eviction.policy import STOP_S, transient
@@ -22,6 +23,8 @@ from statestore.simulate.trace import Request
 
 #: Blob bytes of a state in such a replay.
 BLOB: Final = bytes(64)
+
+_PLENTY: Final = 1 << 60  # bytes
 
 
 class BackendShelf:
@@ -48,7 +51,11 @@ class BackendShelf:
         return None if found is None or self._backend.read(found) is None else found
 
     def put(self, entry: Entry, now: float) -> bool:
-        """Publish it; passing stops for as long as they last."""
+        """Publish it; passing stops for as long as they last, and where there is room, as the
+        runtime leaves them.
+        """
+        if transient(entry) and not has_headroom(self._backend, entry.namespace):
+            return False
         sized = replace(entry, blob=f"{entry.key}.{now:.0f}", blob_bytes=len(BLOB))
         if transient(entry):
             sized = replace(sized, expires_at=now + STOP_S)
@@ -73,8 +80,9 @@ def replay_through(
 
     The store is best empty; what is put stays there. Raises what opening it raises.
     """
-    limit = "" if budget_states is None else f"&budget={budget_states * len(BLOB)}"
+    limit = _PLENTY if budget_states is None else budget_states * len(BLOB)
+    budget = f"&budget={limit}" if "budget=" not in url else ""
     mark = "&" if "?" in url else "?"
-    with closing(open_store(f"{url}{mark}policy={quote(policy)}{limit}")) as store:
+    with closing(open_store(f"{url}{mark}policy={quote(policy)}{budget}")) as store:
         shelf = BackendShelf(store.backend)
         return replay(requests, make_policy(policy), admission, budget_states, shelf, progress)

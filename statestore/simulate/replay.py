@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final, Protocol
 
+from statestore.backends.headroom import SPARE
 from statestore.entry import Entry, Role
 from statestore.eviction import Policy
 from statestore.eviction.policy import STOP_S, transient
@@ -106,12 +107,12 @@ class ScoredShelf:
 
     def put(self, entry: Entry, now: float) -> bool:
         """Keep `entry`, once there is room. A passing stop takes nobody's place."""
-        full = self._budget is not None and len(self._entries) >= self._budget
+        kept = len(self._entries)
         if transient(entry):
-            if full:
+            if self._budget is not None and kept >= SPARE * self._budget:
                 return False
             self._passing.append(entry)
-        elif full:
+        elif self._budget is not None and kept >= self._budget:
             self._evict()
         self._place(entry, self._policy.put(entry, self._age, now))
         return True

@@ -27,7 +27,7 @@ from statestore.simulate.admission import stops
 from statestore.simulate.replay import REPORTED
 from statestore.simulate.trace import LINE_LIMIT
 from tests.statestore.backend_places import digest
-from tests.statestore.test_cli import run
+from tests.statestore.commanded import run
 
 BLOCK = 100
 
@@ -339,15 +339,14 @@ def test_the_command_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["lru", "gdsf", "learned"])
-def test_a_real_store_does_the_same(policy: str) -> None:
-    requests = [
-        Request(float(n), 350, tuple(key(f"{n * 7 % 40} {place}", place) for place in (1, 2, 3)))
-        for n in range(300)
-    ]
-    simulated = replay(requests, make_policy(policy), make_admission(), 20)
-    real = replay_through("memory:", requests, policy, make_admission(), 20)
-    assert real.states_kept == 20
+@pytest.mark.parametrize("budget", [20, None])
+def test_a_real_store_does_the_same(policy: str, budget: int | None) -> None:
+    """Forty documents, read in turn, and stops along them."""
+    requests = [Request(float(n), 10_000, a_long_prompt(f"{n * 7 % 40}")) for n in range(300)]
+    simulated = replay(requests, make_policy(policy), make_admission(PRODUCTION), budget)
+    real = replay_through("memory:", requests, policy, make_admission(PRODUCTION), budget)
     assert abs(real.hit_token_share - simulated.hit_token_share) < 0.02
+    assert abs(real.states_kept - simulated.states_kept) <= 1
 
 
 # A production trace, where it is at hand
@@ -393,8 +392,8 @@ def test_the_default_wins(production: list[Request], budget: int, percent: float
     assert 100 * result.hit_token_share > percent
 
 
-@pytest.mark.parametrize("budget", [200, 1000])
-def test_the_live_store_does_as_well(production: list[Request], budget: int) -> None:
-    simulated = replay(production, make_policy(), make_admission(), budget)
-    live = replay_through("memory:", production, make_policy().name, make_admission(), budget)
+@pytest.mark.parametrize(("budget", "rule"), [(200, "end+fork"), (1000, PRODUCTION)])
+def test_the_live_store_does_as_well(production: list[Request], budget: int, rule: str) -> None:
+    simulated = replay(production, make_policy(), make_admission(rule), budget)
+    live = replay_through("memory:", production, make_policy().name, make_admission(rule), budget)
     assert abs(live.hit_token_share - simulated.hit_token_share) < 0.005
