@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from rwkv_runtime.demo.corpus import Document, demo_document
 from rwkv_runtime.server.page import DIRECTORY
@@ -51,9 +51,15 @@ def page(browser: Browser) -> Iterator[Page]:
         tab.set_default_timeout(PATIENCE_MS)
         problems: list[str] = []
         tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on("requestfailed", lambda request: problems.append(request.url))
+        tab.on("requestfailed", lambda request: problems.extend(failure_of(request)))
         yield tab
         assert problems == []
+
+
+def failure_of(request: Request) -> list[str]:
+    """What went wrong; a page that is left gives up what it was asking for, and that is nothing."""
+    gone = request.failure == "net::ERR_ABORTED"
+    return [] if gone else [f"{request.url}: {request.failure}"]
 
 
 def read(page: Page, text: str) -> None:
