@@ -29,6 +29,7 @@ from torch import Tensor
 
 from rwkv_runtime.digests import FileIdentity
 from rwkv_runtime.errors import WeightsError
+from rwkv_runtime.hugepages import use_huge_pages
 from rwkv_runtime.huggingface import check_config_beside, files_of, is_huggingface, official
 from rwkv_runtime.projection import packed
 
@@ -138,6 +139,7 @@ def read_weights(
             tensor = _converted(path, name, load(name), shape, dtype, device)
             # One at a time, so that no more than one is there twice.
             tensors[name] = packed(tensor, rows) if rows and MATRIX.fullmatch(name) else tensor
+    use_huge_pages(tensor for name, tensor in tensors.items() if name != "emb.weight")
     return WeightsFile(architecture, tensors)
 
 
