@@ -23,7 +23,7 @@ def large_bytes() -> int:
 
 
 def at_once() -> bool:
-    """Whether the kernel is of the kind that makes large pages when it is asked to: 6.1 and newer."""
+    """Whether the kernel makes large pages as soon as it is asked to: 6.1 and newer."""
     release = re.match(r"(\d+)\.(\d+)", platform.release())
     known = release is not None and (int(release[1]), int(release[2])) >= (6, 1)
     return known and MODES.exists() and "[never]" not in MODES.read_text()
