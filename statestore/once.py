@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from statestore.backends.leases import Lease, Leases, Outcome
+from statestore.complaints import Complaints
 from statestore.errors import BackendError
 from statestore.keys import StateKey
 from statestore.owner import has_ended, new_owner
@@ -102,6 +103,7 @@ class Once(Generic[T]):
     def __init__(self, leases: Callable[[], Leases | None], *, least_ttl_s: float = 10.0) -> None:
         self.least_ttl_s = least_ttl_s
         self._leases = leases
+        self._complaints = Complaints(log)
         self.renew()
         _all.add(self)
 
@@ -192,7 +194,7 @@ class Once(Generic[T]):
         except BackendError as error:
             now = time.monotonic()
             self._asks_at = now + _RESPITE * (now - began)
-            log.warning("went on without leases: %s", error)
+            self._complaints.add("leases", "went on without leases: %s", error)
             return otherwise
 
 

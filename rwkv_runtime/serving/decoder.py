@@ -113,6 +113,11 @@ class Decoder:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def forget(self) -> None:
+        """Be closed, as in a forked child: the thread, and all that it has, is its parent's."""
+        self._changed = threading.Condition()  # the old one may be shut for ever
+        self.ready, self._closed, self._taken = False, True, 0
+
     def _may_go(self, ticket: Ticket) -> bool:
         return ticket.cancelled or (self._line[0] is ticket and self._taken < self._width)
 

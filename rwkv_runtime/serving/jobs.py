@@ -84,13 +84,13 @@ class Jobs:
 
     def run_quick(self) -> None:
         """Everything quick."""
-        while self._quick:
-            self._quick.popleft().run()
+        while (job := self._take(self._quick)) is not None:
+            job.run()
 
     def run_chunk(self) -> None:
         """One chunk, if any waits."""
-        if self._chunks:
-            self._chunks.popleft().run()
+        if (job := self._take(self._chunks)) is not None:
+            job.run()
 
     def close(self) -> None:
         """Refuse what waits and what comes."""
@@ -101,6 +101,10 @@ class Jobs:
             self._chunks.clear()
         for job in left:
             job.refuse(_closed())
+
+    def _take(self, line: deque[Job[Any]]) -> Job[Any] | None:
+        with self._changed:
+            return line.popleft() if line else None
 
     def _submit(self, work: Callable[[], R], line: deque[Job[Any]]) -> R:
         job = Job(work)

@@ -10,14 +10,18 @@ one for each place and each reader.
 
 A stream's text is a function of its prompt, its sampling and the width: who is beside it, and when
 it came, changes no bit. A store that is down costs computing here as elsewhere.
+
+A forked child has none of the threads: there the streams are closed, and tell nobody anything.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,6 +85,7 @@ class Streams:
         for reader in self._readers:
             reader.start()
         atexit.register(self.close, 0.0)  # PyTorch ends badly while a thread computes
+        _all.add(self)
 
     def submit(self, request: Request, on_event: OnEvent) -> Ticket:
         """Take a request in; everything else is told to `on_event`, by threads of the server.
@@ -176,6 +181,15 @@ class Streams:
             reader.join(0 if left else flush_s)
         return self._flush(flush_s) and done
 
+    def forget(self) -> None:
+        """Be closed, as in a forked child: threads and tickets are its parent's."""
+        atexit.unregister(self.close)
+        self._changed = threading.Condition()  # the old one may be shut for ever
+        self._queue.clear()
+        self._open.clear()
+        self._closed = True
+        self._decoder.forget()
+
     def _flush(self, flush_s: float) -> bool:
         deadline = time.monotonic() + flush_s
         written = self._runtime.flush(flush_s)
@@ -221,8 +235,8 @@ class Streams:
                 self._serve(waiting)
             except CancelledError:
                 waiting.ticket.end(Ended("cancelled", waiting.ticket.pieces))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's alone
-                waiting.ticket.end(Failed(error))
+            except BaseException as error:  # noqa: BLE001 - this request's alone; the thread stays
+                waiting.ticket.end(Failed(_passed_on(error)))
             finally:
                 del waiting
                 with self._changed:
@@ -270,6 +284,14 @@ class Streams:
             ticket.end(Ended(text.ended, text.count))
 
 
+def _passed_on(error: BaseException) -> Exception:
+    """The error for whoever asked: what would end a thread ends his request alone."""
+    if isinstance(error, Exception):
+        return error
+    log.error("a request failed with what is no common error", exc_info=error)
+    return RuntimeError(f"the request failed: {type(error).__name__}: {error}")
+
+
 def _started(prefill: Prefill, queued_s: float) -> Started:
     return Started(
         prompt_tokens=prefill.cached_tokens + prefill.computed_tokens,
@@ -278,3 +300,14 @@ def _started(prefill: Prefill, queued_s: float) -> Started:
         seconds=prefill.seconds,
         queued_s=queued_s,
     )
+
+
+_all: weakref.WeakSet[Streams] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for streams in list(_all):
+        streams.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -4,6 +4,8 @@ that is down, states and steps that fail, the end.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -223,6 +225,11 @@ class Stumbling:
             raise self._error
         return self._inner.decode(token, state)
 
+    def prefill(self, tokens: torch.Tensor, state: object) -> tuple[torch.Tensor, object]:
+        if self._token in tokens:
+            raise self._error
+        return self._inner.prefill(tokens, state)
+
 
 def test_a_step_that_fails_ends_its_streams_and_no_others(
     engine: Rwkv7Engine, caplog: pytest.LogCaptureFixture
@@ -241,6 +248,59 @@ def test_a_step_that_fails_ends_its_streams_and_no_others(
     after = submit(streams, Request([PROMPTS[sound]], max_tokens=24))
     assert after.ended() == Ended("length", 24)
     assert streams.load().active == 0
+    assert streams.close()
+
+
+def test_no_reader_is_lost_whatever_a_reading_raises(
+    engine: Rwkv7Engine, store: StateStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some libraries raise what is no `Exception`."""
+    token = next(t for t in range(256) if t not in DOCUMENT)
+    stumbling = Stumbling(engine, token, SystemExit("out of order"))
+    streams = serving(stumbling, store, readers=1)  # type: ignore[arg-type]
+    failed = submit(streams, Request([[*DOCUMENT, token]])).end()
+    assert isinstance(failed, Failed)
+    assert "out of order" in str(failed.error)
+    assert "no common error" in caplog.text
+    submit(streams, Request([DOCUMENT], max_tokens=1)).ended()
+    assert streams.close()
+
+
+def test_a_forked_child_has_no_streams_and_tells_nobody(engine: Rwkv7Engine) -> None:
+    streams = serving(engine, None)
+    begun = submit(streams, Request([PROMPTS[0]], max_tokens=ENDLESS))
+    begun.wait_for(2)
+    holding, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with streams._changed, streams._decoder._changed:
+            holding.set()
+            assert forked.wait(HANG_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert holding.wait(HANG_S)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(int(HANG_S))
+        told = []
+        begun._then = told.append
+        try:
+            assert streams.load().ready is False
+            with pytest.raises(ClosedError):
+                streams.submit(Request([PROMPTS[0]]), Listener())
+            assert begun.ticket is not None
+            begun.ticket.cancel()
+            assert streams.close()
+            os._exit(len(told))
+        finally:
+            os._exit(99)
+    forked.set()
+    assert os.waitpid(child, 0)[1] == 0
+    holder.join(HANG_S)
+    assert begun.ticket is not None
+    begun.ticket.cancel()
+    begun.ended()
     assert streams.close()
 
 
