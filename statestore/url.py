@@ -35,6 +35,7 @@ _BYTES: Final = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("kMGTP", 1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGTP", 1)},
 }
+_MOST_BYTES: Final = 1 << 62
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AMOUNT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
@@ -56,9 +57,12 @@ def _hidden(found: re.Match[str]) -> str:
 def size_bytes(text: str, what: str) -> int:
     """``"50GiB"``, ``"200 MB"`` or ``"4096"`` in bytes.
 
-    Raises `SettingsError`, which begins with `what`.
+    Raises `SettingsError`, which begins with `what`; also for what no catalog can count.
     """
-    return int(_amount(text, what, _BYTES, "a size such as 50GiB, 200MB or 4096"))
+    count = int(_amount(text, what, _BYTES, "a size such as 50GiB, 200MB or 4096"))
+    if count > _MOST_BYTES:
+        raise SettingsError(f"{what}: {text!r} is more than any store holds")
+    return count
 
 
 def duration_s(text: str, what: str) -> float:

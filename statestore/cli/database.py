@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from statestore.cli.options import as_json_option
+from statestore.cli.asking import agree
+from statestore.cli.options import as_json_option, yes_option
 from statestore.cli.render import emit_fields, emit_json
 from statestore.settings import open_revisions
 
@@ -65,7 +66,7 @@ def upgrade(url: str) -> None:
 
 @database.command()
 @click.argument("revision")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @click.pass_obj
 def downgrade(url: str, revision: str, yes: bool) -> None:
     """Take the tables back to REVISION, for an older release; "base" removes them.
@@ -78,9 +79,6 @@ def downgrade(url: str, revision: str, yes: bool) -> None:
     """
     with open_revisions(url) as revisions:
         before = revisions.status().found
-        if not yes:
-            click.confirm(
-                f"Take {revisions.place} from {before or 'nothing'} back to {revision}?", abort=True
-            )
+        agree(f"Take {revisions.place} from {before or 'nothing'} back to {revision}?", yes=yes)
         revisions.downgrade(revision)
     click.echo(f"downgraded from {before} to {revision}")

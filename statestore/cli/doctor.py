@@ -12,7 +12,7 @@ import click
 from statestore.cli.checkup import Finding, Level, examine, settings_findings
 from statestore.cli.options import as_json_option, pass_config
 from statestore.cli.premises import Premises
-from statestore.cli.render import emit_json
+from statestore.cli.render import counted, emit_json
 from statestore.config import Config
 from statestore.settings import tiers_of
 
@@ -90,9 +90,10 @@ class _Told:
         levels = Counter(finding.level for finding in self._all())
         failures, warnings = levels[Level.FAILURE], levels[Level.WARNING]
         if failures:
-            click.secho(f"\nnot healthy: {failures} failures, {warnings} warnings", fg="red")
+            more = f", {counted(warnings, 'warning')}" if warnings else ""
+            click.secho(f"\nnot healthy: {counted(failures, 'failure')}{more}", fg="red")
         elif warnings:
-            click.secho(f"\nhealthy, with {warnings} warnings", fg="yellow")
+            click.secho(f"\nhealthy, with {counted(warnings, 'warning')}", fg="yellow")
         else:
             click.secho("\nhealthy", fg="green")
 

@@ -51,7 +51,7 @@ class Outlook:
             emit_json(self.record())
             return
         rows = [_row(verdict) for verdict in self.verdicts]
-        emit_table([">tokens", ">segment", "role", "why", "detail", "key"], rows)
+        emit_table([">tokens", ">segment", "role", "why", "detail", "key"], rows, spare=["key"])
         click.echo()
         left = self.prompt.n_tokens - self.found_tokens
         if self.found is None:

@@ -4,17 +4,23 @@ command only when it is called; shared with `rwkv-runtime`.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from typing import Final
 
 import click
 from click.shell_completion import CompletionItem
 
-from statestore.errors import StateStoreError
+from statestore.errors import BackendError, StateStoreError
+
+#: Of a stdout that goes to a disk which is full, or failing; a closed pipe is click's own matter.
+_UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class ErrorGroup(click.Group):
@@ -31,9 +37,21 @@ class ErrorGroup(click.Group):
         except StateStoreError as error:
             click.secho(f"{ctx.info_name}: {error}", fg="red", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE or error.filename is not None:
+                raise
+            click.secho(f"{ctx.info_name}: the output: {error.strerror}", fg="red", err=True)
+            _discard_output()
+            ctx.exit(BackendError.exit_code)
         except KeyboardInterrupt:
             click.echo(f"{ctx.info_name}: stopped", err=True)
             ctx.exit(130)
+
+
+def _discard_output() -> None:
+    """What is still buffered goes nowhere: the interpreter's end shall not try again."""
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 @dataclass(frozen=True, slots=True)

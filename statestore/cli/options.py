@@ -13,6 +13,8 @@ as_json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, for scripts."
 )
 
+yes_option: Final = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
 config_option: Final = click.option(
     "--config",
     "file",

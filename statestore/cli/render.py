@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from statestore.entry import Entry
+from statestore.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +25,11 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things: ``1 state``, ``1,200 states``."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 
 def age(seconds: float) -> str:
@@ -40,7 +47,12 @@ def milliseconds(seconds: float) -> str:
 
 
 def digits(key: str) -> str:
-    """The digest's part of a key, which other commands print with its number of tokens."""
+    """The digest's part of a key, which other commands print with its number of tokens.
+
+    Raises `InputError` for an empty one: every key begins so, and a script's variable was not set.
+    """
+    if not key.strip():
+        raise InputError("a key is empty: give its first digits, as `statestore ls` shows them")
     return key.partition("-")[0]
 
 
@@ -86,11 +98,48 @@ def emit_fields(fields: Mapping[str, object]) -> None:
         click.echo(f"{name:<{width}}  {value}")
 
 
-def emit_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a `table`."""
+def emit_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str = "",
+    spare: Collection[str] = (),
+) -> None:
+    """Print a `table`; without those of the `spare` columns that a terminal has no room for.
+
+    What is left is never cut: half a number is a wrong one.
+    """
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 200).print(table(columns, rows, title))
+    kept = list(rows)
+    width = None
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        columns, kept = fitting(columns, kept, width, spare)
+    needed = sum(_widths(columns, kept)) + 2 * len(columns) - 2
+    Console(width=max(width or 200, needed)).print(table(columns, kept, title))
+
+
+def fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, spare: Collection[str]
+) -> tuple[list[str], list[Sequence[str]]]:
+    """Columns and rows without as many of the `spare` ones, from the first on, as it takes."""
+    shown, left = list(columns), list(rows)
+    for name in spare:
+        if sum(_widths(shown, left)) + 2 * len(shown) - 2 <= width:
+            break
+        place = shown.index(name)
+        shown.pop(place)
+        left = [[*row[:place], *row[place + 1 :]] for row in left]
+    return shown, left
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    from rich.text import Text
+
+    return [
+        max([len(column.lstrip(">")), *(Text.from_ansi(row[place]).cell_len for row in rows)])
+        for place, column in enumerate(columns)
+    ]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> Table:

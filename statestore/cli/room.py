@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import click
 
 from statestore.cli.asking import agree
-from statestore.cli.options import as_json_option
-from statestore.cli.render import age, digits, emit_json, size
+from statestore.cli.options import as_json_option, yes_option
+from statestore.cli.render import age, counted, digits, emit_json, size
 from statestore.cli.selecting import Selection, selection_options
 from statestore.cli.victims import BY_ENTRY, Victim, choose, remove
 from statestore.errors import InputError, NotFoundError
@@ -16,13 +16,11 @@ from statestore.settings import open_store
 from statestore.store import StateStore
 from statestore.url import size_bytes
 
-_yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-
 
 @click.command()
 @click.argument("key", nargs=-1)
 @selection_options
-@_yes_option
+@yes_option
 @as_json_option
 @click.pass_obj
 def pin(url: str, key: Sequence[str], selection: Selection, yes: bool, as_json: bool) -> None:
@@ -42,7 +40,7 @@ def pin(url: str, key: Sequence[str], selection: Selection, yes: bool, as_json: 
 @click.command()
 @click.argument("key", nargs=-1)
 @selection_options
-@_yes_option
+@yes_option
 @as_json_option
 @click.pass_obj
 def unpin(url: str, key: Sequence[str], selection: Selection, yes: bool, as_json: bool) -> None:
@@ -62,7 +60,7 @@ def unpin(url: str, key: Sequence[str], selection: Selection, yes: bool, as_json
 @click.command()
 @click.argument("key", nargs=-1)
 @selection_options
-@_yes_option
+@yes_option
 @as_json_option
 @click.pass_obj
 def rm(url: str, key: Sequence[str], selection: Selection, yes: bool, as_json: bool) -> None:
@@ -79,7 +77,7 @@ def rm(url: str, key: Sequence[str], selection: Selection, yes: bool, as_json: b
     _require_some(key, selection)
     with open_store(url, create=False) as store:
         victims = _named(store, key) if key else choose(store, selection, None, None)
-        what = str(victims[0].key) if len(victims) == 1 else f"{len(victims)} states"
+        what = str(victims[0].key) if len(victims) == 1 else counted(len(victims), "state")
         if victims and not yes:
             agree(f"Remove {what} ({size(_bytes(victims))})?", yes=False)
             victims = victims if key else _still(store, selection, victims)
@@ -101,7 +99,7 @@ def rm(url: str, key: Sequence[str], selection: Selection, yes: bool, as_json: b
     help="Order by this policy, not by the scores that are stored.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@_yes_option
+@yes_option
 @as_json_option
 @click.pass_obj
 def evict(
@@ -143,7 +141,7 @@ def evict(
     if as_json:
         emit_json({"entries": gone, "blob_bytes": freed, "left_bytes": left})
     else:
-        click.echo(f"removed {gone} states ({size(freed)}); {size(left)} are left")
+        click.echo(f"removed {counted(gone, 'state')} ({size(freed)}); {size(left)} are left")
 
 
 def _by_scores(selection: Selection, to_bytes: int | None, policy: str | None) -> bool:
@@ -218,14 +216,14 @@ def _pin(
             else [entry.key for entry in selection.entries(store) if entry.pinned != pinned]
         )
         if not keys and len(found) > 1:
-            agree(f"{'Pin' if pinned else 'Unpin'} {len(found)} states?", yes=yes)
+            agree(f"{'Pin' if pinned else 'Unpin'} {counted(len(found), 'state')}?", yes=yes)
         changed = [key for key in found if store.update(key, pinned=pinned)]
     if keys and not changed:
         raise NotFoundError(f"{found[0]} has gone meanwhile")
     if as_json:
         emit_json({"entries": len(changed)})
     else:
-        click.echo(done if len(keys) == 1 else f"{done} {len(changed)} states")
+        click.echo(done if len(keys) == 1 else f"{done} {counted(len(changed), 'state')}")
 
 
 def _require_some(keys: Sequence[str], selection: Selection) -> None:
@@ -242,4 +240,4 @@ def _bytes(victims: Sequence[Victim]) -> int:
 
 
 def _said(victims: Sequence[Victim]) -> str:
-    return f"{len(victims)} states ({size(_bytes(victims))})"
+    return f"{counted(len(victims), 'state')} ({size(_bytes(victims))})"

@@ -16,6 +16,7 @@ import click
 
 from statestore.cli.render import digits
 from statestore.entry import Entry, EntryFilter, Role, Status
+from statestore.errors import InputError
 from statestore.store import StateStore
 from statestore.url import duration_s, size_bytes
 
@@ -106,6 +107,7 @@ def selection_options(command: Command) -> Command:
 
 
 def _selection(asked: Mapping[str, Any]) -> Selection:
+    _refuse_empty(asked)
     now = time.time()
     pairs = [label.partition("=") for label in asked["labels"]]
     where = EntryFilter(
@@ -127,6 +129,15 @@ def _selection(asked: Mapping[str, Any]) -> Selection:
         _distinct([digits(key).lower() for key in asked["keys"]]),
         " ".join(_words(asked)),
     )
+
+
+def _refuse_empty(asked: Mapping[str, Any]) -> None:
+    """An empty text is a script's variable that was not set: it must not select everything."""
+    for name in ("model", "namespace", "labels", "keys"):
+        value = asked[name]
+        for text in value if isinstance(value, tuple) else [value]:
+            if text is not None and not text.partition("=")[0].strip():
+                raise InputError(f"{_flag(name).removesuffix('s')}: a value is missing")
 
 
 def _ago(asked: Mapping[str, Any], name: str, now: float) -> float | None:

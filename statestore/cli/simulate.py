@@ -233,7 +233,8 @@ def _show(results: Sequence[Result], scale: _Scale, *, per_hour: bool) -> None:
         if per_hour and len(result.hours) > 1:
             for hour, tally in sorted(result.hours.items()):
                 rows.append(["", "", "", str(hour + 1), *_cells(tally, scale), ""])
-    emit_table(columns, rows)
+    spare = [">kept", ">evicted", ">bytes written", ">seconds saved", "admission", ">found"]
+    emit_table(columns, rows, spare=spare)
 
 
 def _cells(tally: Tally, scale: _Scale) -> list[str]:

@@ -188,13 +188,17 @@ def _glance(url: str, namespace: str | None, servers: Sequence[str]) -> Glance:
     if lookups is not None:
         counts |= {"lookups": lookups.outcomes.total(), "found": lookups.outcomes["hit"]}
     rows = [row for tier in tiers for row in _rows(tier)]
-    return Glance({**record(tiers, namespace), **_rates(lookups)}, counts, _COLUMNS, rows)
+    return Glance({**record(tiers, namespace), **_rates(lookups)}, counts, _COLUMNS, rows, SPARE)
 
 
 _COLUMNS: Final = (
     "tier", "namespace", "model", ">entries", ">stored", ">pinned", ">hits", ">used",
     ">tokens saved", ">time saved",
 )  # fmt: skip
+
+
+#: What a narrow terminal goes without, the first ones first.
+SPARE: Final = (">used", ">pinned", ">hits", ">time saved", "namespace")
 
 
 def _show(tiers: Sequence[Standing], namespace: str | None, lookups: Lookups | None) -> None:
@@ -207,7 +211,7 @@ def _show(tiers: Sequence[Standing], namespace: str | None, lookups: Lookups | N
     rows = [row for tier in tiers for row in _rows(tier)]
     if rows:
         click.echo()
-        emit_table(_COLUMNS, rows)
+        emit_table(_COLUMNS, rows, spare=SPARE)
     if lookups is not None:
         rate = "-" if lookups.hit_rate is None else f"{lookups.hit_rate:.1%}"
         tiers_ = "".join(f", {count:,} in {name}" for name, count in lookups.tiers.items())

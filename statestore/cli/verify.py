@@ -9,7 +9,7 @@ import click
 
 from statestore.cli.options import as_json_option
 from statestore.cli.progress import progress
-from statestore.cli.render import emit_json, size
+from statestore.cli.render import counted, emit_json, size
 from statestore.cli.selecting import Selection, selection_options
 from statestore.entry import Entry, Status
 from statestore.lanes import LANES
@@ -126,9 +126,9 @@ class _Report:
     def _left(self, sound: list[LeftOver], *, fix: bool) -> Iterator[str]:
         rest = [blob for blob in self.left if not blob.adopted and (fix or blob.entry is None)]
         if self.adopted:
-            yield f"catalogued {self.adopted} sound states again that no entry named"
+            yield f"catalogued {counted(self.adopted, 'sound state')} again that no entry named"
         if sound and not fix:
-            yield f"{_said(sound)} are sound and no entry names them; --fix catalogues them"
+            yield f"sound, but named by no entry: {_said(sound)}; --fix catalogues them"
         if rest:
             yield f"{_said(rest)} left over; `statestore gc` removes them"
 
@@ -160,4 +160,4 @@ def _reconcile(store: StateStore, report: _Report, grace_s: float, *, fix: bool)
 
 
 def _said(blobs: list[LeftOver]) -> str:
-    return f"{len(blobs)} blobs ({size(sum(blob.blob_bytes for blob in blobs))})"
+    return f"{counted(len(blobs), 'blob')} ({size(sum(blob.blob_bytes for blob in blobs))})"

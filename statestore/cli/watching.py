@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from statestore.cli.render import table
+from statestore.cli.render import fitting, table
 from statestore.errors import BackendError
 
 INTERVAL_S: Final = 2.0  # between two looks, by default
@@ -25,6 +25,7 @@ class Glance:
     counts: Mapping[str, int]  # the few numbers of a line
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    spare: Sequence[str]  # columns that a narrow terminal goes without
 
 
 def watch(look: Callable[[], Glance], interval_s: float, *, as_json: bool) -> None:
@@ -90,7 +91,8 @@ def _live(look: Callable[[], Glance], interval_s: float) -> None:
                 live.update(Text(f"{clock}  {error}", style="red"), refresh=True)
                 continue
             line = Text(f"{clock}  {_summary(now, before)}", style="bold")
-            live.update(Group(line, Text(), table(now.columns, now.rows)), refresh=True)
+            fits = fitting(now.columns, now.rows, live.console.width, now.spare)
+            live.update(Group(line, Text(), table(*fits)), refresh=True)
             before = now
 
 

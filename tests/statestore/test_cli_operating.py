@@ -561,6 +561,29 @@ def test_the_module_and_the_script_are_the_command(program: list[str], place: Pa
     assert (missed.returncode, missed.stderr.count("\n")) == (5, 1)
 
 
+@pytest.mark.parametrize("arguments", [("ls",), ("export", "-"), ("stats", "--json")])
+def test_an_output_that_cannot_be_written_is_one_line(
+    place: Path, arguments: tuple[str, ...]
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "statestore", "--store", str(place), *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 4
+    assert done.stderr == "statestore: the output: No space left on device\n"
+
+
+def test_a_reader_that_has_enough_ends_a_listing(place: Path) -> None:
+    listing = f"{sys.executable} -m statestore --store '{place}' stats --watch 0.1 | head -n 1"
+    done = subprocess.run(["sh", "-c", listing], capture_output=True, text=True, check=False)
+    assert "  entries " in done.stdout
+    assert done.stderr == ""
+
+
 def test_help_lists_the_exit_codes_of_the_error_tree() -> None:
     shown = run("--help").stdout.partition("Exit codes:")[2].partition("Options:")[0]
     told = {int(line.split()[0]) for line in shown.splitlines() if line.strip()[:1].isdigit()}

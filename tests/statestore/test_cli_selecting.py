@@ -7,9 +7,11 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,7 @@ def test_orders(made: Path, arguments: str, numbers: list[int]) -> None:
     [
         ("--older-than soon", "--older-than: 'soon' is not a time such as 7d"),
         ("--larger-than 5XB", "--larger-than: '5XB' is not a size"),
+        ("--larger-than 99999999999PB", "--larger-than: '99999999999PB' is more than any store"),
         ("--key xyz", "key prefix 'xyz'"),
         ("--sort age", "--sort"),
         ("--role king", "--role"),
@@ -131,6 +134,26 @@ def test_filters_that_mean_nothing(made: Path, arguments: str, words: str) -> No
     done = here(made, "ls", *arguments.split())
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("rm", ""),
+        ("rm", "--key", ""),
+        ("rm", "--label", "=x"),
+        ("rm", "--model", "m", "--namespace", ""),
+        ("evict", "--to", "0", "--namespace", ""),
+        ("pin", " "),
+    ],
+)
+def test_a_variable_that_was_not_set_selects_nothing(
+    place: str, arguments: tuple[str, ...]
+) -> None:
+    done = here(place, *arguments, "--yes")
+    assert done.exit_code == 2
+    assert "a key is empty" in done.stderr or "a value is missing" in done.stderr
+    assert len(shown(place)) == 6
 
 
 def test_what_is_asked_of_the_place_is_all_that_it_can_look_for(made: Path) -> None:
@@ -215,6 +238,35 @@ def test_a_narrow_terminal_gets_the_columns_that_fit(made: Path) -> None:
     assert "labels" not in lines[0]
 
 
+def test_no_figure_is_cut_on_a_narrow_terminal(made: Path) -> None:
+    for columns, spared in ((60, "used"), (20, "hits")):
+        code, said = in_terminal("--store", str(made), "stats", columns=columns)
+        table = re.sub(r"\x1b\[[0-9;]*m", "", said).partition("\r\ntier")[2]
+        assert code == 0
+        assert "entries" in table
+        assert "tokens saved" in table
+        assert "…" not in table
+        assert spared not in table
+
+
+def test_ctrl_c_at_a_question_is_no_answer(place: str) -> None:
+    """130, as the help says, and not the 1 of a no."""
+    master, slave = pty.openpty()
+    rm = [sys.executable, "-m", "statestore", "--store", place, "rm", a_key(0).hex]
+    process = subprocess.Popen(rm, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    asked = b""
+    while b"[y/N]" not in re.sub(rb"\s+", b"", asked):
+        asked += os.read(master, 4096)
+    while process.poll() is None:  # between two looks of Python's at its signals, one is lost
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+    os.close(master)
+    assert process.returncode == 130
+    assert len(shown(place)) == 6
+
+
 def test_a_removal_asks_on_a_terminal(place: str) -> None:
     rm = ("--store", place, "rm", a_key(0).hex)
     code, said = in_terminal(*rm, answer="n\n")
@@ -223,7 +275,7 @@ def test_a_removal_asks_on_a_terminal(place: str) -> None:
     assert len(shown(place)) == 6
     code, said = in_terminal("--store", place, "evict", "--label", "title", answer="y\n")
     assert code == 0
-    assert "Remove 1 states" in said
+    assert "Remove 1 state (" in said
     assert shown(place) == [0, 1, 3, 4, 5]
 
 

@@ -63,7 +63,7 @@ def test_a_lost_catalog_is_made_anew(root: Path) -> None:
     for file in root.glob("catalog.sqlite3*"):
         file.unlink()
     looked = here("--store", root, "verify", "--grace", "0")
-    assert "4 blobs (112.5 KiB) are sound and no entry names them; --fix" in looked.stdout
+    assert "sound, but named by no entry: 4 blobs (112.5 KiB); --fix" in looked.stdout
     assert entries(root) == {}
     young = here("--store", root, "verify", "--fix")
     assert (young.exit_code, entries(root)) == (0, {}), "their writers may be at work"
@@ -83,7 +83,7 @@ def test_what_cannot_be_catalogued_is_named(root: Path) -> None:
     assert (orphan["blob"], orphan["adopted"]) == (junk.name, False)
     assert orphan["problem"].startswith("NotAContainerError")
     shown = here("--store", root, "verify", "--grace", "0")
-    assert "1 blobs (4 B) left over; `statestore gc` removes them" in shown.stdout
+    assert "1 blob (4 B) left over; `statestore gc` removes them" in shown.stdout
     assert shown.exit_code == 0
 
 

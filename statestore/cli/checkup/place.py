@@ -18,7 +18,7 @@ from statestore.cli.checkup.finding import Finding
 from statestore.cli.checkup.servers import postgres_findings, redis_findings
 from statestore.cli.checkup.settings import open_to_others
 from statestore.cli.premises import Premises
-from statestore.cli.render import milliseconds, size
+from statestore.cli.render import counted, milliseconds, size
 from statestore.cli.trial import STATES, Times, Trial, random_state
 from statestore.entry import EntryFilter, Status, Usage
 from statestore.errors import (
@@ -100,7 +100,7 @@ def _holdings(usage: Usage, budget: int | None) -> Iterator[Finding]:
     within = "no budget" if budget is None else f"of {size(budget)}"
     yield Finding.good(
         "holds",
-        f"{usage.entries:,} states, {size(usage.blob_bytes)}, {within}",
+        f"{counted(usage.entries, 'state')}, {size(usage.blob_bytes)}, {within}",
         entries=usage.entries,
         blob_bytes=usage.blob_bytes,
         budget_bytes=budget,
@@ -114,8 +114,8 @@ def _holdings(usage: Usage, budget: int | None) -> Iterator[Finding]:
     if usage.quarantined:
         yield Finding.doubtful(
             "quarantined",
-            f"{usage.quarantined:,} states are damaged and barred from use",
-            "`statestore ls --quarantined` says why; the next put of each replaces it",
+            f"damaged and barred from use: {counted(usage.quarantined, 'state')}",
+            "`ls --quarantined` lists them, `show KEY` says why; the next put of each replaces it",
             count=usage.quarantined,
         )
 
@@ -133,7 +133,7 @@ def _sample(store: StateStore) -> Iterator[Finding]:
             remedy = "give the key that it was encrypted with: keys= in the URL"
         yield Finding.bad("sample", error, remedy)
     elif newest:
-        yield Finding.good("sample", f"the newest {len(newest)} states are sound")
+        yield Finding.good("sample", f"sound: the newest {counted(len(newest), 'state')}")
 
 
 def _leases(store: StateStore) -> Iterator[Finding]:
