@@ -11,6 +11,13 @@ import sys
 import click
 
 BENCHMARKS = {
+    "Reading and writing, beside the rwkv package and the machine's limit": [
+        "benchmarks.speed",
+        "--tokens",
+        "512",
+        "--runs",
+        "2",
+    ],
     "Time to first token of a question about a stored document": ["benchmarks.ttft"],
     "Find and fetch in every store": ["benchmarks.storage_fetch"],
     "Stores that grow": ["benchmarks.storage_scale"],
