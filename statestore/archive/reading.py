@@ -98,7 +98,8 @@ class ArchiveReader:
     def _begin(self) -> Mapping[str, str]:
         start = bytes(self._take(START.size))
         if start[: len(MAGIC)] != MAGIC[: len(start)] or not start:
-            raise NotAContainerError(f"no archive of states: it begins with {start[:8].hex()!r}")
+            begins = f"begins with {start[:8].hex()}" if start else "is empty"
+            raise NotAContainerError(f"no archive of states: it {begins}")
         if len(start) < START.size:
             raise TruncatedError(f"the archive ends after {len(start)} bytes")
         _, version, length, _ = START.unpack(start)

@@ -48,8 +48,13 @@ def require_store(path: Path) -> None:
 
     Raises:
         SettingsError: there is no store in the directory `path`.
+        UnavailableError: it may not be looked into.
     """
-    if not ((path / CATALOG).is_file() or (path / BLOBS).is_dir()):  # its catalog may be lost
+    try:
+        there = (path / CATALOG).is_file() or (path / BLOBS).is_dir()  # its catalog may be lost
+    except OSError as error:
+        raise storage_error(error, f"looking into {path}") from error
+    if not there:
         raise SettingsError(f"there is no store in {path}: `rwkv-runtime warm` makes one")
 
 

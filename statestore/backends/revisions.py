@@ -16,6 +16,7 @@ from statestore.backends.database import Database
 from statestore.backends.file import CATALOG
 from statestore.backends.migrate import bring_to_head, downgrade, revision
 from statestore.backends.sqlite import open_database
+from statestore.blobs.filesystem import storage_error
 from statestore.errors import UnavailableError
 from statestore.tables import HEAD, REVISIONS
 
@@ -95,6 +96,10 @@ class Revisions:
 def of_file(root: Path) -> Revisions:
     """Those of the store in the directory `root`, which exists. Opening it would upgrade it."""
     path = root / CATALOG
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise storage_error(error, f"looking into {root}") from error
+    if not there:
         raise UnavailableError(f"{path} is not there: a file store is made when it is opened")
     return Revisions(open_database(path, _PATIENCE_S))

@@ -13,7 +13,7 @@ import click
 from statestore.cli.options import as_json_option
 from statestore.cli.plain import Plain, plain_place
 from statestore.cli.premises import Premises
-from statestore.cli.render import emit_json, emit_table, milliseconds
+from statestore.cli.render import counted, emit_json, emit_table, milliseconds
 from statestore.cli.trial import STATES, Times, Trial, random_state
 from statestore.settings import tiers_of
 
@@ -160,7 +160,8 @@ def _show(times: PlaceTimes) -> None:
 
 
 def _state_rows(state: StateTimes, verbs: tuple[str, str] | None) -> Iterator[list[str]]:
-    size = f"{state.state_bytes / 1e6:.1f} MB"
+    megabytes = state.state_bytes / 1e6
+    size = f"{megabytes:.1f} MB" if megabytes >= 0.1 else f"{1e3 * megabytes:.0f} kB"
     write, read = verbs or ("", "")
     for what, taken in (
         (f"put {size} (a state of a {state.name} model)", state.put),
@@ -181,7 +182,7 @@ def _sentence(state: StateTimes) -> str:
     found = state.find.median_s
     return (
         f"A state of a {state.name} model is back in {milliseconds(found)}: as long as computing "
-        f"{found * _SPEED:,.0f} tokens at {_SPEED:,} a second. "
+        f"{counted(round(found * _SPEED), 'token')} at {_SPEED:,} a second. "
         f"{1 / state.put.median_s:,.0f} puts a second, one after the other."
     )
 

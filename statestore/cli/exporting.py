@@ -160,14 +160,23 @@ def _target(file: str, about: dict[str, str], *, dry_run: bool) -> Iterator[Resu
 @contextmanager
 def _file(path: Path, about: dict[str, str]) -> Iterator[Resumed]:
     """As `_target`; what was begun under the name with `PART` is gone on with."""
+    if not path.name:
+        raise InputError("the file's name is empty")
     part = path.with_name(path.name + PART)
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is no directory to write {path.name} in: make it first")
     if path.exists():
         raise InputError(f"{path} is there already: remove it, or give another name")
     try:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             resumed = _begun(file, part, about)
-            yield resumed
+            try:
+                yield resumed
+            except BaseException:
+                if not resumed.writer.states:  # nothing that could be gone on with
+                    part.unlink()
+                raise
             resumed.writer.finish()
             os.fsync(file.fileno())
             part.rename(path)  # still locked: nobody goes on with what is whole

@@ -38,10 +38,12 @@ class ErrorGroup(click.Group):
             click.secho(f"{ctx.info_name}: {error}", fg="red", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
-            if error.errno not in _UNWRITABLE or error.filename is not None:
+            if error.filename is None and error.errno not in _UNWRITABLE:
                 raise
-            click.secho(f"{ctx.info_name}: the output: {error.strerror}", fg="red", err=True)
-            _discard_output()
+            where = error.filename or "the output"
+            click.secho(f"{ctx.info_name}: {where}: {error.strerror}", fg="red", err=True)
+            if error.filename is None:
+                _discard_output()
             ctx.exit(BackendError.exit_code)
         except KeyboardInterrupt:
             click.echo(f"{ctx.info_name}: stopped", err=True)

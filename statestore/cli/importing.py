@@ -90,10 +90,10 @@ def import_states(
         return
     tally = Tally()
     with ExitStack() as exits, _source(file) as (stream, size_bytes):
-        reader = ArchiveReader(stream)  # before a store is made for what is no archive
+        reader = _opened(file, stream)  # before a store is made for what is no archive
         store = exits.enter_context(open_target(place, dry_run=dry_run))
         importer = _Importer(store, dry_run=dry_run)
-        records = _Readable(reader)
+        records = _Readable(file, reader)
         try:
             with progress("importing", size_bytes, quiet=as_json) as done:
                 for loaded, outcome in in_lanes(records, importer.take, threads):
@@ -116,7 +116,8 @@ def import_states(
 class _Readable:
     """The records of an archive as far as they can be read; then why no further."""
 
-    def __init__(self, reader: ArchiveReader) -> None:
+    def __init__(self, file: str, reader: ArchiveReader) -> None:
+        self._file = file
         self._reader = reader
         self.broken = ""
 
@@ -124,7 +125,7 @@ class _Readable:
         try:
             yield from self._reader
         except ContainerError as error:
-            self.broken = f"{type(error).__name__}: {error}"
+            self.broken = f"{self._file}: {type(error).__name__}: {error}"
 
 
 class _Importer:
@@ -152,6 +153,14 @@ class _Importer:
             return Loaded(entry, None, f"{type(error).__name__}: {error}"), Outcome.DAMAGED
 
 
+def _opened(file: str, stream: BinaryIO) -> ArchiveReader:
+    """The archive in `file`. Raises a `ContainerError` that names it."""
+    try:
+        return ArchiveReader(stream)
+    except ContainerError as error:
+        raise type(error)(f"{file}: {error}") from error
+
+
 @contextmanager
 def _source(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
     """The bytes, and how many there are, where that is known."""
@@ -161,7 +170,7 @@ def _source(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
     try:
         stream = Path(file).open("rb")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+        raise InputError(f"{file or 'no name'} cannot be read: {error.strerror}") from error
     with stream:
         status = os.fstat(stream.fileno())
         yield stream, status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -41,8 +41,10 @@ def age(seconds: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A short time: ``0.31 ms``, ``12 ms``."""
+    """A short time: ``0.004 ms``, ``0.31 ms``, ``12 ms``."""
     ms = 1e3 * seconds
+    if ms < 0.01:
+        return f"{ms:.3f} ms"
     return f"{ms:.2f} ms" if ms < 1 else f"{ms:.1f} ms" if ms < 10 else f"{ms:,.0f} ms"
 
 

@@ -153,7 +153,31 @@ def test_an_export_replaces_no_file_and_goes_on_with_no_other_export(
     assert (refused.exit_code, "remove it" in refused.stderr) == (2, True)
     assert part.read_text() == "something else"
     missing = here("--store", origin, "export", tmp_path / "no directory" / "x")
-    assert (missing.exit_code, "no directory" in missing.stderr) == (4, True)
+    assert (missing.exit_code, "no directory" in missing.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("", "name is empty"), ("nowhere/x", "nowhere is no directory")]
+)
+def test_a_name_that_no_file_can_have_is_a_mistake(origin: Path, name: str, words: str) -> None:
+    done = here("--store", origin, "export", name)
+    assert (done.exit_code, words in done.stderr) == (2, True), done.output
+
+
+def test_an_export_that_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+    dead = "redis://127.0.0.1:1/0?find_ms=0"
+    assert here("--store", dead, "export", tmp_path / "x").exit_code == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bring", [("copy",), ("--store", "memory:", "import")])
+def test_what_would_end_with_the_command_is_no_target(
+    origin: Path, tmp_path: Path, bring: tuple[str, ...]
+) -> None:
+    file = tmp_path / "x"
+    assert here("--store", origin, "export", file).exit_code == 0
+    done = here(*bring, *([origin, "memory:"] if bring == ("copy",) else [file]))
+    assert (done.exit_code, "a place that lasts" in done.stderr) == (2, True), done.output
 
 
 def test_damage_stays_behind_and_is_told(origin: Path, tmp_path: Path) -> None:
@@ -237,6 +261,7 @@ def test_the_sound_part_of_a_file_is_imported(origin: Path, tmp_path: Path, cut:
         assert not (tmp_path / "new").exists()
         return
     count = {1000: 0, -40: COUNT}[cut]
+    assert f"{file}: TruncatedError: the archive is sound" in done.stderr
     assert f"behind {count} states" in done.stderr
     assert done.stdout.startswith(f"{count} imported")
     assert len(entries(tmp_path / "new")) == count
@@ -259,7 +284,7 @@ def test_a_damaged_record_is_left_out(origin: Path, tmp_path: Path) -> None:
     [
         (b"PK\3\4", "no archive of states"),
         (b"\x89RWKVAR\n\2\0\0\0" + bytes(40), "format version 2"),
-        (b"", "no archive of states"),
+        (b"", "x: no archive of states: it is empty"),
     ],
 )
 def test_what_is_no_archive_of_this_release_is_refused(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,6 +135,34 @@ def test_a_directory_takes_options_and_shows_its_budget(tmp_path: Path) -> None:
     assert re.search(r"stored +[0-9.]+ KiB of 1.0 MiB", run("--store", place, "stats").stdout)
     known = refused(2, "--store", f"{tmp_path / 's'}?budge=1MiB", "stats")
     assert all(option in known for option in ("budget", "policy", "ttl", "keys", "codec"))
+
+
+@pytest.mark.parametrize("command", [("ls",), ("doctor", "--json"), ("db", "current"), ("gc",)])
+def test_a_directory_that_may_not_be_looked_into_is_said_to_be_so(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    root = tmp_path / "s"
+    with open_store(str(root)) as store:
+        fill(store, 1)
+    plainly = []
+    if os.geteuid() == 0:  # who is let in everywhere
+        if shutil.which("setpriv") is None:
+            pytest.skip("not run: root may look everywhere, and there is no setpriv")
+        plainly = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+    root.chmod(0)
+    done = subprocess.run(
+        [*plainly, sys.executable, "-m", "statestore", "--store", str(root), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    root.chmod(0o700)
+    said = done.stdout + done.stderr
+    assert done.returncode == 4, said
+    assert "Traceback" not in said
+    assert "Permission denied" in said
+    assert str(root) in said
+    assert "the right" in said
 
 
 def test_directories_are_tiers_too(tmp_path: Path) -> None:
