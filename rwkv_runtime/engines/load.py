@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
@@ -133,11 +133,23 @@ def _shapes(architecture: Architecture) -> tuple[tuple[str, int], ...]:
 
 def switches(device: str) -> tuple[tuple[str, str], ...]:
     """Settings of the process that trade bits for speed, where they are not at their defaults."""
-    precision = torch.get_float32_matmul_precision()
+    precision = _precision(device)
     found = [] if precision == "highest" else [("float32_matmul_precision", precision)]
     if device == "cuda" and not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction:
         found.append(("bf16_reduced_precision_reduction", "off"))
+    if device == "cpu" and not bool(torch.backends.mkldnn.enabled):
+        found.append(("mkldnn", "off"))
     return tuple(found)
+
+
+def _precision(device: str) -> str:
+    """In how many bits fp32 is multiplied there; "highest": in all."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by the newer names, for which torch has no such word
+        places: Any = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+        precision = str(places.matmul.fp32_precision)
+        return "highest" if precision in ("none", "ieee") else precision
 
 
 def machine(device: str, threads: int | None) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ import importlib.util
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from itertools import count
@@ -126,13 +126,33 @@ def _unchanged(function: Any) -> Any:  # noqa: ANN401 - any callable
 @contextmanager
 def _settings() -> Iterator[None]:
     """Put back what the package sets for every model of the process."""
-    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
-    precision = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    benchmark, put_back = cudnn.benchmark, _precisions()
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = benchmark
-        torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
+        cudnn.benchmark = benchmark
+        put_back()
+
+
+def _precisions() -> Callable[[], None]:
+    """What puts the bits of fp32 back to what they are now."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        precision = torch.get_float32_matmul_precision()
+        tf32 = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:  # they were set by the newer names, which say more
+        places: tuple[Any, ...] = (matmul, cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
+        values = [place.fp32_precision for place in places]
+
+        def newer() -> None:
+            for place, value in zip(places, values, strict=True):
+                place.fp32_precision = value
+
+        return newer
+
+    def older() -> None:
+        cudnn.allow_tf32, matmul.allow_tf32 = tf32
         torch.set_float32_matmul_precision(precision)  # "medium" says more than the switch
+
+    return older

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -288,6 +290,55 @@ def test_a_switch_that_changes_bits_is_in_the_fingerprint(load: Load) -> None:
         assert digest(load()) != expected
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+NEWER = """
+import sys
+import torch
+from rwkv_runtime import load_engine
+from rwkv_runtime.engines.adapter import load_package_engine
+torch.set_num_threads(1)
+digests = []
+for place, value in (
+    (torch.backends.cuda, "tf32"),  # of no interest to a processor
+    (torch.backends.mkldnn, "bf16"),
+    (torch.backends.mkldnn, "tf32"),
+):
+    if not hasattr(place.matmul, "fp32_precision"):
+        sys.exit()
+    place.matmul.fp32_precision = value
+    digests.append(load_engine(sys.argv[1]).fingerprint.digest.hex())
+load_package_engine(sys.argv[2])
+assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+print(*digests)
+"""
+
+
+def test_precisions_by_their_newer_names_are_in_it_too(tmp_path: Path) -> None:
+    """In a process of its own: torch has no way back to the older names."""
+    paths = [tmp_path / "model.safetensors", tmp_path / "model.pth"]
+    for path in paths:
+        write_random_weights(path, small_architecture(), seed=1)
+    ended = subprocess.run(
+        [sys.executable, "-c", NEWER, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    digests = ended.stdout.split()
+    if digests:
+        assert digests[0] == load_engine(paths[0]).fingerprint.digest.hex()
+        assert len(set(digests)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's own, of setting any of its flags
+def test_packing_switched_off_is_in_the_fingerprint(load: Load) -> None:
+    expected = digest(load())
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert digest(load()) != expected
+    assert digest(load()) == expected
 
 
 @pytest.mark.parametrize(
