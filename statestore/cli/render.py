@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,6 +15,9 @@ from statestore.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_WIDE: Final = 32  # characters; a longer name does not push the others' values aside
 
 
 def size(count: int) -> str:
@@ -95,7 +98,7 @@ def emit_json(value: object, *, err: bool = False) -> None:
 
 def emit_fields(fields: Mapping[str, object]) -> None:
     """Print names and values, one per line, aligned."""
-    width = max(map(len, fields))
+    width = max((len(name) for name in fields if len(name) <= _WIDE), default=0)
     for name, value in fields.items():
         click.echo(f"{name:<{width}}  {value}")
 

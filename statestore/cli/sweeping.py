@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from statestore.cli.options import as_json_option
-from statestore.cli.render import emit_json, size
+from statestore.cli.render import counted, emit_json, size
 from statestore.settings import open_store
 
 
@@ -33,6 +33,7 @@ def gc(url: str, grace: float, as_json: bool) -> None:
         emit_json({"blobs": swept.blobs, "blob_bytes": swept.blob_bytes, "expired": swept.expired})
     else:
         click.echo(
-            f"removed {swept.expired} expired entries and {swept.blobs} left-over blobs "
+            f"removed {counted(swept.expired, 'expired state')} and "
+            f"{counted(swept.blobs, 'left-over blob')} "
             f"({size(swept.blob_bytes)})"
         )

@@ -249,6 +249,15 @@ def test_no_figure_is_cut_on_a_narrow_terminal(made: Path) -> None:
         assert spared not in table
 
 
+def test_a_long_label_leaves_the_other_fields_where_they_are(place: str) -> None:
+    with open_store(place) as store:
+        store.update(a_key(2), labels={"long" * 50: "x"})
+    said = here(place, "show", a_key(2).hex).stdout.splitlines()
+    assert said[0].startswith("key           ")
+    assert said[0].index(str(a_key(2))) < 40
+    assert f"label {'long' * 50}  x" in said
+
+
 def test_ctrl_c_at_a_question_is_no_answer(place: str) -> None:
     """130, as the help says, and not the 1 of a no."""
     master, slave = pty.openpty()
