@@ -39,7 +39,7 @@ class Conversation:
 
     Attributes:
         messages: all that was said.
-        cost: of the newest reply; ``None`` while its prompt is being read.
+        cost: of the newest reply; ``None`` while its prompt is being read, or where none came.
     """
 
     def __init__(
@@ -83,14 +83,18 @@ class Conversation:
         ttft_s = time.perf_counter() - began
         self.cost = TurnCost(prefill.cached_tokens, prefill.computed_tokens, ttft_s)
         del prefill  # a state, which would live as long as the reply is read
-        said = ""
+        said, whole = "", False
         try:
             for piece in new:
                 text = piece.text if said else piece.text.lstrip()
                 said += text
                 yield text
+            whole = True
         finally:
-            self.messages = [*asked, Message("assistant", said.strip())]
+            if said or whole:
+                self.messages = [*asked, Message("assistant", said.strip())]
+            else:
+                self.cost = None
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         encode = self._runtime.tokenizer.encode

@@ -12,6 +12,7 @@ from rwkv_runtime import Runtime, load_engine
 from rwkv_runtime.chat import QA, TEMPLATES, WORLD, ChatTemplate, Message
 from rwkv_runtime.conversation import Conversation
 from rwkv_runtime.engines import Engine
+from rwkv_runtime.sampling import Sampling
 from rwkv_runtime.session import Progress
 from statestore import ChunkRule, open_store
 from statestore.errors import InputError
@@ -128,3 +129,19 @@ def test_saying_nothing_is_refused_and_changes_nothing(runtime: Runtime) -> None
     with pytest.raises(InputError, match="says nothing"):
         next(talk.say(" \n"))
     assert talk.messages == [SYSTEM]
+
+
+def test_a_reply_stopped_before_its_first_character_was_never_said(runtime: Runtime) -> None:
+    """Half a character is held back; of some seeds it is what comes first."""
+    for seed in range(200):
+        talk = Conversation(runtime, [SYSTEM], sampling=Sampling(temperature=3.0, seed=seed))
+        reply = talk.say("Hi")
+        if next(reply) == "":
+            break
+        reply.close()
+        assert len(talk.messages) == 3
+    else:
+        raise AssertionError("no reply began with half a character")
+    reply.close()
+    assert talk.messages == [SYSTEM]
+    assert talk.cost is None
