@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from statestore.cli.options import as_json_option
+from statestore.cli.options import Seconds, as_json_option
 from statestore.cli.plain import Plain, plain_place
 from statestore.cli.premises import Premises
 from statestore.cli.render import counted, emit_json, emit_table, milliseconds
@@ -59,7 +59,7 @@ class PlaceTimes:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     default=1.0,
     show_default=True,
     help="How long each thing is measured, about.",

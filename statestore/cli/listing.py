@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final
@@ -34,7 +35,7 @@ SORTS: Final[dict[str, Callable[[Entry], Any]]] = {
     "--sort", type=click.Choice(list(SORTS)), default="used", help="What is highest comes first."
 )
 @click.option("--reverse", is_flag=True, help="What is lowest comes first.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, sys.maxsize), help="At most so many.")
 @as_json_option
 @click.pass_obj
 def list_entries(

@@ -13,7 +13,7 @@ from statestore.backends.base import Backend
 from statestore.backends.budgeted import Budgeted
 from statestore.backends.tallies import Tally, tallies
 from statestore.backends.wrapper import Wrapper
-from statestore.cli.options import as_json_option
+from statestore.cli.options import Seconds, as_json_option
 from statestore.cli.premises import Premises
 from statestore.cli.render import age, emit_fields, emit_json, emit_table, size
 from statestore.cli.scraped import Lookups, scrape
@@ -46,7 +46,7 @@ class Standing:
 @click.option(
     "--watch",
     "interval_s",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(0.1),
     is_flag=False,
     flag_value=INTERVAL_S,
     metavar="[SECONDS]",

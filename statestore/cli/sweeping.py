@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from statestore.cli.options import as_json_option
+from statestore.cli.options import Seconds, as_json_option
 from statestore.cli.render import counted, emit_json, size
 from statestore.settings import open_store
 
@@ -12,7 +12,7 @@ from statestore.settings import open_store
 @click.command()
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     default=3600.0,
     show_default=True,
     metavar="SECONDS",

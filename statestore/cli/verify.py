@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import click
 
-from statestore.cli.options import as_json_option
+from statestore.cli.options import Seconds, as_json_option
 from statestore.cli.progress import progress
 from statestore.cli.render import counted, emit_json, size
 from statestore.cli.selecting import Selection, selection_options
@@ -24,7 +24,7 @@ from statestore.url import places
 @click.option("--fix", is_flag=True, help="Mend what is found; see above.")
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     default=3600.0,
     show_default=True,
     metavar="SECONDS",

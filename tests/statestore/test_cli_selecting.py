@@ -139,6 +139,23 @@ def test_filters_that_mean_nothing(made: Path, arguments: str, words: str) -> No
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("ls", "--limit", "9" * 20),
+        ("gc", "--grace", "nan"),
+        ("verify", "--grace", "inf"),
+        ("stats", "--watch", "nan"),
+        ("stats", "--watch", "1e300"),
+        ("bench", "--seconds", "inf"),
+    ],
+)
+def test_a_number_beyond_reason_is_a_mistake(made: Path, arguments: tuple[str, ...]) -> None:
+    done = here(made, *arguments)
+    assert done.exit_code == 2, done.output
+    assert arguments[1] in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ("rm", ""),
         ("rm", "--key", ""),
         ("rm", "--label", "=x"),
