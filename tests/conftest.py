@@ -1,7 +1,7 @@
 """What tests share: where the data from elsewhere lies, and the words for a test that could not
 run.
 
-Data from elsewhere is never part of the project: `--data DIR` or RWKV_STATESTORE_DATA names its
+Data from elsewhere is never part of the project: `--data DIR` or TEST_DATA names its
 directory.
 """
 
@@ -25,7 +25,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--data",
-        default=os.environ.get("RWKV_STATESTORE_DATA", ""),
+        default=os.environ.get("TEST_DATA", ""),
         help="directory with data from elsewhere (a trained tiny RWKV-7, a production trace)",
     )
 
@@ -35,5 +35,5 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
     """The directory with data from elsewhere."""
     value = request.config.getoption("--data")
     if not value or not Path(value).is_dir():
-        pytest.skip(f"not run: no data at {value or '(set RWKV_STATESTORE_DATA or --data)'}")
+        pytest.skip(f"not run: no data at {value or '(set TEST_DATA or --data)'}")
     return Path(value)

@@ -21,7 +21,7 @@ from rwkv_runtime.demo.corpus import demo_document
 from statestore import open_store
 from tests.runtime.killed import run
 
-KILLS = int(os.environ.get("RWKV_STATESTORE_KILLS", "40"))
+KILLS = int(os.environ.get("TEST_KILLS", "40"))
 DOCUMENT = demo_document()
 
 

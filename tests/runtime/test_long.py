@@ -1,5 +1,5 @@
 """A very long prompt: memory does not grow with it, and it goes on from any of its stops bit for
-bit. 100,000 tokens, or as many as RWKV_STATESTORE_LONG says; a million take some minutes.
+bit. 100,000 tokens, or as many as TEST_LONG says; a million take some minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from statestore.store import Identity
 from tests.runtime.long_reader import digests, prompt
 from tests.runtime.processes import ROOT
 
-TOKENS = int(os.environ.get("RWKV_STATESTORE_LONG", "100000"))
+TOKENS = int(os.environ.get("TEST_LONG", "100000"))
 MEGABYTES_32 = 32 << 20
 
 

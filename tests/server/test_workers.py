@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -18,11 +17,11 @@ import pytest
 
 from rwkv_runtime.demo.corpus import Document
 from statestore.settings import open_store
-from tests.server.load import storm
+from tests.server.load import stormed
 from tests.server.servers import Server, serving, wait_until
 
 #: How long the test under load takes; the whole minute is for who has it.
-LOAD_S = float(os.environ.get("RWKV_STATESTORE_LOAD_S", "8"))
+LOAD_S = float(os.environ.get("TEST_LOAD_S", "8"))
 STREAMS = 64
 
 
@@ -55,7 +54,7 @@ def is_alive(pid: int) -> bool:
 
 def test_many_streams_at_once(mortal: Server, asked: str, text: Document) -> None:
     questions = list(text.questions)
-    seen = asyncio.run(storm(mortal.url, asked, questions, clients=STREAMS, seconds=LOAD_S))
+    seen = stormed(mortal.url, asked, questions, clients=STREAMS, seconds=LOAD_S)
     assert seen.failures == []
     assert seen.wrong == 0
     assert seen.answers >= STREAMS
@@ -78,9 +77,7 @@ def test_a_worker_killed_under_load(mortal: Server, asked: str, text: Document) 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    seen = asyncio.run(
-        storm(mortal.url, asked, list(text.questions), clients=12, seconds=4, retries=8)
-    )
+    seen = stormed(mortal.url, asked, list(text.questions), clients=12, seconds=4, retries=8)
     killer.join()
     assert seen.failures == []
     assert seen.wrong == 0
@@ -94,6 +91,20 @@ def test_a_worker_killed_under_load(mortal: Server, asked: str, text: Document) 
     checked = json.loads(done.stdout)
     assert not checked["unsound"]
     assert checked["checked"] > 0
+
+
+def test_a_terminal_that_closes_lets_streams_end(tmp_path: Path) -> None:
+    """It sends SIGHUP to every process of the server."""
+    with serving("--workers", "1", store=(tmp_path / "states").as_uri()) as server:
+        (worker,) = workers_of(server)
+        with server.client().completions.create(
+            model="demo", prompt="x", max_tokens=300, seed=1, stream=True
+        ) as stream:
+            next(iter(stream))
+            os.kill(worker, signal.SIGHUP)
+            server.signal(signal.SIGHUP)
+            assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")
+        assert server.join() == 0
 
 
 def test_sigterm_lets_streams_end(mortal: Server, asked: str, text: Document) -> None:

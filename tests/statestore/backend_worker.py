@@ -38,7 +38,7 @@ BUDGET = 300_000  # bytes that `churn` keeps to
 BLOB_LIMIT = 20_000  # bytes of one of its blobs
 
 #: Processes that one test kills: a dozen, or as many as somebody has the time for.
-KILLS = int(os.environ.get("RWKV_STATESTORE_KILLS", "12"))
+KILLS = int(os.environ.get("TEST_KILLS", "12"))
 
 
 def run_worker(verb: str, root: Path, seed: int, count: int) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from tests.statestore.redis_servers import running, running_cluster, wait_until
 from tests.statestore.redis_worker import BUDGET, run_worker
 
 #: Processes killed, instead of a few: 1000 take some minutes.
-KILLS = int(os.environ.get("RWKV_STATESTORE_KILLS", "0"))
+KILLS = int(os.environ.get("TEST_KILLS", "0"))
 
 
 @pytest.fixture(scope="module", params=["one server", "cluster"])
