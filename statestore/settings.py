@@ -97,9 +97,10 @@ def _fleet_place(url: StoreURL, module: ModuleType) -> object:
     return module.FleetPlace.parse(url.text)
 
 
-def _open_fleet(url: StoreURL) -> Backend:
+def _open_fleet(url: StoreURL, *, absent_ok: bool = False) -> Backend:
     module = _module("fleet", url, "postgres")
-    return cast("Backend", module.open_fleet_backend(_fleet_place(url, module)))
+    place = _fleet_place(url, module)
+    return cast("Backend", module.open_fleet_backend(place, absent_ok=absent_ok))
 
 
 def _open_redis(url: StoreURL) -> Backend:
@@ -163,7 +164,9 @@ def default_url(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get(URL_VARIABLE) or user_data_path("rwkv-statestore").as_uri()
 
 
-def open_store(url: str, *, create: bool = True, flush_on_sigterm: bool = True) -> StateStore:
+def open_store(
+    url: str, *, create: bool = True, flush_on_sigterm: bool = True, absent_ok: bool = False
+) -> StateStore:
     """Open the store at `url`.
 
     Args:
@@ -171,6 +174,7 @@ def open_store(url: str, *, create: bool = True, flush_on_sigterm: bool = True) 
         create: make a file store that does not exist yet.
         flush_on_sigterm: let a store of several tiers flush before SIGTERM ends the process. Where
             the signal has a handler already, or this is not the main thread, nothing is changed.
+        absent_ok: open a store whose database server is down: it is used once it is there.
 
     Raises:
         SettingsError: the URL or one of its options means nothing; or there is no store, and none
@@ -187,11 +191,11 @@ def open_store(url: str, *, create: bool = True, flush_on_sigterm: bool = True) 
     urls = [parse_place(text) for text in places(url)]
     codecs = [_codec_of(place) for place in urls]
     if len(urls) == 1:
-        backend = _open_backend(urls[0], metrics, create=create)
+        backend = _open_backend(urls[0], metrics, create=create, absent_ok=absent_ok)
         if isinstance(codecs[0], AutoCodec):
             return StateStore(Recoded(backend, codecs[0]), codec_name="raw", metrics=metrics)
         return StateStore(backend, codec_name=codecs[0], metrics=metrics)
-    tiers = _open_tiers(urls, codecs, metrics, create=create)
+    tiers = _open_tiers(urls, codecs, metrics, create=create, absent_ok=absent_ok)
     if flush_on_sigterm:
         ending.flush_on_sigterm()
     # Encoded once, without a copy; a tier that wants another codec encodes anew behind the put.
@@ -204,11 +208,12 @@ def _open_tiers(
     metrics: Metrics,
     *,
     create: bool,
+    absent_ok: bool,
 ) -> list[Tier]:
     with ExitStack() as opened:  # what is open already is closed if a further tier fails
         tiers: list[Tier] = []
         for name, url, codec_name in zip(_tier_names(urls), urls, codecs, strict=True):
-            backend = _open_backend(url, metrics, create=create)
+            backend = _open_backend(url, metrics, create=create, absent_ok=absent_ok)
             opened.callback(backend.close)
             if codec_name != "raw":
                 backend = Recoded(backend, codec_name)
@@ -254,11 +259,12 @@ def _codec_of(url: StoreURL) -> CodecName | AutoCodec:
     return cast("CodecName", name)
 
 
-def _open_backend(url: StoreURL, metrics: Metrics, *, create: bool) -> Backend:
+def _open_backend(url: StoreURL, metrics: Metrics, *, create: bool, absent_ok: bool) -> Backend:
     """The backend at `url` with all that belongs around it."""
     if not create and url.scheme == "file":
         _module("file", url).require_store(_directory(url))
-    backend = _OPENERS[url.scheme](url)
+    opener = _OPENERS[url.scheme]
+    backend = _open_fleet(url, absent_ok=absent_ok) if opener is _open_fleet else opener(url)
     try:
         for wrap in _WRAPS:
             backend = wrap.around(backend, url, metrics)

@@ -1,6 +1,6 @@
 """The ASGI application of one worker: endpoints, errors, counting, and a log without texts.
 
-The log has one line for each answer, at INFO: method, path, status, namespace, seconds, tokens.
+The log has one line for each answer, at INFO: method, path, status, seconds, tokens.
 Never a body, a header or a query.
 """
 

@@ -9,6 +9,7 @@ DELETE /v1/documents/{id}    its tokens and its states
 
 from __future__ import annotations
 
+import re
 import threading
 from itertools import dropwhile, islice
 from typing import Final
@@ -150,7 +151,7 @@ def _tokens(service: Service, asked: DocumentRequest) -> list[int]:
 
 def _list(service: Service, namespace: Namespace, request: Request) -> Json:
     limit = request.query_params.get("limit", str(LISTED))
-    if not limit.isdecimal() or not 1 <= int(limit) <= MOST_LISTED:
+    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= MOST_LISTED:
         raise invalid("limit", f"limit: 1 to {MOST_LISTED} is expected")
     documents = service.documents.list(namespace)
     after = request.query_params.get("after")

@@ -4,10 +4,10 @@ Workers are forked from it, with the weights that it has loaded: they share that
 one is ready in a moment. So this process computes nothing, and keeps no threads; torch's would not
 live on in a child.
 
-SIGTERM and SIGINT end the server: workers take no more connections, finish their streams, write
-what waits for the store. A second one ends it at once. A worker that dies is replaced at once, and
-after a pause that grows to 30 s where its successors die as well. Workers whose supervisor is
-killed end by themselves.
+SIGTERM and SIGINT end the server, and so does SIGHUP, unless `nohup` has it ignored: workers take
+no more connections, finish their streams, write what waits for the store. A second one ends it at
+once. A worker that dies is replaced at once, and after a pause that grows to 30 s where its
+successors die as well. Workers whose supervisor is killed end by themselves.
 """
 
 from __future__ import annotations
@@ -80,8 +80,10 @@ class Supervisor:
             for number, handler in (
                 (signal.SIGTERM, self._note),
                 (signal.SIGINT, self._note),
+                (signal.SIGHUP, self._note),
                 (signal.SIGCHLD, lambda *_: None),
             )
+            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP
         }
         old = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         gc.freeze()  # what is here is shared: a child's collector is not to write to it
@@ -211,7 +213,8 @@ def _become_worker(
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; one decides
+        for each in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; one decides
+            signal.signal(each, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in not_mine:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -39,6 +40,7 @@ from statestore.store import StateStore
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 1024
+OTHER_FILES: Final = 512  # open at once beside connections: the store's, the engine's
 KEEP_ALIVE_S: Final = 30
 FLUSH_S: Final = 10.0
 REPORT_S: Final = 1.0
@@ -80,7 +82,7 @@ def run(setup: Setup, place: int, lifeline: int, ready: Callable[[], None]) -> i
         tokenizer_for(engine.vocabulary, setup.tokenizer), engine.vocabulary
     )
     with (
-        open_store(setup.store_url, flush_on_sigterm=False) as store,
+        open_store(setup.store_url, flush_on_sigterm=False, absent_ok=True) as store,
         Runtime(
             engine,
             store,
@@ -137,7 +139,7 @@ async def _serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=_connections(),
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_s + FLUSH_S)),
     )
@@ -204,6 +206,16 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """None."""
         yield
+
+
+def _connections() -> int:
+    """How many there are file descriptors for; their limit is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MAX_CONNECTIONS if soft >= wanted or soft < 0 else max(soft // 2, soft - OTHER_FILES)
 
 
 def _listening(address: Address) -> socket.socket:

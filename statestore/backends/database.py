@@ -92,12 +92,17 @@ class Database:
         self._engines: dict[tuple[bool, float], Engine] = {(False, patience_s): engine}
         self._texts: dict[Select[Any], tuple[str, Mapping[str, Any]]] = {}
         self._closed = False
+        self._condition: Callable[[Connection], None] | None = None
         self._turnstile = Turnstile(self._disconnect)
 
     @property
     def product(self) -> str:
         """``"sqlite"`` or ``"postgresql"``."""
         return self._reader.dialect.name
+
+    def require(self, condition: Callable[[Connection], None]) -> None:
+        """From now on each transaction begins with `condition`, until one has not raised."""
+        self._condition = condition
 
     def rows(self, statement: Select[Any], parameters: Mapping[str, Any]) -> list[Row]:
         """The rows of `statement` as the driver gives them: SQLite's truth is 0 or 1.
@@ -152,6 +157,9 @@ class Database:
 
         def transaction() -> T:
             with engine.begin() as connection:
+                if self._condition is not None:
+                    self._condition(connection)
+                    self._condition = None
                 return work(connection)
 
         return self._persist(transaction, patience_s)

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Connection, make_url, select
 from sqlalchemy.exc import ArgumentError
 
-from statestore.backends.migrate import require_head
+from statestore.backends.database import Database
+from statestore.backends.migrate import refuse_other, require_head
 from statestore.backends.postgres import open_database, open_for_migration, without_secret
 from statestore.backends.postgres_line import PostgresLine
 from statestore.backends.revisions import Revisions
@@ -31,7 +32,8 @@ from statestore.backends.sql import SqlBackend
 from statestore.blobs import s3
 from statestore.blobs.base import BlobStore
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error
-from statestore.errors import SettingsError, UnavailableError
+from statestore.errors import SchemaVersionError, SettingsError, UnavailableError
+from statestore.tables import entries
 
 _DRIVER: Final = "postgresql+psycopg"
 _LIBPQ_OPTIONS: Final[tuple[str, ...]] = (
@@ -102,8 +104,11 @@ class FleetPlace:
         return f"{without_secret(self.catalog.set(query={}))}?{query}"
 
 
-def open_fleet_backend(place: FleetPlace) -> SqlBackend:
+def open_fleet_backend(place: FleetPlace, *, absent_ok: bool = False) -> SqlBackend:
     """Open the store at `place`, whose catalog is at this release's tables.
+
+    With `absent_ok` the server may be down: what would be refused here is refused, as unavailable,
+    by each call until the server is there and all is as it should be.
 
     Raises:
         SchemaVersionError: the catalog is empty, older or newer; it names the command that helps.
@@ -112,7 +117,7 @@ def open_fleet_backend(place: FleetPlace) -> SqlBackend:
     """
     database = open_database(place.catalog, place.timeout_s)
     try:
-        require_head(database, f"statestore --store '{place.url}' db upgrade")
+        there = _is_there(database, place, absent_ok=absent_ok)
         blobs: BlobStore
         if isinstance(place.blobs, Path):
             blobs = FilesystemBlobs(place.blobs)
@@ -120,12 +125,35 @@ def open_fleet_backend(place: FleetPlace) -> SqlBackend:
             blobs = place.blobs.open()
         listen = partial(PostgresLine, place.catalog)
         backend = SqlBackend(database, blobs, place.url, listen=listen)
-        if isinstance(place.blobs, Path) and not place.blobs.is_dir():
+        if there and isinstance(place.blobs, Path) and not place.blobs.is_dir():
             _create(place.blobs, empty=backend.usage().entries == 0)
     except BaseException:
         database.close()
         raise
     return backend
+
+
+def _is_there(database: Database, place: FleetPlace, *, absent_ok: bool) -> bool:
+    """Whether the server is; one that is not has its tables looked at when it comes."""
+    command = f"statestore --store '{place.url}' db upgrade"
+    try:
+        require_head(database, command)
+    except UnavailableError:
+        if not absent_ok:
+            raise
+        database.require(partial(_look_first, place, database.place, command))
+        return False
+    return True
+
+
+def _look_first(place: FleetPlace, name: str, command: str, connection: Connection) -> None:
+    try:
+        refuse_other(connection, name, command)
+    except SchemaVersionError as error:  # may yet be upgraded
+        raise UnavailableError(str(error)) from None
+    if isinstance(place.blobs, Path) and not place.blobs.is_dir():
+        stored = connection.execute(select(entries.c.digest).limit(1)).first()
+        _create(place.blobs, empty=stored is None)
 
 
 def open_revisions(place: FleetPlace) -> Revisions:

@@ -46,12 +46,15 @@ def require_head(database: Database, command: str) -> None:
         SchemaVersionError: the catalog is empty, or its tables are older or newer.
         UnavailableError: the database failed.
     """
-    found = database.read(revision)
-    if _needs_upgrade(found, database.place):
+    database.read(lambda connection: refuse_other(connection, database.place, command))
+
+
+def refuse_other(connection: Connection, place: str, command: str) -> None:
+    """As `require_head`, within somebody's transaction."""
+    found = revision(connection)
+    if _needs_upgrade(found, place):
         state = "has no tables yet" if found is None else f"is at revision {found!r}"
-        raise SchemaVersionError(
-            f"{database.place} {state}, this release needs {HEAD!r}: run {command}"
-        )
+        raise SchemaVersionError(f"{place} {state}, this release needs {HEAD!r}: run {command}")
 
 
 def downgrade(database: Database, target: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import openai
 
@@ -22,6 +24,12 @@ class Seen:
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
+
+
+def stormed(url: str, document: str, questions: Sequence[Question], **how: Any) -> Seen:
+    """What `storm` sees, in a thread of its own: in this one a browser may have a loop."""
+    with ThreadPoolExecutor(1) as own:
+        return own.submit(lambda: asyncio.run(storm(url, document, questions, **how))).result()
 
 
 async def storm(

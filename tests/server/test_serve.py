@@ -270,6 +270,7 @@ def test_the_list_of_documents_has_pages(server: Server) -> None:
         ("GET", f"/v1/documents/doc-{'0' * 64}", {}, 404, "PUT /v1/documents"),
         ("DELETE", "/v1/documents/nonsense", {}, 404, "PUT /v1/documents"),
         ("GET", "/v1/documents?limit=0", {}, 400, "limit"),
+        ("GET", f"/v1/documents?limit={'9' * 5000}", {}, 400, "limit"),
         (
             "POST",
             "/v1/completions",
