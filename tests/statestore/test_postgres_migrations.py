@@ -195,7 +195,7 @@ def test_the_commands(empty: PostgresPlace) -> None:
     assert command(empty, "db", "upgrade").stdout == f"at {tables.HEAD} already\n"
     assert "nothing is stored here yet" in command(empty, "ls").stdout
     assert tables.HEAD in command(empty, "db", "current").stdout
-    assert command(empty, "db", "downgrade", "base").returncode == 1  # not confirmed
+    assert command(empty, "db", "downgrade", "base").returncode == 2  # not confirmed
     assert standing() == (tables.HEAD, "current")
     done = command(empty, "db", "downgrade", "base", "--yes")
     assert done.stdout == f"downgraded from {tables.HEAD} to base\n"
