@@ -80,6 +80,13 @@ _OPTIONS = (
         help="The largest document.",
     ),
     click.option(
+        "--max-documents-bytes",
+        type=click.IntRange(min=1),
+        default=_DEFAULTS.max_documents_bytes,
+        show_default=True,
+        help="Token ids of all documents of a namespace, four bytes each.",
+    ),
+    click.option(
         "--chat-template",
         type=click.Choice(NAMES),
         default=_DEFAULTS.chat_template,

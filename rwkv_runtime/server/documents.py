@@ -108,6 +108,25 @@ class Documents:
             return self._present(key, fresh)
         return fresh
 
+    def require_room(self, namespace: Namespace, tokens: list[int], limit_bytes: int) -> None:
+        """Documents are pinned: without a bound one tenant's would leave no room for any state.
+
+        Raises:
+            ApiError: 413, `tokens` and what is pinned in the namespace come to more.
+            BackendError: the store does not answer.
+        """
+        packed = pack_tokens(tokens)
+        if self._entry(self._key(namespace, self._id(namespace, packed))) is not None:
+            return
+        pinned = self._store.usage(namespace.name).pinned_bytes
+        if pinned + len(packed) > limit_bytes:
+            raise ApiError(
+                413,
+                f"documents and other pinned states of this namespace take {pinned} bytes of "
+                f"{limit_bytes}, and this one would take {len(packed)}: delete some first",
+                code="documents_full",
+            )
+
     def tokens(self, namespace: Namespace, id_: str) -> TokenArray:
         """A document's tokens, int32 [n].
 

@@ -87,6 +87,12 @@ class _Reading:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = Stopwatch()
+        await self._service.aside(  # totals have no deadline
+            self._service.documents.require_room,
+            self._namespace,
+            self._tokens,
+            self._service.settings.max_documents_bytes,
+        )
         document = await self._service.quickly(
             self._service.documents.put,
             self._namespace,

@@ -93,6 +93,9 @@ class ServerSettings:
     api_keys: Path | None = _key(None, kinds.path, "A TOML file: API keys and their namespaces.")
     max_body_bytes: int = _key(16 << 20, kinds.size, "The largest request.")
     max_document_bytes: int = _key(64 << 20, kinds.size, "The largest document.")
+    max_documents_bytes: int = _key(
+        1 << 30, kinds.size, "Token ids of all documents of a namespace, four bytes each."
+    )
     shutdown_s: float = _key(30.0, kinds.duration, "How long streams may go on after SIGTERM.")
     cors_origins: tuple[str, ...] = _key(
         (), kinds.texts, "Web pages' origins that may call; none by default."

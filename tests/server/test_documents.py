@@ -167,6 +167,18 @@ def test_what_is_no_document(documents: Documents) -> None:
         documents.put(NAMESPACE, [-1])
 
 
+def test_documents_of_a_namespace_are_bounded(documents: Documents) -> None:
+    anna, ben = Namespace("anna"), Namespace("ben")
+    text = list(range(1, 101))  # 400 bytes; its entry takes some more
+    documents.require_room(anna, text, 400)
+    documents.put(anna, text)
+    documents.require_room(anna, text, 400)  # it is there
+    with pytest.raises(ApiError, match="delete some first") as refused:
+        documents.require_room(anna, [*text, 7], 800)
+    assert (refused.value.status, refused.value.code) == (413, "documents_full")
+    documents.require_room(ben, text, 400)  # another's take nothing from him
+
+
 def test_what_is_remembered_is_bounded(store: StateStore) -> None:
     documents = Documents(store, ByteTokenizer(), remembered_bytes=3 * 4 * 100)
     ids = [documents.put(NAMESPACE, [i] * 100).id for i in range(10)]
