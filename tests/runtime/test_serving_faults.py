@@ -138,7 +138,7 @@ def test_whoever_waits_for_anothers_reading_may_go(engine: Rwkv7Engine, store: S
         assert go_on.wait(HANG_S)
 
     def read(number: int) -> None:
-        (streams.read if number else other.warm)([[*LONG, number]], progress=hold)
+        (streams.read if number else other.warm)([[number, *LONG]], progress=hold)
 
     for number in (0, 1):
         inside.clear()
@@ -146,7 +146,7 @@ def test_whoever_waits_for_anothers_reading_may_go(engine: Rwkv7Engine, store: S
         reader = threading.Thread(target=read, args=(number,))
         reader.start()
         assert inside.wait(HANG_S)
-        waiting = submit(streams, Request([[*LONG, number]], max_tokens=1))
+        waiting = submit(streams, Request([[number, *LONG]], max_tokens=1))
         wait_until(streams, reading=1, waiting=0)
         assert waiting.ticket is not None
         waiting.ticket.cancel()
