@@ -94,22 +94,26 @@ def test_only_the_first_request_waits_for_a_stalled_store(
     writer.close()
 
 
+def writers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "state-writer"}
+
+
 def test_close_writes_what_waits_and_drops_what_comes_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    before = set(threading.enumerate())
+    before = writers()
     writer, done = Writer(), list[int]()
     for number in range(4):
         writer.submit(lambda number=number: done.append(number))  # type: ignore[misc]
-    assert [t.name for t in set(threading.enumerate()) - before] == ["state-writer"]
+    assert len(writers() - before) == 1
     writer.close()
     writer.close()
     assert done == [0, 1, 2, 3]
     assert not writer.submit(lambda: done.append(4))
     writer.flush()
     assert done == [0, 1, 2, 3]
-    assert not set(threading.enumerate()) - before
+    assert not writers() - before
 
 
 def test_what_was_accepted_is_written_however_close_and_submit_race(
