@@ -279,7 +279,6 @@ def test_engines_without_a_batch_of_their_own(
 ) -> None:
     other: Engine = LossyEngine(engine, "int8")
     if kind == "package":
-        pytest.importorskip("rwkv")
         write_old_weights(tmp_path / "v6.pth", "6")
         other = load_package_engine(tmp_path / "v6.pth", rule=RULE, threads=1, cache_dir=tmp_path)
     streams = serving(other, None)
