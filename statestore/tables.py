@@ -33,13 +33,12 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS: Final = ("0001", "0002", "0003")
+REVISIONS: Final = ("0001", "0002", "0003", "0004")
 HEAD: Final = REVISIONS[-1]
 
 SHARDS: Final = 16  # rows of a namespace in `totals`
 DEPARTED_ROWS: Final = 10_000  # removals remembered
 MARK_BYTES: Final = 12  # of a prefix, in `sightings`
-HEAD_BYTES: Final = 4  # of a digest, in an index
 
 #: In an index's ``info``: the one dialect that has it.
 ONLY_ON: Final = "only_on"
@@ -77,8 +76,6 @@ entries = Table(
     Column("ancestor_tokens", BigInteger, nullable=False, server_default=text("0")),
     # takes half the time of the primary key's B-tree for the thousands of keys of a long prompt
     Index("ix_entries_lookup", "digest", postgresql_using="hash", info={ONLY_ON: "postgresql"}),
-    # on SQLite: less than half of the primary key's pages, and few of them twice
-    Index("ix_entries_head", text(f"substr(digest, 1, {HEAD_BYTES})"), info={ONLY_ON: "sqlite"}),
     Index("ix_entries_blob", "blob", unique=True),
     Index("ix_entries_eviction", "pinned", "status", "score"),
     Index("ix_entries_namespace_eviction", "namespace", "pinned", "status", "score"),

@@ -1,4 +1,5 @@
-"""The embedded default: a directory with ``catalog.sqlite3`` and ``blobs/``.
+"""The embedded default: a directory with ``catalog.sqlite3``, files of SQLite and a
+`LookupFilter` beside it, and ``blobs/``.
 
 Many processes of one host may open it at once. What is created is for its owner alone (0700,
 0600).
@@ -9,6 +10,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from statestore.backends.filter_file import is_possible
+from statestore.backends.lookup_filter import LookupFilter
 from statestore.backends.migrate import bring_to_head
 from statestore.backends.sql import SqlBackend
 from statestore.backends.sqlite import open_database
@@ -16,6 +19,7 @@ from statestore.blobs.filesystem import FilesystemBlobs, storage_error
 from statestore.errors import SettingsError
 
 CATALOG = "catalog.sqlite3"
+FILTER = "catalog.sqlite3-filter"
 BLOBS = "blobs"
 
 
@@ -40,7 +44,9 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
     except BaseException:
         database.close()
         raise
-    return SqlBackend(database, FilesystemBlobs(root / BLOBS), root.as_uri())
+    known = LookupFilter(root / FILTER, database) if is_possible() else None
+    blobs = FilesystemBlobs(root / BLOBS)
+    return SqlBackend(database, blobs, root.as_uri(), lookup_filter=known)
 
 
 def require_store(path: Path) -> None:

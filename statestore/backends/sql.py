@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+from sqlalchemy import Connection
+
 from statestore.backends import catalog, departures, search, sql_tallies, totals
 from statestore.backends.base import Blob, Orphan, Swept
 from statestore.backends.bell import Line
 from statestore.backends.database import Database
 from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
+from statestore.backends.lookup_filter import LookupFilter
 from statestore.backends.recounting import agree, recount
 from statestore.backends.rows import Holding, has_labels, text, to_columns
 from statestore.backends.sightings import Sightings
@@ -50,6 +53,7 @@ class SqlBackend:
         url: opens this place again, without secrets.
         clock: seconds since the epoch; dates what is removed.
         listen: opens a line on which the database tells of leases; ``None``: it tells nobody.
+        lookup_filter: of this catalog; the backend closes it.
     """
 
     def __init__(
@@ -60,11 +64,13 @@ class SqlBackend:
         *,
         clock: Callable[[], float] = time.time,
         listen: Callable[[], Line] | None = None,
+        lookup_filter: LookupFilter | None = None,
     ) -> None:
         self._database = database
         self._blobs = blobs
         self._url = url
         self._clock = clock
+        self._filter = lookup_filter
         self._leases = SqlLeases(database, listen)
         self._sightings = SqlSightings(database)
 
@@ -85,7 +91,8 @@ class SqlBackend:
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`."""
-        return search.longest(self._database, keys, now)
+        wanted = keys if self._filter is None else self._filter.passing(keys)
+        return search.longest(self._database, wanted, now)
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where it has gone."""
@@ -108,7 +115,7 @@ class SqlBackend:
             return False
         self._blobs.put(entry.blob, blob)
         try:
-            admitted = self._database.write(lambda tx: catalog.admit(tx, entry))
+            admitted = self._admit(entry, catalog.admit)
         except BaseException:
             self._unlink_unless_named(entry.blob)
             raise
@@ -184,6 +191,7 @@ class SqlBackend:
         """
         expired = self._drop_expired(now)
         self._database.write(totals.drop_empty)
+        self._mend_filter()
         orphans = [(found.blob, found.blob_bytes) for found in self.orphans(now - grace_s)]
         dropped = [(entry.blob, entry.blob_bytes) for entry in expired]
         removed = self._unlink_all(dropped + orphans)
@@ -205,13 +213,15 @@ class SqlBackend:
 
         Raises `InputError` for a field that cannot be stored.
         """
-        admitted = self._database.write(lambda tx: catalog.adopt(tx, entry))
+        admitted = self._admit(entry, catalog.adopt)
         if admitted.replaced is not None:
             self._unlink(admitted.replaced.blob)
         return admitted.won
 
     def recount(self, *, mend: bool) -> bool:
         """Whether the totals were those of the entries; with `mend`, they are afterwards."""
+        if mend:
+            self._mend_filter()
         right = self._database.read(agree)
         if mend and not right:
             self._database.write(recount)
@@ -219,6 +229,8 @@ class SqlBackend:
 
     def close(self) -> None:
         """Release connections; a second call does nothing."""
+        if self._filter is not None:
+            self._filter.close()
         self._database.close()
 
     def _page(
@@ -228,9 +240,32 @@ class SqlBackend:
 
     def _stored(self, entry: Entry) -> bool:
         """Whether a usable entry is there already, so that the blob need not be written."""
-        return self._database.read(
-            lambda tx: catalog.usable(tx, entry.key.digest, entry.created_at)
-        )
+        digest = entry.key.digest
+        stored = self._database.read(lambda tx: catalog.usable(tx, digest, entry.created_at))
+        known = self._filter
+        if stored and known is not None and known.lacks(digest):
+            self._database.write(lambda _: known.note(digest))
+        return stored
+
+    def _admit(
+        self, entry: Entry, admit: Callable[[Connection, Entry], catalog.Admitted]
+    ) -> catalog.Admitted:
+        """Insert `entry` in a transaction of its own; the filter knows of it before the commit."""
+
+        def work(connection: Connection) -> catalog.Admitted:
+            admitted = admit(connection, entry)
+            if self._filter is not None:
+                self._filter.note(entry.key.digest)
+            return admitted
+
+        admitted = self._database.write(work)
+        if self._filter is not None:
+            self._filter.tend()
+        return admitted
+
+    def _mend_filter(self) -> None:
+        if self._filter is not None and not self._filter.mend():
+            log.warning("%s: entries were missing from its lookup filter", self._url)
 
     def _drop_expired(self, now: float) -> list[Holding]:
         """Remove expired entries; what was removed. Their blobs are still there."""

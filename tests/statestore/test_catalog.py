@@ -77,7 +77,7 @@ def test_the_longest_of_thousands_is_one_query(database: Database, backend: SqlB
 @pytest.mark.parametrize(
     ("call", "index"),
     [
-        (lambda it: it.longest([a_key(0), a_key(1)], CREATED_AT), "ix_entries_head"),
+        (lambda it: it.longest([a_key(0), a_key(1)], CREATED_AT), "sqlite_autoindex_entries_1"),
         (lambda it: next(it.entries(EntryFilter()), None), "ix_entries_used_at"),
         (
             lambda it: list(it.entries(EntryFilter(namespace="n", token_digest=digest("t")))),
