@@ -3,8 +3,8 @@
     python -m tests.statestore.filter_worker ROOT WRITERS ENTRIES
 
 Writers are forked, and tell the reader of each entry they have published; the reader looks for it
-at once, through a store that it opened before. A builder makes a new generation again and again. The
-exit status is 0 if the reader found every entry.
+at once, through a store that it opened before. A builder makes a new generation again and again.
+The exit status is 0 if the reader found every entry.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any, Final
 from statestore.backends.base import Blob, NotAtHandError, Swept
 from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
-from statestore.backends.redis import parts, scripts
+from statestore.backends.redis import mending, parts, scripts
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.evicting import Eviction
 from statestore.backends.redis.keyspace import CLUSTER_SHARDS, DIGEST_DIGITS, Keyspace
@@ -230,8 +230,14 @@ class RedisBackend:
         """Totals over all entries, or over a namespace's; `Usage.age` is the whole store's."""
         whose = "" if namespace is None else f":{text(namespace, 'namespace')}"
         fields = [*(f"{total}{whose}" for total in _TOTALS), "age"]
-        commands = [("HMGET", f"{base}totals", *fields) for base in self._keyspace.bases()]
-        *columns, ages = zip(*self._server.run(commands), strict=True)
+        bases = list(self._keyspace.bases())
+        commands = [call(scripts.TOTALS, base, "", *fields) for base in bases]
+        rows = self._server.run(commands)
+        lost = [base for base, (mark, *_) in zip(bases, rows, strict=True) if mark]
+        if lost:
+            self._server.run([call(mending.RECOUNT, base, "") for base in lost])
+            rows = self._server.run(commands)
+        _, *columns, ages = zip(*rows, strict=True)
         sums = [max(0, sum(int(total or 0) for total in column)) for column in columns]
         known = dict(zip(_TOTALS, sums, strict=True))
         return Usage(**known, age=max(float(age or 0) for age in ages))

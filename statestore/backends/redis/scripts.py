@@ -184,6 +184,14 @@ return rows
 """
 )
 
+#: ARGV: base, '', fields. Whether the sums were lost, or nil, and these fields of ``totals``.
+TOTALS: Final = (
+    SHARD
+    + """
+return redis.call('HMGET', base .. 'totals', 'lost', unpack(ARGV, 3))
+"""
+)
+
 
 def publication(base: str, entry: Entry) -> Command:
     """The command that publishes an entry whose parts are written; see `PUBLISH`.

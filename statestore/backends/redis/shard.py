@@ -44,6 +44,13 @@ SHARD: Final = f"""
 local base, digest = ARGV[1], ARGV[2]
 local entry = base .. 'entry:' .. digest
 
+-- What is no hash holds no sums: `usage` has them made anew.
+local kind = redis.call('TYPE', base .. 'totals').ok
+if kind ~= 'hash' and kind ~= 'none' then
+  redis.call('UNLINK', base .. 'totals')
+  redis.call('HSET', base .. 'totals', 'lost', 1)
+end
+
 local function names_part(blob, index)
   return base .. 'part:' .. blob .. ':' .. index
 end

@@ -23,6 +23,10 @@ _STEP: Final = 512  # sightings of one command: the server is not kept for longe
 _BUCKETS: Final = f"""
 local name, buckets, marks = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local PRINT, SIZE = {PRINT}, {BUCKET * PRINT}
+local kind = redis.call('TYPE', name).ok
+if kind ~= 'string' and kind ~= 'none' then
+  redis.call('UNLINK', name) -- put there by a hand
+end
 local function bucket_of(place)
   return struct.unpack('>I{PRINT}', marks, (place - 1) * 2 * PRINT + 1) % buckets * SIZE
 end
