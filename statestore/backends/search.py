@@ -29,15 +29,17 @@ def _usable(now: ColumnElement[float]) -> ColumnElement[bool]:
 
 
 def _statement() -> Select[Any]:
-    is_stored = entries.c.digest == digest_at(WANTED.c.position)
+    at = WANTED.c.position
 
     def first(zone: ColumnElement[bool]) -> ScalarSelect[int]:
-        least = select(func.min(WANTED.c.position)).select_from(WANTED.join(entries, is_stored))
-        return least.where(_usable(bindparam("now")), zone).scalar_subquery()
+        # No join: of a table that was never analysed PostgreSQL knows so little that it went
+        # through all ready entries for each key. A subquery can only go by the digest.
+        one = select(_usable(bindparam("now"))).where(entries.c.digest == digest_at(at))
+        return select(func.min(at)).where(one.scalar_subquery(), zone).scalar_subquery()
 
     # COALESCE asks for the rest only where the near ones have nothing. Not materialised, the search
     # would be written out, and run, for each mention of its result.
-    nearest = func.coalesce(first(WANTED.c.position < NEAR), first(WANTED.c.position >= NEAR))
+    nearest = func.coalesce(first(at < NEAR), first(at >= NEAR))
     deepest = select(nearest.label("position")).cte("deepest").prefix_with("MATERIALIZED")
     here = entries.c.digest == digest_at(deepest.c.position)
     return select(deepest.c.position, entries).select_from(deepest.join(entries, here))

@@ -95,9 +95,8 @@ TestPostgresModel = PostgresModel.TestCase
 TestPostgresModel.settings = settings(max_examples=6, stateful_step_count=20, deadline=None)
 
 
-@pytest.fixture
-def full(place: PostgresPlace) -> Iterator[SqlBackend]:
-    """A store whose catalog has many rows, so that the planner has a choice."""
+def fill(place: PostgresPlace, rows: int) -> None:
+    """So many entries, which the planner knows nothing of."""
     place.query(
         f"""
         WITH made AS (
@@ -105,10 +104,16 @@ def full(place: PostgresPlace) -> Iterator[SqlBackend]:
             SELECT sha256(n::text::bytea), n, 'default', 'f', sha256(('t' || n)::bytea), 'rwkv7',
                    'segment', 'blob' || n, 1, 2, false, 1, 0, n, 0, 0, false, {CREATED_AT} + n,
                    'ready', '', 'm', '{{}}'
-            FROM generate_series(1, {ROWS}) AS n RETURNING 1
+            FROM generate_series(1, {rows}) AS n RETURNING 1
         ) SELECT count(*) FROM made
         """
     )
+
+
+@pytest.fixture
+def full(place: PostgresPlace) -> Iterator[SqlBackend]:
+    """A store whose catalog has many rows, so that the planner has a choice."""
+    fill(place, ROWS)
     with place.server.connect(place.database) as connection:
         connection.execute(
             "INSERT INTO departed (digest, n_tokens, reason, departed_at) "
@@ -149,6 +154,19 @@ def test_the_longest_of_thousands_is_one_query(place: PostgresPlace, full: SqlBa
         (plan,) = plans_of(place, full, lambda it, keys=keys: it.longest(keys, CREATED_AT))
         assert "ix_entries_lookup" in plan
         assert "Seq Scan on entries" not in plan
+
+
+def test_a_lookup_needs_no_statistics(place: PostgresPlace) -> None:
+    """A server looks at a catalog that has just grown after a minute, or never."""
+    with place.server.connect(place.database) as connection:
+        connection.execute("ALTER TABLE entries SET (autovacuum_enabled = off)")
+    fill(place, 800)
+    with closing(open_fleet_backend(FleetPlace.parse(place.url))) as backend:
+        keys = [a_key(number) for number in range(4000)]
+        (plan,) = plans_of(place, backend, lambda it: it.longest(keys, CREATED_AT))
+    ways = re.findall(r"(?:Scan|Scan using (\w+)) on (?:entries|ix_entries_\w+)", plan)
+    assert len(ways) == 3
+    assert set(ways) == {"ix_entries_lookup"}, plan
 
 
 @pytest.mark.parametrize(
