@@ -237,6 +237,16 @@ def _tier_names(urls: Sequence[StoreURL]) -> list[str]:
     return names
 
 
+#: What other programs call a place that there is, or that there is something in place of.
+_MEANT: Final = {
+    "postgres": "postgresql://",
+    "sqlite": "file:///a/directory, which has an SQLite catalog",
+    "mysql": "postgresql://, since no other server's SQL is spoken",
+    "mariadb": "postgresql://, since no other server's SQL is spoken",
+    "s3": "postgresql://host/database?blobs=s3://bucket/prefix: a bucket has no catalog",
+}
+
+
 def parse_place(text: str) -> StoreURL:
     """One place's URL, its common options apart; nothing is opened.
 
@@ -245,6 +255,9 @@ def parse_place(text: str) -> StoreURL:
     """
     url = StoreURL.parse(text)
     if url.scheme not in _OPENERS:
+        meant = _MEANT.get(url.scheme.partition("+")[0])
+        if meant is not None:
+            raise url.error(f"no backend for {url.scheme}://; write {meant}")
         known = ", ".join(f"{scheme}://" for scheme in _OPENERS)  # memory:// is right as well
         raise url.error(f"no backend for {url.scheme}://; known: {known}")
     return url.divided(_COMMON)

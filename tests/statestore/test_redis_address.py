@@ -72,6 +72,7 @@ def test_what_a_url_means(text: str, fields: dict[str, object]) -> None:
         ("redis://host?connect_timeout_s=inf", "connect_timeout_s is a number"),
         ("redis://host?timeout_s=1e15", "at most 3600"),
         ("redis://host?ssl_ca_certs=/ca.pem", "ssl_ca_certs needs rediss://"),
+        ("rediss://host?ssl_cert_reqs=maybe", "ssl_cert_reqs is required, optional, none"),
         ("redis://host?retries=3", "unknown option 'retries'"),
     ],
 )

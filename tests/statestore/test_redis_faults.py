@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -14,9 +14,18 @@ from statestore import open_store
 from statestore.backends.base import Backend
 from statestore.backends.leases import Outcome
 from statestore.backends.redis import parts
+from statestore.backends.sightings import sightings_of
 from statestore.entry import Change, EntryFilter, Status, Usage
 from statestore.errors import BackendError, FullError, UnavailableError
-from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
+from statestore.keys import marks
+from tests.statestore.backend_places import (
+    CREATED_AT,
+    a_blob,
+    a_key,
+    an_entry,
+    digest,
+    publish,
+)
 from tests.statestore.redis_places import RedisPlace, open_url
 from tests.statestore.redis_servers import RedisServer, free_port, running, wait_until
 from tests.statestore.test_lease_contract import leases_of
@@ -353,24 +362,22 @@ def test_a_socket_file(server: RedisServer) -> None:
     backend.close()
 
 
-def test_tls(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    port = free_port()
-    tls = ("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key))
-    with running(*tls, "--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"):
-        backend = open_url(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")
-        entry = an_entry(0, blob_bytes=3_000_000)
-        publish(backend, entry)
-        assert backend.read(entry) == a_blob(entry.key, 3_000_000)
-        backend.close()
-        stranger = open_url(f"rediss://127.0.0.1:{port}")
-        with pytest.raises(UnavailableError, match="certificate"):
-            stranger.usage()
-        stranger.close()
+def test_a_user_with_the_rights_that_are_named_and_one_without() -> None:
+    rights = "~states:* &states:* +@read +@write +@scripting +@pubsub +@connection +cluster"
+    with running() as server:
+        client = server.client()
+        client.execute_command("ACL SETUSER", "bob", "on", ">p@ss/word", *rights.split())
+        client.execute_command("ACL SETUSER", "eve", "on", ">p@ss/word", "~states:*", "+@read")
+        rest = f"p%40ss%2Fword@127.0.0.1:{server.port}?prefix=states&timeout_s=30"
+        with closing(open_url(f"redis://bob:{rest}")) as bob:
+            for call in CALLS.values():
+                call(bob)
+            sightings = sightings_of(bob)
+            assert sightings is not None
+            seen = marks([digest("a chunk's end")])
+            sightings.note(seen)
+            assert sightings.seen(seen) == 1
+        with closing(open_url(f"redis://eve:{rest}")) as eve:
+            for name in ("longest", "publish", "acquire"):
+                with pytest.raises(UnavailableError, match=re.escape(f"needs {rights}")):
+                    CALLS[name](eve)

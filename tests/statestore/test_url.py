@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from statestore.errors import SettingsError
+from statestore.settings import parse_place
 from statestore.url import StoreURL, duration_s, places, redacted, size_bytes
 
 
@@ -78,3 +79,20 @@ def test_no_secret_of_any_tier_is_shown() -> None:
     shown = redacted(text)
     assert shown.startswith("memory: redis://:***@h/0 postgresql+psycopg://u:***@h/d")
     assert not any(secret in shown for secret in ("one", "two", "three"))
+
+
+@pytest.mark.parametrize(
+    ("url", "instead"),
+    [
+        ("postgres://u:s3cret@host/db", "write postgresql://"),
+        ("sqlite:////var/lib/states.db", "write file:///a/directory"),
+        ("mysql+pymysql://u:s3cret@host/db", "write postgresql://, since"),
+        ("mariadb://u:s3cret@host/db", "write postgresql://, since"),
+        ("s3://bucket/prefix", r"postgresql://host/database\?blobs=s3://bucket/prefix"),
+        ("ftp://u:s3cret@host", "known: memory://, file://"),
+    ],
+)
+def test_what_other_programs_call_a_place_is_put_right(url: str, instead: str) -> None:
+    with pytest.raises(SettingsError, match=instead) as caught:
+        parse_place(url)
+    assert "s3cret" not in str(caught.value)

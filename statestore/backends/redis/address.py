@@ -30,7 +30,9 @@ SCHEMES: Final = (
     "redis+cluster",
     "rediss+cluster",
 )
-TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
+TLS_FILES: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+TLS_OPTIONS: Final = TLS_FILES | {"ssl_cert_reqs"}
+CERT_REQS: Final = ("required", "optional", "none")
 SECRET_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 OPTIONS: Final = (
     "prefix",
@@ -86,6 +88,9 @@ class Address:
         tls, kind = scheme.startswith("rediss"), scheme.partition("+")[2]
         if not tls and (given := TLS_OPTIONS & set(options)):
             raise SettingsError(f"store URL {url}: {min(given)} needs rediss://")
+        if (checks := options.get("ssl_cert_reqs", CERT_REQS[0])) not in CERT_REQS:
+            known = ", ".join(CERT_REQS)
+            raise SettingsError(f"store URL {url}: ssl_cert_reqs is {known}, not {checks!r}")
         names = [] if scheme == "unix" else path.strip("/").split("/")
         service = names.pop(0) if kind == "sentinel" else ""
         if kind == "sentinel" and not service:

@@ -22,6 +22,7 @@ from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
 from statestore.backends.redis import mending, parts, scripts
 from statestore.backends.redis.address import Address
+from statestore.backends.redis.connect import require_files
 from statestore.backends.redis.evicting import Eviction
 from statestore.backends.redis.keyspace import CLUSTER_SHARDS, DIGEST_DIGITS, Keyspace
 from statestore.backends.redis.leases import RedisLeases
@@ -50,7 +51,11 @@ _TOTALS: Final = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned
 
 
 def open_redis_backend(address: Address) -> RedisBackend:
-    """The store at `address`. Nothing is contacted before it is asked for something."""
+    """The store at `address`. Nothing is contacted before it is asked for something.
+
+    Raises `SettingsError` where a file that the URL names cannot be read.
+    """
+    require_files(address)
     shards = CLUSTER_SHARDS if address.kind == "cluster" else 1
     return RedisBackend(Server(address), Keyspace(address.prefix, shards), address.url)
 

@@ -7,6 +7,7 @@ server that is down is to cost its timeout once. Only a Cluster's redirections a
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 from redis import Redis, RedisCluster
@@ -15,9 +16,22 @@ from redis.cluster import ClusterNode
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from statestore.backends.redis.address import Address, Credentials
+from statestore.backends.redis.address import TLS_FILES, Address, Credentials
+from statestore.errors import SettingsError
 
 _READ_BYTES: Final = 128 << 10  # of one receive; 64 to 256 KiB measured alike, more is slower
+
+
+def require_files(address: Address) -> None:
+    """Raises `SettingsError` where a certificate or key that the URL names cannot be read."""
+    for name in TLS_FILES & address.tls_options.keys():
+        path = Path(address.tls_options[name])
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise SettingsError(
+                f"store URL {address.url}: {name}: {path}: {error.strerror}"
+            ) from error
 
 
 def new_client(address: Address) -> Any:  # noqa: ANN401 - redis-py's clients share no type

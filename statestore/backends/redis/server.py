@@ -24,6 +24,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisClusterException,
@@ -42,6 +43,7 @@ from statestore.backends.redis.wire import IN_FLIGHT, OddReplyError, Wires
 from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
 
 _SCAN_KEYS: Final = 1000  # looked at in one step
+_RIGHTS: Final = "+@read +@write +@scripting +@pubsub +@connection +cluster"
 
 
 class Server:
@@ -226,7 +228,25 @@ class Server:
         said = (
             str(error).partition(" : <")[0].rstrip(".")
         )  # Sentinel's client goes on with its innards
-        return UnavailableError(f"{self.place}: {said}{_remedy(error)}")
+        return UnavailableError(f"{self.place}: {said}{self._remedy(error)}")
+
+    def _remedy(self, error: Exception) -> str:
+        if isinstance(error, NoPermissionError):
+            mine = f"{self._address.prefix}:*"
+            return f"; this user needs ~{mine} &{mine} {_RIGHTS}"
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return "; ssl_ca_certs=/path.pem names who signed it, and the URL a host that it is of"
+        if isinstance(error, MovedError):
+            return "; this is a node of a Cluster: write redis+cluster://"
+        if isinstance(error, AuthenticationError):
+            return "; check the user and the password in the URL"
+        if isinstance(error, ReadOnlyError):
+            return "; this is a replica: name the primary, or use redis+sentinel://"
+        if isinstance(error, BusyLoadingError):
+            return "; it is starting"
+        if isinstance(error, RedisConnectionError | RedisClusterException):
+            return "; is the server running there, and is the URL right?"
+        return ""
 
 
 def _merged(replies: list[Any], places: list[int], others: list[Any]) -> list[Any]:
@@ -250,20 +270,6 @@ def _pool(client: Any) -> Any:  # noqa: ANN401 - redis-py's pools share no type
         node = client.get_random_node()  # type: ignore[no-untyped-call]
         return client.get_redis_connection(node).connection_pool
     return client.connection_pool
-
-
-def _remedy(error: Exception) -> str:
-    if isinstance(error, MovedError):
-        return "; this is a node of a Cluster: write redis+cluster://"
-    if isinstance(error, AuthenticationError):
-        return "; check the user and the password in the URL"
-    if isinstance(error, ReadOnlyError):
-        return "; this is a replica: name the primary, or use redis+sentinel://"
-    if isinstance(error, BusyLoadingError):
-        return "; it is starting"
-    if isinstance(error, RedisConnectionError | RedisClusterException):
-        return "; is the server running there, and is the URL right?"
-    return ""
 
 
 _servers: weakref.WeakSet[Server] = weakref.WeakSet()

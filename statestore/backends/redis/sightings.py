@@ -48,7 +48,7 @@ end
 SEEN: Final = (
     _BUCKETS
     + """
-local low, high = 0, #marks / (2 * PRINT)
+local low, high = 0, math.floor(#marks / (2 * PRINT))
 while low < high do
   local middle = math.floor((low + high + 1) / 2)
   if held(bucket_of(middle), print_of(middle)) then
