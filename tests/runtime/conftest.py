@@ -16,6 +16,9 @@ import torch
 
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from tests.runtime.processes import Workers
+from tests.threads import nothing_left_running
+
+__all__ = ["nothing_left_running"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

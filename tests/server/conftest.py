@@ -8,6 +8,9 @@ import pytest
 
 from rwkv_runtime.demo.corpus import Document, demo_document, unseen_document
 from tests.server.servers import Server, serving
+from tests.threads import nothing_left_running
+
+__all__ = ["nothing_left_running"]
 
 
 @pytest.fixture(scope="session")

@@ -76,19 +76,26 @@ class Server:
     @contextmanager
     def each_worker(self, count: int = 2) -> Iterator[dict[int, httpx.Client]]:
         """A client for each worker, by pid: its connection stays there."""
+        with self.connections(count) as found:
+            yield {pid: client for pid, (client,) in found.items()}
+
+    @contextmanager
+    def connections(self, workers: int, each: int = 1) -> Iterator[dict[int, list[httpx.Client]]]:
+        """So many clients for each worker, by pid; one connection each, which stays there."""
         with ExitStack() as stack:
-            found: dict[int, httpx.Client] = {}
+            found: dict[int, list[httpx.Client]] = {}
             for _ in range(200):
                 client = httpx.Client(base_url=self.url, timeout=60)
-                pid = client.get("/readyz").json()["worker"]
-                if pid in found:
+                mine = found.setdefault(client.get("/readyz").json()["worker"], [])
+                if len(mine) == each:
                     client.close()
                 else:
-                    found[pid] = client
+                    mine.append(client)
                     stack.callback(client.close)
-                if len(found) == count:
+                if [len(clients) for clients in found.values()] == [each] * workers:
                     break
-            assert len(found) == count, f"only {found} answer"
+            else:
+                raise AssertionError(f"only {sorted(found)} answer")
             yield found
 
     def signal(self, number: signal.Signals) -> None:

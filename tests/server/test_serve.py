@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from typing import Any
 
 import openai
@@ -179,39 +178,6 @@ def test_a_document_put_through_one_worker_is_warm_in_the_other(
         for worker in (one, other):
             assert worker.get(f"/v1/documents/{put['id']}").status_code == 404
         assert one.put("/v1/documents", json=body).json()["cached"] == 0
-
-
-def test_one_document_asked_through_every_worker_is_computed_once(
-    server: Server, fresh: Document
-) -> None:
-    """Together they compute the document once, and each its question."""
-    tokens = len(fresh.text.encode())
-    usages: list[Any] = []
-    with server.each_worker() as workers:
-        start = threading.Barrier(8)
-
-        def one(client: Any, question: str) -> None:
-            messages = [
-                {"role": "system", "content": fresh.text},
-                {"role": "user", "content": question},
-            ]
-            start.wait()
-            answer = client.post("/v1/chat/completions", json={"messages": messages, **QUIET})
-            usages.append(answer.json()["usage"])
-
-        clients = list(workers.values())
-        threads = [
-            threading.Thread(target=one, args=(clients[i % 2], fresh.questions[i].text))
-            for i in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(usages) == 8
-    computed = [u["prompt_tokens"] - u["prompt_tokens_details"]["cached_tokens"] for u in usages]
-    questions = sum(u["prompt_tokens"] - tokens for u in usages)
-    assert tokens <= sum(computed) <= tokens + questions
 
 
 def test_documents_in_every_form(server: Server) -> None:
