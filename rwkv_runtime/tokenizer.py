@@ -160,6 +160,12 @@ def require_tokenizer(tokenizer: Tokenizer | None, vocabulary: int) -> Tokenizer
     return tokenizer
 
 
+def warm_up(tokenizer: Tokenizer | None) -> None:
+    """Read the vocabulary now, rather than at the first use: a forked child shares it."""
+    if tokenizer is not None:
+        tokenizer.decode(tokenizer.encode("a"))
+
+
 def _usual_name(vocabulary: int) -> str | None:
     if vocabulary == 256:
         return "bytes"

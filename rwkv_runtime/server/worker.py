@@ -32,7 +32,7 @@ from rwkv_runtime.server.prompts import Prompts
 from rwkv_runtime.server.protocol import TimedProtocol
 from rwkv_runtime.server.service import Service
 from rwkv_runtime.serving import Streams
-from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
+from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for, warm_up
 from statestore.config import ServerSettings
 from statestore.settings import open_store
 from statestore.store import StateStore
@@ -81,6 +81,7 @@ def run(setup: Setup, place: int, lifeline: int, ready: Callable[[], None]) -> i
     tokenizer = require_tokenizer(
         tokenizer_for(engine.vocabulary, setup.tokenizer), engine.vocabulary
     )
+    warm_up(tokenizer)
     with (
         open_store(setup.store_url, flush_on_sigterm=False, absent_ok=True) as store,
         Runtime(

@@ -138,6 +138,11 @@ def wait_until(done: Callable[[], bool], what: Callable[[], str] | str) -> None:
         time.sleep(0.02)
 
 
+def workers_of(server: Server) -> set[int]:
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    return {int(pid) for pid in children.read_text("ascii").split()}
+
+
 @contextmanager
 def serving(*arguments: str, store: str, config: str = "") -> Iterator[Server]:
     """A server that is ready; ended with the block."""

@@ -18,7 +18,7 @@ import pytest
 from rwkv_runtime.demo.corpus import Document
 from statestore.settings import open_store
 from tests.server.load import stormed
-from tests.server.servers import Server, serving, wait_until
+from tests.server.servers import Server, serving, wait_until, workers_of
 
 #: How long the test under load takes; the whole minute is for who has it.
 LOAD_S = float(os.environ.get("TEST_LOAD_S", "8"))
@@ -37,11 +37,6 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def asked(mortal: Server, text: Document) -> str:
     answer = mortal.request("PUT", "/v1/documents", json={"text": text.text})
     return str(answer.json()["id"])
-
-
-def workers_of(server: Server) -> set[int]:
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    return {int(pid) for pid in children.read_text("ascii").split()}
 
 
 def is_alive(pid: int) -> bool:
