@@ -209,12 +209,15 @@ class Session:
 
     # For a reading.
 
-    def find(self, plan: Plan, beyond: int) -> Point | None:
-        """The deepest stored chunk end behind `beyond` tokens."""
+    def find(self, plan: Plan, beyond: int, *, tally: bool = False) -> Point | None:
+        """The deepest stored chunk end behind `beyond` tokens; with `tally` it is the prompt's
+        lookup, which counts for the hit rate.
+        """
         keys = plan.keys_behind(beyond)
         while self.store is not None and keys:
             began = time.perf_counter()
-            found = self.store.find(self.identity, keys, touch=False)
+            found = self.store.find(self.identity, keys, touch=False, tally=tally)
+            tally = False
             if found is None:
                 break
             point = self._load(self.store, found)
@@ -240,7 +243,7 @@ class Session:
         if marked is not None:
             return self.find(prompt, marked.position) or marked
         at_hand = self.once.held(prompt.keys_deepest_first)
-        return at_hand or self.find(prompt, 0) or self._origin()
+        return at_hand or self.find(prompt, 0, tally=True) or self._origin()
 
     def _logits(self, output: Tensor) -> Tensor:
         with torch.inference_mode():

@@ -23,6 +23,7 @@ from typing import Self
 from statestore import codec
 from statestore.backends.base import Backend, Deferring, Swept
 from statestore.backends.leases import Leases
+from statestore.backends.lookup_tally import LookupTally
 from statestore.complaints import Complaints
 from statestore.entry import Change, Departed, Entry, EntryFilter, Role, Status, Usage
 from statestore.errors import (
@@ -67,24 +68,33 @@ class StateStore:
         self._limits = limits or codec.Limits()
         self._clock = clock
         self._complaints = Complaints(log)
+        self._tally = LookupTally(backend, self.metrics, clock)
         self._puts = Puts(backend, codec_name, self._limits, self.metrics, self._kept)
         self._lookup = Lookup(backend, self._limits, self.metrics, self._kept)
 
     # Requests: never raise because of the backend.
 
     def find(
-        self, identity: Identity, keys: Sequence[StateKey], *, touch: bool = True
+        self,
+        identity: Identity,
+        keys: Sequence[StateKey],
+        *,
+        touch: bool = True,
+        tally: bool = True,
     ) -> Found | None:
         """The state of the first of `keys` (deepest first) that is stored and sound.
 
         A hit is noted in the entry before this returns; a caller in a hurry says ``touch=False``
-        and calls `touch` later.
+        and calls `touch` later. With ``tally=False`` it is no lookup for the hit rate, which counts
+        prompts: a second look, or one that no prompt asked for.
         """
         with self.metrics.fetch_seconds.time():
             found, outcome = self._lookup.find(identity, keys, self._clock())
         if found is not None and touch:
             self.touch(found.entry)
         self.metrics.lookups.labels(outcome=outcome).inc()
+        if tally and keys and outcome != "error":
+            self._count(identity, keys[0], found)
         if found is not None:
             self.metrics.tokens_found.inc(found.entry.key.n_tokens)
         return found
@@ -186,8 +196,10 @@ class StateStore:
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until what was put is where others look for it; ``False``: not within `timeout_s`.
 
-        Only a store of several tiers has anything to wait for.
+        Only a store of several tiers has anything to wait for. Lookups that were counted are
+        written too, if the place takes them.
         """
+        self._tally.flush(timeout_s)
         return self.backend.flush(timeout_s) if isinstance(self.backend, Deferring) else True
 
     def reject(self, entry: Entry, problem: str) -> bool:
@@ -267,6 +279,7 @@ class StateStore:
 
     def close(self) -> None:
         """Release the backend; a second call does nothing."""
+        self._tally.close()
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -279,6 +292,16 @@ class StateStore:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _count(self, identity: Identity, deepest: StateKey, found: Found | None) -> None:
+        whose = identity.namespace, identity.fingerprint, deepest.n_tokens
+        if found is None:
+            self._tally.note(*whose)
+            return
+        entry = found.entry
+        self._tally.note(
+            *whose, tier=entry.tier, tokens_found=entry.key.n_tokens, seconds_found=entry.cost_s
+        )
 
     def _kept(self, operation: str, error: BackendError) -> None:
         self.metrics.errors.labels(operation=operation).inc()

@@ -2,7 +2,8 @@
 
 ``entries`` holds one row per state, ``departed`` what is remembered of the newest removed ones,
 ``leases`` who computes which key, ``ageing`` one row with the highest score evicted, which is also
-what evictors lock, ``sightings`` the prefixes that were seen lately.
+what evictors lock, ``sightings`` the prefixes that were seen lately, ``lookups`` what was looked
+for and found.
 
 ``namespace_totals`` has the sums that `usage` reports: up to `SHARDS` rows per namespace, each for
 the digests whose first byte falls on it, changed in the transaction that changes an entry. So a
@@ -33,7 +34,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
 HEAD: Final = REVISIONS[-1]
 
 SHARDS: Final = 16  # rows of a namespace in `totals`
@@ -133,6 +134,20 @@ leases = Table(
         "expires_at", Double, nullable=False
     ),  # seconds since the epoch, by the database's clock
     Index("ix_leases_expires_at", "expires_at"),
+)
+
+lookups = Table(
+    "lookups",
+    metadata,
+    Column("tier", String(64), primary_key=True),
+    Column("namespace", Text, primary_key=True),
+    Column("fingerprint", LargeBinary(32), primary_key=True),
+    Column("lookups", BigInteger, nullable=False),
+    Column("found", BigInteger, nullable=False),
+    Column("tokens_asked", BigInteger, nullable=False),
+    Column("tokens_found", BigInteger, nullable=False),
+    Column("seconds_found", Double, nullable=False),
+    Column("since", Double, nullable=False),  # seconds since the epoch
 )
 
 sightings = Table(

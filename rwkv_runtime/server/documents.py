@@ -201,7 +201,8 @@ class Documents:
         return place.longest([key], self._store.now())
 
     def _load(self, namespace: Namespace, id_: str, key: StateKey) -> TokenArray:
-        found = self._store.find(Identity(self._fingerprint, namespace.name), [key], touch=False)
+        whose = Identity(self._fingerprint, namespace.name)
+        found = self._store.find(whose, [key], touch=False, tally=False)  # it is no prompt's
         if found is None:
             raise _down(f"document {id_} cannot be read")
         array = _array(found.state)

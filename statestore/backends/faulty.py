@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -22,6 +22,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from statestore.backends.base import Backend
 from statestore.backends.leases import Leases
+from statestore.backends.lookups import Lookups, LookupSums, lookups_of
 from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.wrapper import Wrapper
 from statestore.errors import BackendError
@@ -41,7 +42,8 @@ OfBackend: TypeAlias = Literal[
 ]
 OfLeases: TypeAlias = Literal["acquire", "renew", "release", "wait"]
 OfSightings: TypeAlias = Literal["seen", "note"]
-Operation: TypeAlias = OfBackend | OfLeases | OfSightings
+OfLookups: TypeAlias = Literal["add", "sums"]
+Operation: TypeAlias = OfBackend | OfLeases | OfSightings | OfLookups
 
 OF_BACKEND: Final[tuple[OfBackend, ...]] = get_args(OfBackend)
 OF_LEASES: Final[tuple[OfLeases, ...]] = get_args(OfLeases)
@@ -197,6 +199,12 @@ class Faulty(Wrapper):
         inner = sightings_of(self.inner)
         return None if inner is None else _FaultySightings(inner, self)
 
+    @property
+    def lookups(self) -> Lookups | None:
+        """The place's tally of lookups, with faults."""
+        inner = lookups_of(self.inner)
+        return None if inner is None else _FaultyLookups(inner, self)
+
     def meet(
         self,
         operation: Operation,
@@ -231,3 +239,17 @@ class _FaultySightings:
     def __init__(self, inner: Sightings, place: Faulty) -> None:
         self.seen = partial(place.meet, "seen", inner.seen)
         self.note = partial(place.meet, "note", inner.note)
+
+
+class _FaultyLookups:
+    """`inner`, with the faults of `place`."""
+
+    def __init__(self, inner: Lookups, place: Faulty) -> None:
+        self._inner = inner
+        self.add: Callable[[Sequence[LookupSums]], None] = partial(place.meet, "add", inner.add)
+        self.sums: Callable[..., list[LookupSums]] = partial(place.meet, "sums", inner.sums)
+
+    @property
+    def lasting(self) -> bool:
+        """As the port says."""
+        return self._inner.lasting

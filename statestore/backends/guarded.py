@@ -36,6 +36,7 @@ from statestore.backends.base import Backend, Blob, NotAtHandError, Punctual
 from statestore.backends.breaker import Breaker, Circuit, Pauses
 from statestore.backends.deadline import Deadlines, OverdueError, Threads
 from statestore.backends.leases import Lease, Leases, Outcome
+from statestore.backends.lookups import Lookups, LookupSums, lookups_of
 from statestore.backends.prober import Prober
 from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.wrapper import Wrapper
@@ -137,6 +138,12 @@ class Guarded(Wrapper):
         """The place's index, with a lookup's deadline."""
         inner = sightings_of(self.inner)
         return None if inner is None else _GuardedSightings(inner, self)
+
+    @property
+    def lookups(self) -> Lookups | None:
+        """The place's tally; what is added is a write."""
+        inner = lookups_of(self.inner)
+        return None if inner is None else _GuardedLookups(inner, self)
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """As the port says; overdue or refused it raises `UnavailableError`, as all here do."""
@@ -343,6 +350,27 @@ class _GuardedSightings:
     def note(self, marks: Sequence[bytes]) -> None:
         """As the port says."""
         self._guard.write("note", partial(self._inner.note, marks), self._guard.find_s)
+
+
+class _GuardedLookups:
+    """`inner`, behind `guard`."""
+
+    def __init__(self, inner: Lookups, guard: Guarded) -> None:
+        self._inner = inner
+        self._guard = guard
+
+    @property
+    def lasting(self) -> bool:
+        """As the port says."""
+        return self._inner.lasting
+
+    def add(self, sums: Sequence[LookupSums]) -> None:
+        """As the port says."""
+        self._guard.write("tally", partial(self._inner.add, sums), self._guard.find_s)
+
+    def sums(self, namespace: str | None = None) -> list[LookupSums]:
+        """As the port says, for operators."""
+        return self._inner.sums(namespace)
 
 
 _guards: weakref.WeakSet[Guarded] = weakref.WeakSet()

@@ -30,6 +30,7 @@ from statestore.backends.base import Blob, Swept
 from statestore.backends.fields import check_entry, check_number, check_text, hex_prefix, matches
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.local_leases import LocalLeases
+from statestore.backends.lookups import LocalLookups, Lookups
 from statestore.backends.shelf import Shelf
 from statestore.backends.sightings import LocalSightings, Sightings
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
@@ -78,6 +79,11 @@ class MemoryBackend:
     def sightings(self) -> Sightings | None:
         """The prefixes that were seen lately, by all who share the store."""
         return self.room().sightings
+
+    @property
+    def lookups(self) -> Lookups | None:
+        """The tally of all who share the store."""
+        return self.room().lookups
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`."""
@@ -233,6 +239,7 @@ class _Room:
         self.shelf = Shelf()
         self.leases = LocalLeases()
         self.sightings = LocalSightings()
+        self.lookups = LocalLookups()
 
     def make_place(self, entry: Entry) -> None:
         """Evict until `entry` has a place. Raises `FullError`; under the lock."""

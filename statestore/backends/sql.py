@@ -24,10 +24,12 @@ from statestore.backends.database import Database
 from statestore.backends.evicting import evict
 from statestore.backends.leases import Leases
 from statestore.backends.lookup_filter import LookupFilter
+from statestore.backends.lookups import Lookups
 from statestore.backends.recounting import agree, recount
 from statestore.backends.rows import Holding, has_labels, text, to_columns
 from statestore.backends.sightings import Sightings
 from statestore.backends.sql_leases import SqlLeases
+from statestore.backends.sql_lookups import SqlLookups
 from statestore.backends.sql_sightings import SqlSightings
 from statestore.backends.tallies import Tally
 from statestore.blobs.base import BlobStore, RemovesMany
@@ -73,6 +75,7 @@ class SqlBackend:
         self._filter = lookup_filter
         self._leases = SqlLeases(database, listen)
         self._sightings = SqlSightings(database)
+        self._lookups = SqlLookups(database)
 
     @property
     def url(self) -> str:
@@ -88,6 +91,11 @@ class SqlBackend:
     def sightings(self) -> Sightings | None:
         """The prefixes that were seen lately."""
         return self._sightings
+
+    @property
+    def lookups(self) -> Lookups | None:
+        """The tally of lookups."""
+        return self._lookups
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`."""

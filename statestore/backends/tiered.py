@@ -27,8 +27,10 @@ from statestore.backends.base import Backend, Blob, Buffer, Swept
 from statestore.backends.fields import check_entry
 from statestore.backends.headroom import has_headroom
 from statestore.backends.leases import Leases
+from statestore.backends.lookups import Lookups
 from statestore.backends.recent import Recent
 from statestore.backends.sightings import Sightings, sightings_of
+from statestore.backends.tiered_lookups import TieredLookups
 from statestore.backends.write_behind import Bounds, Task, WriteBehind
 from statestore.complaints import Complaints
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
@@ -96,6 +98,11 @@ class Tiered:
         """The last tier's that keeps such an index."""
         kept = (sightings_of(tier.backend) for tier in reversed(self._tiers))
         return next((index for index in kept if index is not None), None)
+
+    @property
+    def lookups(self) -> Lookups | None:
+        """The tallies of all tiers."""
+        return TieredLookups([(tier.name, tier.backend) for tier in self._tiers])
 
     def has_headroom(self, namespace: str) -> bool:
         """Whether the home has room to spare."""

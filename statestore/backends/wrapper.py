@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statestore.backends.base import Backend, Blob, Swept
 from statestore.backends.headroom import has_headroom
 from statestore.backends.leases import Leases
+from statestore.backends.lookups import Lookups, lookups_of
 from statestore.backends.sightings import Sightings, sightings_of
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.keys import StateKey
@@ -36,6 +37,11 @@ class Wrapper:
     def sightings(self) -> Sightings | None:
         """The prefixes that the place has seen."""
         return sightings_of(self.inner)
+
+    @property
+    def lookups(self) -> Lookups | None:
+        """The tally of lookups that the place keeps."""
+        return lookups_of(self.inner)
 
     def has_headroom(self, namespace: str) -> bool:
         """Whether the place has room to spare."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from statestore.backends.base import Backend
 from statestore.backends.file import open_file_backend
+from statestore.backends.lookups import LookupSums, lookups_of
 from statestore.backends.sightings import sightings_of
 from statestore.backends.sql import SqlBackend
 from statestore.entry import Entry, EntryFilter, Evicted, Role, Status, Usage
@@ -53,6 +54,8 @@ DELETED = a_key(4)
 AGE = 5.5  # since 0002
 SEEN = marks([digest(f"seen {number}") for number in range(4)])  # three of them since 0003
 
+ASKED = LookupSums("", "tenant ü", digest("model"), 7, 5, 700, 450, 2.5, CREATED_AT)  # since 0005
+
 
 def expected(revision: str) -> dict[StateKey, Entry]:
     """What is in the golden catalog of `revision`."""
@@ -72,6 +75,8 @@ def write(backend: Backend) -> None:
     backend.leases.acquire(a_key(5), "a host that is long gone", 60.0)
     assert backend.sightings is not None
     backend.sightings.note(SEEN[:3])
+    assert backend.lookups is not None
+    backend.lookups.add([ASKED])
 
 
 def use_golden(backend: Backend, revision: str) -> None:
@@ -97,6 +102,11 @@ def use_golden(backend: Backend, revision: str) -> None:
     assert index.seen(SEEN) == (3 if revision >= "0003" else 0)
     index.note(SEEN)
     assert index.seen(SEEN) == 4
+    tally = lookups_of(backend)
+    assert tally is not None
+    assert tally.sums() == ([ASKED] if revision >= "0005" else [])
+    tally.add([ASKED])
+    assert (ASKED in tally.sums()) == (revision < "0005")
     assert backend.evict(0, CREATED_AT) == Evicted(2, 2000)
     assert backend.evict(0, CREATED_AT, namespace="tenant ü") == Evicted(0, 0)
 

@@ -13,6 +13,7 @@ from tests.statestore.backend_places import MemoryPlace, Place, open_backend
 from tests.statestore.test_backend_contract import BackendContract
 from tests.statestore.test_eviction_contract import EvictionContract
 from tests.statestore.test_lease_contract import LeaseContract
+from tests.statestore.test_lookups_contract import LookupsContract
 from tests.statestore.test_sightings_contract import SightingsContract
 
 names = (f"guarded-{number}" for number in itertools.count())
@@ -45,6 +46,10 @@ class TestGuardedEviction(Behind, EvictionContract):
 
 
 class TestGuardedLeases(Behind, LeaseContract):
+    pass
+
+
+class TestGuardedLookups(Behind, LookupsContract):
     pass
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import event
 from statestore import open_store
 from statestore.backends.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.sql import SqlBackend
+from statestore.backends.sql_lookups import SqlLookups
 from statestore.backends.sql_sightings import SqlSightings
 from statestore.entry import EntryFilter
 from statestore.errors import SettingsError, UnavailableError
@@ -28,6 +29,8 @@ from tests.statestore.test_backend_model import BackendModel
 from tests.statestore.test_eviction_contract import EvictionContract
 from tests.statestore.test_lease_contract import LeaseContract
 from tests.statestore.test_listing_contract import ListingContract
+from tests.statestore.test_lookups_contract import LookupsContract
+from tests.statestore.test_lookups_contract import bounded as bounded_lookups
 from tests.statestore.test_sightings_contract import SightingsContract, bounded
 
 ROWS = 20_000
@@ -68,6 +71,17 @@ class TestPostgresSightings(SightingsContract):
     @pytest.fixture
     def place(self, place: PostgresPlace) -> Place:
         return place
+
+
+class TestPostgresLookups(LookupsContract):
+    @pytest.fixture
+    def place(self, place: PostgresPlace) -> Place:
+        return place
+
+
+def test_rows_of_the_tally_are_bounded(place: PostgresPlace) -> None:
+    with closing(place.open()) as backend:
+        bounded_lookups(SqlLookups(backend._database, 10))
 
 
 def test_the_newest_sightings_are_kept(place: PostgresPlace) -> None:

@@ -15,6 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from statestore.backends.base import Backend
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.keyspace import Keyspace
+from statestore.backends.redis.lookups import RedisLookups
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.sightings import RedisSightings
 from statestore.entry import EntryFilter, Evicted
@@ -33,6 +34,7 @@ from tests.statestore.test_backend_model import BackendModel
 from tests.statestore.test_eviction_contract import EvictionContract
 from tests.statestore.test_lease_contract import LeaseContract
 from tests.statestore.test_listing_contract import NOW, ListingContract
+from tests.statestore.test_lookups_contract import LookupsContract, bounded, known, some
 from tests.statestore.test_sightings_contract import SightingsContract, a_prompt
 
 prefixes = (f"test{number}" for number in itertools.count())
@@ -139,6 +141,36 @@ class TestRedisSightings(OnOneServer, SightingsContract):
 
 
 class TestClusterSightings(OnACluster, SightingsContract):
+    pass
+
+
+class TestRedisLookups(OnOneServer, LookupsContract):
+    def test_rows_are_bounded(self, server: RedisServer) -> None:
+        address = Address.of("redis", f"127.0.0.1:{server.port}", "", {})
+        with closing(Server(address)) as connection:
+            bounded(RedisLookups(connection, Keyspace(next(prefixes), 1), rows=10))
+
+    @pytest.mark.parametrize(
+        "fields", [None, {"junk": "x", "found:zz::a": "1", "since:00::a": "?"}]
+    )
+    def test_what_a_hand_left_there_is_in_nobodys_way(
+        self, server: RedisServer, fields: dict[str, str] | None
+    ) -> None:
+        prefix = next(prefixes)
+        name = f"{prefix}:1:{{00}}:lookups"
+        address = Address.of("redis", f"127.0.0.1:{server.port}", "", {})
+        with closing(Server(address)) as connection, server.client() as client:
+            tally = RedisLookups(connection, Keyspace(prefix, 1))
+            if fields is None:
+                client.set(name, "a string")
+            else:
+                client.hset(name, mapping=fields)
+            assert known(tally) == set()
+            tally.add([some()])
+            assert known(tally) == {some()}
+
+
+class TestClusterLookups(OnACluster, LookupsContract):
     pass
 
 

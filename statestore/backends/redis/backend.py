@@ -21,11 +21,13 @@ from statestore.backends.base import Blob, NotAtHandError, Swept
 from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
 from statestore.backends.redis import mending, parts, scripts
+from statestore.backends.lookups import Lookups
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.connect import require_files
 from statestore.backends.redis.evicting import Eviction
 from statestore.backends.redis.keyspace import CLUSTER_SHARDS, DIGEST_DIGITS, Keyspace
 from statestore.backends.redis.leases import RedisLeases
+from statestore.backends.redis.lookups import RedisLookups
 from statestore.backends.redis.rows import (
     FIELDS,
     Value,
@@ -84,6 +86,7 @@ class RedisBackend:
         self._clock = clock
         self._leases = RedisLeases(server, keyspace)
         self._sightings = RedisSightings(server, keyspace)
+        self._lookups = RedisLookups(server, keyspace)
 
     @property
     def url(self) -> str:
@@ -99,6 +102,11 @@ class RedisBackend:
     def sightings(self) -> Sightings | None:
         """The prefixes that were seen lately."""
         return self._sightings
+
+    @property
+    def lookups(self) -> Lookups | None:
+        """The tally of lookups."""
+        return self._lookups
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`; one round trip."""

@@ -20,6 +20,7 @@ a Cluster has `CLUSTER_SHARDS`, which CRC16 spreads evenly over 2 to 16 nodes.
     departures          zset     departed_at -> digest
     sightings           string   the prefixes that were seen lately, on the first shard alone, see
                                  `sightings`; expires when it is not used
+    lookups             hash     the tally of lookups, on the first shard alone, see `lookups`
     lease:<state key>   string   who computes it, or what came of that, see `leases`; expires
 
 One name has no tag: ``<prefix>:1:released``, the channel where releases of leases are told.
@@ -73,6 +74,11 @@ class Keyspace:
     def sightings(self) -> str:
         """The key of the index of seen prefixes."""
         return f"{self.base_of(0)}sightings"
+
+    @property
+    def lookups(self) -> str:
+        """The key of the tally of lookups."""
+        return f"{self.base_of(0)}lookups"
 
     @property
     def releases(self) -> str:
