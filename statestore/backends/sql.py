@@ -176,8 +176,8 @@ class SqlBackend:
         """Totals over all entries, or over a namespace's."""
         return self._database.read(lambda tx: totals.usage(tx, namespace))
 
-    def tallies(self, namespace: str | None = None) -> list[Tally]:
-        """Sums by namespace and model, in one query that reads every row."""
+    def tallies(self, namespace: str | None = None) -> list[tuple[bytes, Tally]]:
+        """Sums by namespace, model and fingerprint, in one query that reads every row."""
         return self._database.read(lambda tx: sql_tallies.tallies(tx, namespace))
 
     def evict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Double, Integer, case, cast, func, select
+from sqlalchemy import ColumnElement, Connection, Double, Integer, Row, case, cast, func, select
 
 from statestore.backends.tallies import Tally
 from statestore.entry import Status
@@ -24,6 +24,7 @@ _HITS: Final = cast(entries.c.hits, Double)  # a product of two counts may not f
 _COLUMNS: Final = (
     entries.c.namespace,
     entries.c.model,
+    entries.c.fingerprint,
     func.count().label("entries"),
     _sum(entries.c.blob_bytes).label("blob_bytes"),
     _sum(entries.c.state_bytes).label("state_bytes"),
@@ -36,24 +37,26 @@ _COLUMNS: Final = (
 )
 
 
-def tallies(connection: Connection, namespace: str | None) -> list[Tally]:
-    """One tally for each namespace, or `namespace` alone, and model."""
-    statement = select(*_COLUMNS).group_by(entries.c.namespace, entries.c.model)
+def tallies(connection: Connection, namespace: str | None) -> list[tuple[bytes, Tally]]:
+    """One tally for each namespace, or `namespace` alone, model and fingerprint; with that."""
+    groups = (entries.c.namespace, entries.c.model, entries.c.fingerprint)
+    statement = select(*_COLUMNS).group_by(*groups)
     if namespace is not None:
         statement = statement.where(entries.c.namespace == namespace)
-    return [
-        Tally(
-            namespace=str(row.namespace),
-            model=str(row.model),
-            entries=int(row.entries),
-            blob_bytes=int(row.blob_bytes),
-            state_bytes=int(row.state_bytes),
-            quarantined=int(row.quarantined),
-            pinned=int(row.pinned),
-            used=int(row.used),
-            hits=int(row.hits),
-            tokens_saved=round(row.tokens_saved),
-            seconds_saved=float(row.seconds_saved),
-        )
-        for row in connection.execute(statement)
-    ]
+    return [(bytes(row.fingerprint), _tally(row)) for row in connection.execute(statement)]
+
+
+def _tally(row: Row[Any]) -> Tally:
+    return Tally(
+        namespace=str(row.namespace),
+        model=str(row.model),
+        entries=int(row.entries),
+        blob_bytes=int(row.blob_bytes),
+        state_bytes=int(row.state_bytes),
+        quarantined=int(row.quarantined),
+        pinned=int(row.pinned),
+        used=int(row.used),
+        hits=int(row.hits),
+        tokens_saved=round(row.tokens_saved),
+        seconds_saved=float(row.seconds_saved),
+    )

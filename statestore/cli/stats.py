@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import reduce
 from typing import Final
 
 import click
 
-from statestore.backends.base import Backend
-from statestore.backends.budgeted import Budgeted
-from statestore.backends.tallies import Tally, tallies
-from statestore.backends.wrapper import Wrapper
+from statestore.backends.tallies import Tally
 from statestore.cli.options import Seconds, as_json_option
-from statestore.cli.premises import Premises
-from statestore.cli.render import age, emit_fields, emit_json, emit_table, size
+from statestore.cli.render import age, counted, emit_fields, emit_json, emit_table, size
 from statestore.cli.scraped import Lookups, scrape
+from statestore.cli.standing import Standing, answered, record, standings
 from statestore.cli.watching import INTERVAL_S, Glance, watch
-from statestore.entry import Usage
-from statestore.errors import StateStoreError
-from statestore.settings import open_store, tiers_of
-from statestore.url import redacted
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """One tier at one moment."""
-
-    name: str
-    url: str
-    usage: Usage | None = None  # ``None``: not to be seen from here
-    budget_bytes: int | None = None
-    groups: tuple[Tally, ...] = ()
-    error: StateStoreError | None = None
-
-    @property
-    def total(self) -> Tally:
-        """The sum over all namespaces and models."""
-        return reduce(Tally.__add__, self.groups, Tally("", ""))
 
 
 @click.command()
@@ -57,7 +32,7 @@ class Standing:
     "servers",
     multiple=True,
     metavar="URL",
-    help="A server's /metrics, for the hit rate of its lookups; may be repeated.",
+    help="A server's /metrics, for what it has looked up since it began; may be repeated.",
 )
 @as_json_option
 @click.pass_obj
@@ -68,11 +43,17 @@ def stats(
     servers: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Totals of what is stored, and what hits have saved.
+    """Totals of what is stored, the hit rate of lookups, and what hits have saved.
 
-    Each tier has a table by namespace and model. What is saved is counted from the states that are
-    stored now: what was evicted took its hits with it. "used" is the share of states with a hit.
-    The hit rate of lookups is known to the servers alone: see --metrics.
+    Each tier has a table by namespace and model. A lookup is a prompt that a runtime looked for; of
+    several tiers the nearest is asked first, the next ones for what it has not. "hit rate" is the
+    share of lookups that a tier's state answered, "token rate" the share of the prompts' tokens
+    that those states spared. Processes add what they counted every 5 s and when they end: the
+    counts of a killed one's last seconds are lost. Nothing is taken away from them; commands like
+    explain, doctor and ls add nothing.
+
+    "hits", "used" (the share of states with a hit) and what is saved are those of the states that
+    are stored now: what was evicted took its hits with it.
 
     \b
     Examples:
@@ -83,125 +64,65 @@ def stats(
     if interval_s is not None:
         watch(lambda: _glance(url, namespace, servers), interval_s, as_json=as_json)
         return
-    tiers, lookups = standings(url, namespace), _lookups(servers)
+    tiers, scraped = standings(url, namespace), _scraped(servers)
     if as_json:
-        emit_json({**record(tiers, namespace), **_rates(lookups)})
+        emit_json({**record(tiers, namespace), **_of_servers(scraped)})
     else:
-        _show(tiers, namespace, lookups)
+        _show(tiers, namespace, scraped)
     if tiers[-1].error is not None:
         raise tiers[-1].error
 
 
-def standings(url: str, namespace: str | None) -> list[Standing]:
-    """Every tier, nearest first.
-
-    Raises:
-        StateStoreError: the only one there is cannot be looked at.
-    """
-    places = tiers_of(url)
-    found = [_standing(name, place, namespace) for name, place in places.items()]
-    if len(found) == 1 and found[0].error is not None:
-        raise found[0].error
-    return found
-
-
-def record(tiers: Sequence[Standing], namespace: str | None) -> dict[str, object]:
-    """The last tier's totals, which holds everything, and each tier's, for JSON."""
-    home = tiers[-1]
-    return {
-        "url": " ".join(tier.url for tier in tiers),
-        "namespace": namespace,
-        **_sums(home),
-        "tiers": [
-            {
-                "tier": tier.name,
-                "url": tier.url,
-                **_sums(tier),
-                "groups": [asdict(group) for group in tier.groups],
-                "error": None if tier.error is None else str(tier.error),
-            }
-            for tier in tiers
-        ],
-    }
-
-
-def _standing(name: str, place: str, namespace: str | None) -> Standing:
-    shown = redacted(place)
-    if place.startswith("memory:"):  # every process has its own
-        return Standing(name, shown)
-    try:
-        patient = Premises.of(name, place).patient
-        with open_store(patient, create=False) as store:
-            return Standing(
-                name,
-                store.backend.url if patient == place else shown,
-                store.usage(namespace),
-                _budget(store.backend, namespace),
-                tuple(tallies(store.backend, namespace)),
-            )
-    except StateStoreError as error:
-        return Standing(name, shown, error=error)
-
-
-def _sums(tier: Standing) -> dict[str, object]:
-    """A tier's totals; ``None`` where it is not to be seen."""
-    usage, total = tier.usage or Usage(0, 0, 0, 0, 0), tier.total
-    sums = {
-        "entries": usage.entries,
-        "blob_bytes": usage.blob_bytes,
-        "state_bytes": usage.state_bytes,
-        "quarantined": usage.quarantined,
-        "pinned": usage.pinned,
-        "used": total.used,
-        "hits": total.hits,
-        "tokens_saved": total.tokens_saved,
-        "seconds_saved": total.seconds_saved,
-    }
-    known = sums if tier.usage is not None else dict.fromkeys(sums)
-    return {"budget_bytes": tier.budget_bytes, **known}
-
-
-def _lookups(servers: Sequence[str]) -> Lookups | None:
+def _scraped(servers: Sequence[str]) -> Lookups | None:
     return scrape(servers) if servers else None
 
 
-def _rates(lookups: Lookups | None) -> dict[str, object]:
-    if lookups is None:
+def _of_servers(scraped: Lookups | None) -> dict[str, object]:
+    if scraped is None:
         return {}
-    return {
-        "lookups": dict(lookups.outcomes),
-        "hit_rate": lookups.hit_rate,
-        "tier_hits": dict(lookups.tiers),
+    rates = {
+        "lookups": dict(scraped.outcomes),
+        "hit_rate": scraped.hit_rate,
+        "tier_hits": dict(scraped.tiers),
     }
+    return {"servers": rates}
 
 
 def _glance(url: str, namespace: str | None, servers: Sequence[str]) -> Glance:
     """What a watcher sees: the last tier's totals in a line, and all as a table."""
-    tiers, lookups = standings(url, namespace), _lookups(servers)
+    tiers, scraped = standings(url, namespace), _scraped(servers)
     home = tiers[-1]
     if home.error is not None:
         raise home.error
-    total, usage = home.total, home.usage
+    total, usage, asked = home.total, home.usage, answered(tiers)
     counts = {"hits": total.hits, "tokens saved": total.tokens_saved}
     if usage is not None:
         counts = {"entries": usage.entries, "bytes": usage.blob_bytes, **counts}
-    if lookups is not None:
-        counts |= {"lookups": lookups.outcomes.total(), "found": lookups.outcomes["hit"]}
+    if asked is not None:
+        counts |= {"lookups": asked.lookups, "found": asked.found}
+    if scraped is not None:
+        counts |= {
+            "servers' lookups": scraped.outcomes.total(),
+            "servers' hits": scraped.outcomes["hit"],
+        }
     rows = [row for tier in tiers for row in _rows(tier)]
-    return Glance({**record(tiers, namespace), **_rates(lookups)}, counts, _COLUMNS, rows, SPARE)
+    seen = {**record(tiers, namespace), **_of_servers(scraped)}
+    return Glance(seen, counts, _COLUMNS, rows, SPARE)
 
 
 _COLUMNS: Final = (
     "tier", "namespace", "model", ">entries", ">stored", ">pinned", ">hits", ">used",
-    ">tokens saved", ">time saved",
+    ">tokens saved", ">time saved", ">lookups", ">hit rate", ">token rate",
 )  # fmt: skip
 
 
 #: What a narrow terminal goes without, the first ones first.
-SPARE: Final = (">used", ">pinned", ">hits", ">time saved", "namespace")
+SPARE: Final = (
+    ">used", ">pinned", ">hits", ">token rate", ">lookups", ">time saved", "namespace", ">hit rate",
+)  # fmt: skip
 
 
-def _show(tiers: Sequence[Standing], namespace: str | None, lookups: Lookups | None) -> None:
+def _show(tiers: Sequence[Standing], namespace: str | None, scraped: Lookups | None) -> None:
     for number, tier in enumerate(tiers):
         if number:
             click.echo()
@@ -212,19 +133,22 @@ def _show(tiers: Sequence[Standing], namespace: str | None, lookups: Lookups | N
     if rows:
         click.echo()
         emit_table(_COLUMNS, rows, spare=SPARE)
-    if lookups is not None:
-        rate = "-" if lookups.hit_rate is None else f"{lookups.hit_rate:.1%}"
-        tiers_ = "".join(f", {count:,} in {name}" for name, count in lookups.tiers.items())
-        click.echo(
-            f"\nlookups  {lookups.outcomes.total():,}, of which {rate} found a state{tiers_}"
-        )
+    whole = answered(tiers) if len(tiers) > 1 else None
+    if whole is not None and whole.lookups:
+        click.echo(f"\nall tiers  {_asked(whole)}")
+    if scraped is not None:
+        tiers_ = "".join(f", {count:,} in {name}" for name, count in scraped.tiers.items())
+        total = counted(scraped.outcomes.total(), "lookup")
+        click.echo(f"\nservers  {total}, of which {_rate(scraped.hit_rate)} found a state{tiers_}")
 
 
 def _fields(tier: Standing) -> dict[str, object]:
     if tier.error is not None:
         return {"error": tier.error}
+    lookups = {"lookups": _asked(tier.total)}
     if tier.usage is None:
-        return {"entries": "not to be seen from here: every process has its own memory"}
+        own = "not to be seen from here: every process has its own memory"
+        return {"entries": own, **(lookups if tier.total.lookups else {})}
     usage, total, limit = tier.usage, tier.total, tier.budget_bytes
     ratio = usage.blob_bytes / usage.state_bytes if usage.state_bytes else 0.0
     within = "" if limit is None else f" of {size(limit)}, {usage.blob_bytes / limit:.0%}"
@@ -236,14 +160,26 @@ def _fields(tier: Standing) -> dict[str, object]:
         "pinned": usage.pinned,
         "hits": f"{total.hits:,}, on {_share(total)} of the states",
         "saved": f"{total.tokens_saved:,} tokens, {age(total.seconds_saved)} of computing",
+        **lookups,
     }
+
+
+def _asked(total: Tally) -> str:
+    """Of all lookups: how many, since when, what was found."""
+    if not total.lookups:
+        return "none yet"
+    since = "" if total.since is None else f" in {age(time.time() - total.since)}"
+    return (
+        f"{total.lookups:,}{since}, of which {_rate(total.hit_rate)} found a state, with "
+        f"{_rate(total.token_hit_rate)} of the tokens: {age(total.seconds_found)} of computing"
+    )
 
 
 def _rows(tier: Standing) -> Iterator[Sequence[str]]:
     for group in tier.groups:
         yield (
             tier.name,
-            group.namespace,
+            group.namespace or "(others)",
             group.model or "-",
             f"{group.entries:,}",
             size(group.blob_bytes),
@@ -252,6 +188,9 @@ def _rows(tier: Standing) -> Iterator[Sequence[str]]:
             _share(group),
             f"{group.tokens_saved:,}",
             age(group.seconds_saved),
+            f"{group.lookups:,}",
+            _rate(group.hit_rate),
+            _rate(group.token_hit_rate),
         )
 
 
@@ -259,11 +198,5 @@ def _share(tally: Tally) -> str:
     return f"{tally.used / tally.entries:.0%}" if tally.entries else "-"
 
 
-def _budget(backend: Backend, namespace: str | None) -> int | None:
-    """The bytes that the URL allows, in all or for a namespace."""
-    while isinstance(backend, Wrapper):
-        if isinstance(backend, Budgeted):
-            budget = backend.budget
-            return budget.total_bytes if namespace is None else budget.namespaces.get(namespace)
-        backend = backend.inner
-    return None
+def _rate(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

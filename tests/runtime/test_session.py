@@ -18,6 +18,7 @@ from rwkv_runtime.errors import TokenizerError, VocabularyError
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore import ChunkRule, EntryFilter, Identity, Namespace, Role, StateStore, open_store
 from statestore.backends.faulty import Delay, Fail, Fault, Faulty, Operation
+from statestore.backends.lookups import lookups_of
 from statestore.errors import (
     FullError,
     PromptError,
@@ -377,3 +378,21 @@ def test_an_abandoned_text_and_an_interrupted_prompt_leave_a_sound_runtime(
     runtime.flush()
     assert runtime.prefill([DOCUMENT]).computed_tokens == 0
     assert not any(store.check(entry) for entry in store.list())
+
+
+def asked(store: StateStore) -> list[tuple[int, int, int, int]]:
+    store.flush(60)
+    tally = lookups_of(store.backend)
+    assert tally is not None
+    return [(row.lookups, row.found, row.tokens_asked, row.tokens_found) for row in tally.sums()]
+
+
+def test_a_prompt_is_one_lookup(runtime: Runtime, store: StateStore) -> None:
+    runtime.prefill([DOCUMENT, QUESTION])
+    runtime.flush()
+    assert asked(store) == [(1, 0, 105, 0)]
+    runtime.prefill([DOCUMENT, [9] * 5])
+    runtime.flush()
+    assert asked(store) == [(2, 1, 210, 100)]
+    runtime.explain([DOCUMENT, QUESTION])
+    assert asked(store) == [(2, 1, 210, 100)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -143,7 +144,80 @@ def test_stats_of_tiers_go_on_without_the_one_that_is_down(place: Path) -> None:
     assert "hush" not in done.stdout + done.stderr
 
 
-def test_stats_take_the_hit_rate_from_servers(place: Path) -> None:
+def look(store: StateStore, *prompts: list[int], namespace: str = "default") -> None:
+    """Look for these prompts as a runtime does."""
+    for tokens in prompts:
+        keys = [boundary.key for boundary in reversed(boundaries([tokens], namespace))]
+        store.find(Identity(IDENTITY.fingerprint, namespace), keys, touch=False)
+
+
+def test_stats_have_the_hit_rate_of_lookups(tmp_path: Path) -> None:
+    place = str(tmp_path / "s")
+    with open_store(place) as store:
+        fill(store)
+        look(store, [1] * 300, [1] * 300, [2] * 600, [9] * 800)
+        look(store, [1] * 64, [2] * 64, namespace="tenant")
+        unknown = Identity(bytes(range(32, 64)))
+        store.find(unknown, [boundaries([[9] * 40])[0].key])
+    for quiet in (["ls"], ["doctor"], ["bench", "--seconds", "0.1"], ["stats"]):
+        run("--store", place, *quiet)
+    seen = run_json("--store", place, "stats")
+    assert (seen["lookups"], seen["found"], seen["tokens_asked"]) == (7, 4, 2168)
+    assert (seen["tokens_found"], seen["seconds_found"]) == (1264, 9.5)
+    assert (seen["hit_rate"], seen["token_hit_rate"]) == (4 / 7, 1264 / 2168)
+    groups = {(g["namespace"], g["model"]): g for g in seen["tiers"][0]["groups"]}
+    # two models' states have one fingerprint here: its lookups are the larger one's
+    rates = {whose: (g["lookups"], g["hit_rate"]) for whose, g in groups.items() if g["lookups"]}
+    assert rates.pop(("default", unknown.fingerprint.hex()[:12])) == (1, 0.0)
+    assert rates.pop(("tenant", "a.pth")) == (2, 0.5)
+    assert list(rates.values()) == [(4, 0.75)]
+    assert groups["default", unknown.fingerprint.hex()[:12]]["entries"] == 0
+    tenant = run_json("--store", place, "stats", "--namespace", "tenant")
+    assert (tenant["lookups"], tenant["found"], tenant["token_hit_rate"]) == (2, 1, 0.5)
+    shown = run("--store", place, "stats").stdout
+    assert "7 in 0 s, of which 57.1% found a state, with 58.3% of the tokens" in re.sub(
+        r"in \d+ s", "in 0 s", shown
+    )
+
+
+def test_what_is_evicted_leaves_its_lookups(tmp_path: Path) -> None:
+    place = str(tmp_path / "s")
+    with open_store(place) as store:
+        fill(store)
+        look(store, [1] * 300)
+    assert run("--store", place, "evict", "--to", "0", "--yes").returncode == 0
+    seen = run_json("--store", place, "stats")
+    assert (seen["hits"], seen["lookups"], seen["found"], seen["tokens_found"]) == (0, 1, 1, 300)
+
+
+def test_stats_of_tiers_have_each_ones_hit_rate(tmp_path: Path) -> None:
+    home = str(tmp_path / "s")
+    url = f"memory: {home}"
+    with open_store(url) as store:
+        put(store, boundaries([[1] * 300])[0], model="a.pth", cost_s=2.0)
+    with open_store(url) as store:
+        for _ in range(2):  # the second finds it in memory
+            keys = [boundary.key for boundary in reversed(boundaries([[1] * 300]))]
+            assert store.find(IDENTITY, keys) is not None
+            assert store.flush(60)
+        look(store, [9] * 800, [8] * 800)
+    seen = run_json("--store", url, "stats")
+    assert (seen["lookups"], seen["found"], seen["tokens_found"]) == (4, 2, 600)
+    near, far = seen["tiers"]
+    assert (near["lookups"], near["found"], near["hit_rate"], near["entries"]) == (4, 1, 0.25, None)
+    assert [(g["model"], g["lookups"]) for g in near["groups"]] == [("a.pth", 4)]
+    assert (far["lookups"], far["found"], far["entries"]) == (3, 1, 1)
+    assert "all tiers  4 in" in run("--store", url, "stats").stdout
+    alone = run_json("--store", home, "stats")
+    assert (alone["lookups"], alone["found"]) == (3, 1)
+    with open_store(home) as store:  # others come to the home directly: more is found than asked
+        look(store, *[[1] * 300] * 5)
+    assert run_json("--store", url, "stats")["hit_rate"] is None
+    broken = run_json("--store", f"memory: {DEAD} {home}", "stats")
+    assert (broken["lookups"], broken["tiers"][2]["lookups"]) == (None, 8)
+
+
+def test_stats_take_lookups_from_servers(place: Path) -> None:
     with open_store(f"memory: {place}") as store:
         keys = [boundaries([[1] * 300])[0].key]
         for wanted in (keys, keys, keys, [boundaries([[9] * 40])[0].key]):
@@ -156,9 +230,10 @@ def test_stats_take_the_hit_rate_from_servers(place: Path) -> None:
         server.shutdown()
         server.server_close()
         thread.join()
-    assert (seen["hit_rate"], seen["lookups"]) == (0.75, {"hit": 6, "miss": 2})
-    assert sum(seen["tier_hits"].values()) == 6
-    assert "4, of which 75.0% found a state" in shown
+    servers = seen["servers"]
+    assert (servers["hit_rate"], servers["lookups"]) == (0.75, {"hit": 6, "miss": 2})
+    assert sum(servers["tier_hits"].values()) == 6
+    assert "servers  4 lookups, of which 75.0% found a state" in shown
     assert run("--store", str(place), "stats", "--metrics", url).returncode == 4
     assert run("--store", str(place), "stats", "--metrics", "ftp://h").returncode == 2
 

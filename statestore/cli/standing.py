@@ -1,0 +1,166 @@
+"""What each tier of a store holds at one moment, and what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+
+from statestore.backends.base import Backend
+from statestore.backends.budgeted import Budgeted
+from statestore.backends.lookups import LookupSums
+from statestore.backends.tallies import Tally, by_fingerprint, joined, lookups
+from statestore.backends.wrapper import Wrapper
+from statestore.cli.premises import Premises
+from statestore.entry import Usage
+from statestore.errors import StateStoreError
+from statestore.settings import open_store, tiers_of
+from statestore.url import redacted
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One tier at one moment."""
+
+    name: str
+    url: str
+    usage: Usage | None = None  # ``None``: not to be seen from here
+    budget_bytes: int | None = None
+    stored: tuple[tuple[bytes, Tally], ...] = ()  # by fingerprint
+    asked: tuple[LookupSums, ...] = ()  # of this tier, and of nearer ones that it keeps them for
+    error: StateStoreError | None = None
+
+    @property
+    def groups(self) -> list[Tally]:
+        """By namespace and model."""
+        groups = joined(self.stored, [row for row in self.asked if not row.tier])
+        return [group for group in groups if group.entries or group.lookups]
+
+    @property
+    def total(self) -> Tally:
+        """The sum over all namespaces and models."""
+        return reduce(Tally.__add__, self.groups, Tally("", ""))
+
+    def keeps_for(self, tier: Standing) -> Standing:
+        """`tier`, which every process has of its own, with the lookups that this home keeps."""
+        names = tuple((mark, Tally(one.namespace, one.model)) for mark, one in self.stored)
+        asked = tuple(replace(row, tier="") for row in self.asked if row.tier == tier.name)
+        return replace(tier, stored=names, asked=asked)
+
+
+def standings(url: str, namespace: str | None) -> list[Standing]:
+    """Every tier, nearest first.
+
+    Raises:
+        StateStoreError: the only one there is cannot be looked at.
+    """
+    places = tiers_of(url)
+    *near, home = [_standing(name, place, namespace) for name, place in places.items()]
+    if not near and home.error is not None:
+        raise home.error
+    own = [tier.usage is None and tier.error is None for tier in near]
+    return [*(home.keeps_for(t) if mine else t for t, mine in zip(near, own, strict=True)), home]
+
+
+def answered(tiers: Sequence[Standing]) -> Tally | None:
+    """The lookups of the store as a whole: what the nearest tier was asked, and any tier found.
+
+    ``None`` where that is not to be told: a tier is down, or others come to the home directly.
+    """
+    totals = [tier.total for tier in tiers]
+    first, found = totals[0], sum(total.found for total in totals)
+    if found > first.lookups or any(tier.error is not None for tier in tiers):
+        return None
+    return replace(
+        first,
+        found=found,
+        tokens_found=sum(total.tokens_found for total in totals),
+        seconds_found=sum(total.seconds_found for total in totals),
+    )
+
+
+def record(tiers: Sequence[Standing], namespace: str | None) -> dict[str, object]:
+    """For JSON: the last tier's totals, which holds everything, with the lookups of the whole
+    store; and each tier's own.
+    """
+    home = tiers[-1]
+    return {
+        "url": " ".join(tier.url for tier in tiers),
+        "namespace": namespace,
+        **_sums(home),
+        **_rates(answered(tiers)),
+        "tiers": [
+            {
+                "tier": tier.name,
+                "url": tier.url,
+                **_sums(tier),
+                **_rates(None if tier.error is not None else tier.total),
+                "groups": [{**asdict(group), **_rates(group)} for group in tier.groups],
+                "error": None if tier.error is None else str(tier.error),
+            }
+            for tier in tiers
+        ],
+    }
+
+
+def _standing(name: str, place: str, namespace: str | None) -> Standing:
+    shown = redacted(place)
+    if place.startswith("memory:"):  # every process has its own
+        return Standing(name, shown)
+    try:
+        patient = Premises.of(name, place).patient
+        with open_store(patient, create=False) as store:
+            return Standing(
+                name,
+                store.backend.url if patient == place else shown,
+                store.usage(namespace),
+                _budget(store.backend, namespace),
+                tuple(by_fingerprint(store.backend, namespace)),
+                tuple(lookups(store.backend, namespace)),
+            )
+    except StateStoreError as error:
+        return Standing(name, shown, error=error)
+
+
+def _sums(tier: Standing) -> dict[str, object]:
+    """A tier's totals; ``None`` where it is not to be seen."""
+    usage, total = tier.usage or Usage(0, 0, 0, 0, 0), tier.total
+    sums = {
+        "entries": usage.entries,
+        "blob_bytes": usage.blob_bytes,
+        "state_bytes": usage.state_bytes,
+        "quarantined": usage.quarantined,
+        "pinned": usage.pinned,
+        "used": total.used,
+        "hits": total.hits,
+        "tokens_saved": total.tokens_saved,
+        "seconds_saved": total.seconds_saved,
+    }
+    known = sums if tier.usage is not None else dict.fromkeys(sums)
+    return {"budget_bytes": tier.budget_bytes, **known}
+
+
+def _rates(total: Tally | None) -> dict[str, object]:
+    """What was asked and found; ``None`` where that is not known."""
+    asked = total or Tally("", "")
+    rates: dict[str, object] = {
+        "lookups": asked.lookups,
+        "found": asked.found,
+        "hit_rate": asked.hit_rate,
+        "tokens_asked": asked.tokens_asked,
+        "tokens_found": asked.tokens_found,
+        "token_hit_rate": asked.token_hit_rate,
+        "seconds_found": asked.seconds_found,
+        "since": asked.since,
+    }
+    return rates if total is not None else dict.fromkeys(rates, None)
+
+
+def _budget(backend: Backend, namespace: str | None) -> int | None:
+    """The bytes that the URL allows, in all or for a namespace."""
+    while isinstance(backend, Wrapper):
+        if isinstance(backend, Budgeted):
+            budget = backend.budget
+            return budget.total_bytes if namespace is None else budget.namespaces.get(namespace)
+        backend = backend.inner
+    return None
