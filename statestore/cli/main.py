@@ -21,7 +21,10 @@ _TABLE: Final = {
             "showing:show",
             "Show one state: its entry, what a hit saves, its container.",
         ),
-        "stats": ("stats:stats", "Totals of what is stored, the hit rate of lookups, and what hits have saved."),
+        "stats": (
+            "stats:stats",
+            "Totals of what is stored, the hit rate of lookups, and what hits have saved.",
+        ),
         "explain": (
             "explain:explain_tokens",
             "Say why a prompt would hit or miss, boundary by boundary.",

@@ -20,8 +20,8 @@ from typing import Any, Final
 from statestore.backends.base import Blob, NotAtHandError, Swept
 from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
-from statestore.backends.redis import mending, parts, scripts
 from statestore.backends.lookups import Lookups
+from statestore.backends.redis import mending, parts, scripts
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.connect import require_files
 from statestore.backends.redis.evicting import Eviction
