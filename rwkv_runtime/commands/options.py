@@ -16,8 +16,10 @@ import click
 from rwkv_runtime.commands.progress import progress_bar
 from rwkv_runtime.demo import MODEL_PATH
 from rwkv_runtime.engines import (
+    KERNELS,
     LOSSY,
     Engine,
+    KernelName,
     Lossy,
     LossyEngine,
     load_engine,
@@ -27,6 +29,7 @@ from rwkv_runtime.runtime import Runtime
 from rwkv_runtime.tokenizer import tokenizer_for
 from statestore.cli.options import CONFIG
 from statestore.config import Config
+from statestore.errors import SettingsError
 from statestore.keys import Namespace
 from statestore.settings import URL_VARIABLE, default_url, open_store
 
@@ -35,7 +38,7 @@ Command = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """--model, --dtype, --device, --threads, --strategy, --initial-state, --lossy."""
+    """--model, --dtype, --device, --threads, --strategy, --initial-state, --lossy, --kernel."""
 
     path: Path
     dtype: Literal["fp32", "bf16", "fp16"]
@@ -44,6 +47,7 @@ class Model:
     strategy: str | None = None
     initial: Path | None = None
     lossy: Lossy | None = None
+    kernel: KernelName = "torch"
 
     def engine(self) -> Engine:
         """Load the weights, with a bar while they are hashed."""
@@ -53,6 +57,11 @@ class Model:
     def _exact(self) -> Engine:
         with progress_bar("hashing the weights", unit="B") as hashed:
             if self.strategy is not None:
+                if self.kernel != "torch":
+                    raise SettingsError(
+                        f"--strategy computes with the rwkv package, and --kernel {self.kernel} "
+                        "does not; give one of them"
+                    )
                 return load_package_engine(
                     self.path,
                     self.strategy,
@@ -66,6 +75,7 @@ class Model:
                 device=self.device,
                 threads=self.threads,
                 initial=self.initial,
+                kernel=self.kernel,
                 progress=hashed,
             )
 
@@ -161,6 +171,14 @@ _MODEL = (
         type=click.Choice(LOSSY),
         help="Round states at each chunk end and keep only that: smaller, and less exact.",
     ),
+    click.option(
+        "--kernel",
+        type=click.Choice(KERNELS),
+        default="torch",
+        show_default=True,
+        help="What computes single tokens: PyTorch, or C compiled on this machine, which is faster "
+        "and needs a C compiler. Each has states of its own.",
+    ),
 )
 _STORE = (
     click.option(
@@ -199,9 +217,10 @@ def model_options(command: Command) -> Command:
         strategy: str | None,
         initial: Path | None,
         lossy: Lossy | None,
+        kernel: KernelName,
         **rest: object,
     ) -> object:
-        chosen = Model(model, dtype, device, threads, strategy, initial, lossy)
+        chosen = Model(model, dtype, device, threads, strategy, initial, lossy, kernel)
         return command(chosen, **rest)
 
     return _with(_MODEL, run)

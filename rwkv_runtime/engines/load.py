@@ -2,13 +2,16 @@
 
 Whatever decides bits is either fixed here or goes into the fingerprint. The default profile names
 the weights, the engine's revision, device type, dtype and chunk sizes: machines that share it agree
-to rounding. The strict profile adds the number of threads, the processor's capability and the
-library's version: machines that share it agree to the last bit.
+to rounding. The strict profile adds the number of threads, the processor's capability, the
+library's version and what the environment asks of the libraries' choice of instructions: machines
+that share it agree to the last bit. A kernel of our own is named with its revision in both.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,13 +24,20 @@ from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.rounding import Lossy
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
 from rwkv_runtime.errors import DeviceError
+from rwkv_runtime.native import REVISION as KERNEL_REVISION
+from rwkv_runtime.native import Kernel, library
 from rwkv_runtime.tuned import read_tuned
 from rwkv_runtime.weights import Architecture, read_weights, weights_files
+from statestore.errors import SettingsError
 from statestore.keys import ChunkRule, Fingerprint
 
 DTypeName: TypeAlias = Literal["fp32", "bf16", "fp16"]
 DeviceName: TypeAlias = Literal["cpu", "cuda"]
+KernelName: TypeAlias = Literal["torch", "native"]
+KERNELS: tuple[KernelName, ...] = get_args(KernelName)
 MAX_THREADS = 1024  # with very many OpenMP ends the process
+# By these the libraries take other instructions than the processor's best, with other bits.
+INSTRUCTIONS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,6 +51,7 @@ def load_engine(
     threads: int | None = None,
     initial: str | Path | None = None,
     lossy: Lossy | None = None,
+    kernel: KernelName = "torch",
     progress: Progress | None = None,
     cache_dir: Path | None = None,
 ) -> Engine:
@@ -56,6 +67,8 @@ def load_engine(
             except that a strict engine keeps to the number it found.
         initial: A state-tuned file to begin from; ``None`` begins with zeros.
         lossy: Round the state at each chunk end to "fp16", "bf16" or "int8", and keep only that.
+        kernel: What computes single tokens and logits: "torch", or "native", a few hundred lines of
+            C, compiled when it is first asked for; faster, with other bits and states of its own.
         progress: Told (bytes done, bytes in all) while the file is hashed; not called where its
             digest is known.
         cache_dir: Where digests of files are remembered; by default the user's cache directory.
@@ -63,8 +76,10 @@ def load_engine(
     Raises:
         WeightsError: the file is no such weights file, or changes meanwhile.
         DeviceError: this machine does not have the device, or the dtype or threads mean nothing.
+        SettingsError: no such kernel, or not for this model, device or dtype, or no C compiler.
     """
     torch_dtype, torch_device = _checked(dtype, device, threads)
+    compiled = _library(kernel, dtype, device)
     path = Path(path)
     if strict and threads is None:
         threads = torch.get_num_threads()
@@ -97,9 +112,12 @@ def load_engine(
         chunk=rule.chunk,
         min_chunk=rule.min_chunk,
         initial_state="" if tuned is None else tuned.digest,
-        extra=switches(device) + (machine(device, threads) if strict else ()),
+        extra=_kernel_named(kernel)
+        + switches(device)
+        + (machine(device, threads) if strict else ()),
     )
-    engine = Rwkv7Engine(weights, fingerprint, rule, threads, tuned)
+    own = None if compiled is None else Kernel(weights, compiled)
+    engine = Rwkv7Engine(weights, fingerprint, rule, threads, tuned, own)
     return engine if lossy is None else LossyEngine(engine, lossy)
 
 
@@ -125,6 +143,24 @@ def _checked(dtype: str, device: str, threads: int | None) -> tuple[torch.dtype,
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise DeviceError(f"threads is {threads}, expected 1 to {MAX_THREADS}")
     return DTYPE_NAMES[dtype], torch.device(device)
+
+
+def _library(kernel: str, dtype: str, device: str) -> ctypes.CDLL | None:
+    """Asked for before the weights are read: a compiler that is not there is told at once."""
+    if kernel not in KERNELS:
+        raise SettingsError(f"kernel {kernel!r} is not known; there are: {', '.join(KERNELS)}")
+    if kernel == "torch":
+        return None
+    if device != "cpu" or dtype == "fp16":
+        raise SettingsError(
+            f"kernel native computes in fp32 or bf16 on the CPU, not in {dtype} on {device}; "
+            "take --kernel torch"
+        )
+    return library()
+
+
+def _kernel_named(kernel: str) -> tuple[tuple[str, str], ...]:
+    return () if kernel == "torch" else (("kernel", f"{kernel} {KERNEL_REVISION}"),)
 
 
 def _shapes(architecture: Architecture) -> tuple[tuple[str, int], ...]:
@@ -157,4 +193,5 @@ def machine(device: str, threads: int | None) -> tuple[tuple[str, str], ...]:
     common = (("threads", str(threads)), ("torch", str(torch.__version__)))
     if device == "cuda":
         return (*common, ("gpu", torch.cuda.get_device_name()), ("cuda", str(torch.version.cuda)))
-    return (*common, ("cpu", torch.backends.cpu.get_cpu_capability()))
+    limits = tuple((name, os.environ[name]) for name in INSTRUCTIONS if os.environ.get(name))
+    return (*common, ("cpu", torch.backends.cpu.get_cpu_capability()), *limits)

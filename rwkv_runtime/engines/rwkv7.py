@@ -2,7 +2,8 @@
 
 A state is `model.ModelState` with one row. The output that goes with it is the last hidden vector
 [C] after ln_out, so logits are computed from the same [1, C] product whether the vector is new or
-was stored. It knows nothing of stores, prompts or text.
+was stored. With a kernel, that one computes single tokens and logits; chunks of several tokens, and
+batches, are PyTorch's all the same. It knows nothing of stores, prompts or text.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rwkv_runtime import model
 from rwkv_runtime.engines.base import check_tokens
 from rwkv_runtime.engines.threads import computing
 from rwkv_runtime.model import LayerState, ModelState
+from rwkv_runtime.native import Kernel
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
 from rwkv_runtime.tuned import TunedState
 from rwkv_runtime.weights import Architecture, WeightsFile
@@ -35,6 +37,7 @@ class Rwkv7Engine:
         weights: all parameters, in the dtype and on the device to compute with. fingerprint: of
         everything here. rule: how prompts are cut into chunks. threads: the number that torch
         computes with, set in whichever thread calls; ``None`` leaves it be. tuned: where to begin.
+        kernel: made of the same weights.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Rwkv7Engine:
         rule: ChunkRule,
         threads: int | None = None,
         tuned: TunedState | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
         self.fingerprint = fingerprint
         self.rule = rule
@@ -52,6 +56,7 @@ class Rwkv7Engine:
         self.weights = model.Weights.of(weights.tensors)
         self.threads = threads
         self._tuned = tuned
+        self._kernel = kernel
         self._device = self.weights.emb.device
         self.schema = schema_of(weights.architecture, self.weights.emb.dtype)
 
@@ -80,6 +85,8 @@ class Rwkv7Engine:
     def logits(self, output: Tensor) -> Tensor:
         """See `Engine`."""
         with computing(self.threads):
+            if self._kernel is not None:
+                return self._kernel.logits(output)
             return model.logits(self.weights, output[None])[0].float()
 
     def to_stored(self, state: ModelState, output: Tensor | None) -> State:
@@ -103,6 +110,8 @@ class Rwkv7Engine:
 
     def _forward(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         with computing(self.threads):
+            if self._kernel is not None and tokens.numel() == 1:
+                return self._kernel.step(int(tokens), state)
             hidden, after = model.forward(self.weights, tokens, state)
             return hidden[0, -1].clone(), after
 

@@ -21,6 +21,7 @@ class Profile(NamedTuple):
     min_chunk: int = 4
     stride: int = 2
     lossy: str = "none"
+    kernel: str = "torch"
 
 
 class Worker:

@@ -21,15 +21,18 @@ DTYPES: tuple[DTypeName, ...] = ("fp32", "bf16")
 TEXTS = [[(31 * i * s + s) % 256 for i in range(10)] for s in range(1, 18)]
 
 
-@pytest.fixture(scope="module", params=[(d, wide) for wide in (False, True) for d in DTYPES])
+KINDS = [(d, wide, "torch") for wide in (False, True) for d in DTYPES]
+
+
+@pytest.fixture(scope="module", params=[*KINDS, ("fp32", True, "native")])
 def engine(
     request: pytest.FixtureRequest, model_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Rwkv7Engine:
-    dtype, wide = request.param
+    dtype, wide, kernel = request.param
     if wide:  # so that its matrices are packed
         model_path = tmp_path_factory.mktemp("wide") / "wide.safetensors"
         write_random_weights(model_path, small_architecture(layers=2, width=512, heads=8))
-    return load_engine(model_path, dtype=dtype, threads=2)
+    return load_engine(model_path, dtype=dtype, threads=2, kernel=kernel)
 
 
 def read(engine: Rwkv7Engine, text: Sequence[int]) -> ModelState:

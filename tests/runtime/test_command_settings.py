@@ -12,7 +12,7 @@ import pytest
 from rwkv_runtime.__main__ import main
 from rwkv_runtime.commands.options import defaults_of
 from rwkv_runtime.demo import MODEL_PATH
-from rwkv_runtime.engines import LOSSY
+from rwkv_runtime.engines import KERNELS, LOSSY
 from statestore import open_store
 from statestore.config import Config, ServerSettings, load
 from statestore.config.reading import keys_of
@@ -80,6 +80,8 @@ def test_every_setting_of_the_runtime_is_an_option() -> None:
         assert all(key(word) == word for word in kind.choices)
     lossy = keys_of("runtime")["lossy"].metadata["kind"]
     assert all(lossy(word) == word for word in LOSSY)
+    kernel = keys_of("runtime")["kernel"].metadata["kind"]
+    assert all(kernel(word) == word for word in KERNELS)
 
 
 def test_the_servers_settings_are_its_options() -> None:

@@ -73,9 +73,14 @@ def load(weights: Path) -> Load:
     return loaded
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16", "fp16", "example"])
+@pytest.fixture(
+    scope="module", params=["fp32", "bf16", "fp16", "native fp32", "native bf16", "example"]
+)
 def engine(request: pytest.FixtureRequest, load: Load) -> Engine:
-    return example() if request.param == "example" else load(dtype=request.param)
+    if request.param == "example":
+        return example()
+    kernel, _, dtype = request.param.rpartition(" ")
+    return load(dtype=dtype, kernel=kernel or "torch")
 
 
 def content(state: State) -> list[bytes]:
@@ -140,10 +145,11 @@ def test_what_was_stored_is_never_written_to(engine: Engine) -> None:
     assert content(stored) == content(engine.to_stored(state, output))
 
 
+@pytest.mark.parametrize("kernel", ["torch", "native"])
 @pytest.mark.parametrize("length", [1, 2, 16, 17])
-def test_a_computed_state_lies_as_a_loaded_one_does(load: Load, length: int) -> None:
+def test_a_computed_state_lies_as_a_loaded_one_does(load: Load, length: int, kernel: str) -> None:
     """Which routine multiplies a matrix may depend on its strides and where it begins."""
-    engine = load()
+    engine = load(kernel=kernel)
     output, state = engine.prefill(torch.tensor(range(length)), engine.initial_state())
     loaded, kept = engine.from_stored(elsewhere(engine.to_stored(state, output)))
     assert kept is not None
@@ -194,14 +200,16 @@ def test_a_decoded_token_outside_the_vocabulary_is_named(load: Load) -> None:
         engine.decode(300, engine.initial_state())
 
 
-def test_threads_share_an_engine_and_its_states(load: Load) -> None:
-    engine = load(threads=1)
+@pytest.mark.parametrize("kernel", ["torch", "native"])
+def test_threads_share_an_engine_and_its_states(load: Load, kernel: str) -> None:
+    engine = load(threads=1, kernel=kernel)
     _, state = engine.prefill(torch.arange(50), engine.initial_state())
     results: list[list[bytes]] = []
 
     def run() -> None:
         for _ in range(20):
             output, after = engine.prefill(torch.arange(20), state)
+            output, after = engine.decode(7, after)
             results.append(content(engine.to_stored(after, output)))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
@@ -260,6 +268,8 @@ def test_the_fingerprint_tells_apart_what_decides_bits(load: Load, tmp_path: Pat
         load(rule=ChunkRule(min_chunk=16)),
         load(strict=True, threads=1),
         load(strict=True, threads=2),
+        load(kernel="native"),
+        load(kernel="native", dtype="bf16"),
     ]
     assert len({digest(engine) for engine in engines}) == len(engines)
 

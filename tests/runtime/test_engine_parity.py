@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rwkv_runtime.engines import Rwkv7Engine, load_engine
+from rwkv_runtime.engines import KernelName, Rwkv7Engine, load_engine
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from rwkv_runtime.weights import Architecture
 
@@ -62,14 +62,17 @@ def assert_parity(engine: Rwkv7Engine, runs: list[list[int]], expected: dict[str
                 assert error(getattr(of_layer, part)[0], expected[name]) <= BOUND, name
 
 
+@pytest.mark.parametrize("kernel", ["torch", "native"])
 @pytest.mark.parametrize("architecture", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_random_weights(tmp_path: Path, architecture: Architecture, seed: int) -> None:
+def test_random_weights(
+    tmp_path: Path, architecture: Architecture, seed: int, kernel: KernelName
+) -> None:
     path = tmp_path / "random.pth"
     write_random_weights(path, architecture, seed=seed)
     source = np.random.default_rng(seed)
     runs = [source.integers(0, architecture.vocabulary, length).tolist() for length in LENGTHS]
-    engine = load_engine(path, threads=1, cache_dir=tmp_path)
+    engine = load_engine(path, threads=1, kernel=kernel, cache_dir=tmp_path)
     assert_parity(engine, runs, peers_results(path, runs))
 
 
@@ -81,18 +84,20 @@ def trained(data_dir: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_trained_weights(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", ["torch", "native"])
+def test_trained_weights(trained: Path, tmp_path: Path, kernel: KernelName) -> None:
     text = b"In a hole in the ground there lived a hobbit. " * 6
     runs = [list(text), list(b"Not a nasty, dirty, wet hole"), [44], [32]]
-    engine = load_engine(trained, threads=1, cache_dir=tmp_path)
+    engine = load_engine(trained, threads=1, kernel=kernel, cache_dir=tmp_path)
     assert_parity(engine, runs, peers_results(trained, runs))
 
 
+@pytest.mark.parametrize("kernel", ["torch", "native"])
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_trained_weights_give_the_published_logits(
-    data_dir: Path, trained: Path, tmp_path: Path, cut: int
+    data_dir: Path, trained: Path, tmp_path: Path, cut: int, kernel: KernelName
 ) -> None:
-    engine = load_engine(trained, threads=1, cache_dir=tmp_path)
+    engine = load_engine(trained, threads=1, kernel=kernel, cache_dir=tmp_path)
     file = data_dir / "rwkv_cpp" / "expected-logits-7v0-834K.f32"
     expected = torch.from_numpy(np.fromfile(file, "<f4"))
     tokens = torch.tensor(list(b'"in'))

@@ -18,7 +18,12 @@ from hypothesis import strategies as st
 from statestore import EntryFilter, open_store
 from tests.runtime.processes import Profile, Worker, Workers
 
-PROFILES = [Profile("fp32", 1), Profile("fp32", 2), Profile("bf16", 1)]
+PROFILES = [
+    Profile("fp32", 1),
+    Profile("fp32", 2),
+    Profile("bf16", 1),
+    Profile("bf16", 2, kernel="native"),
+]
 DOCUMENT = 8_000  # tokens; read for seconds
 SAME = ("logits", "state", "output", "greedy")
 
@@ -34,7 +39,7 @@ def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert [one[name] for name in SAME] == [other[name] for name in SAME]
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: f"{p.dtype}-{p.threads}")
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: f"{p.dtype}-{p.threads}-{p.kernel}")
 @settings(max_examples=15)
 @given(lengths=segment_lists, more=segment_lists, seed=st.integers(0, 2**32))
 def test_warm_in_another_process_equals_cold(
@@ -54,7 +59,7 @@ def test_warm_in_another_process_equals_cold(
     assert longer["cached"] + longer["computed"] == total == afresh["computed"]
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: f"{p.dtype}-{p.threads}")
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: f"{p.dtype}-{p.threads}-{p.kernel}")
 @settings(max_examples=3)
 @given(lengths=segment_lists, seed=st.integers(0, 2**32))
 def test_resuming_at_every_chunk_end_equals_cold(

@@ -65,7 +65,16 @@ def test_what_cannot_be_packed_stays_as_it_is() -> None:
         assert packed(weight, 256) is weight
 
 
-@pytest.mark.parametrize("profile", [Profile("fp32", 1), Profile("fp32", 2), Profile("bf16", 2)])
+@pytest.mark.parametrize(
+    "profile",
+    [
+        Profile("fp32", 1),
+        Profile("fp32", 2),
+        Profile("bf16", 2),
+        Profile("fp32", 2, kernel="native"),
+        Profile("bf16", 1, kernel="native"),
+    ],
+)
 def test_warm_in_another_process_equals_cold(
     wide_workers: Workers, profile: Profile, tmp_path: Path
 ) -> None:

@@ -25,10 +25,17 @@ def digest(tensor: Tensor) -> str:
 
 
 def main(
-    model: str, dtype: str, threads: str, chunk: str, min_chunk: str, stride: str, lossy: str
+    model: str,
+    dtype: str,
+    threads: str,
+    chunk: str,
+    min_chunk: str,
+    stride: str,
+    lossy: str,
+    kernel: str,
 ) -> None:
     rule = ChunkRule(int(chunk), int(min_chunk), int(stride))
-    engine = load_engine(Path(model), dtype=dtype, threads=int(threads), rule=rule)
+    engine = load_engine(Path(model), dtype=dtype, threads=int(threads), rule=rule, kernel=kernel)
     if lossy != "none":
         engine = LossyEngine(engine, lossy)
     print("ready", flush=True)

@@ -28,6 +28,7 @@ def test_the_wheel_holds_migrations_model_and_types(wheel: Path) -> None:
     assert "statestore/py.typed" in names
     assert "rwkv_runtime/py.typed" in names
     assert any(name.startswith("rwkv_runtime/demo/model.") for name in names)
+    assert {"rwkv_runtime/native/rwkv7.c", "rwkv_runtime/native/lanes.h"} <= set(names)
     assert not any(name.startswith(("tests/", "benchmarks/", "migrations/")) for name in names)
 
 

@@ -1,0 +1,12 @@
+"""A step of one token as one call of compiled C, for those who ask for it (`kernel="native"`).
+
+`rwkv7.c` says what is computed, to the last bit; `compiler` makes a library of it, on the machine
+where it runs; `blocks` lays the matrices out; `kernel` checks what it is given, and calls.
+"""
+
+from __future__ import annotations
+
+from rwkv_runtime.native.compiler import library
+from rwkv_runtime.native.kernel import REVISION, Kernel
+
+__all__ = ["REVISION", "Kernel", "library"]
