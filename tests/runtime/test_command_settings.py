@@ -12,7 +12,7 @@ import pytest
 from rwkv_runtime.__main__ import main
 from rwkv_runtime.commands.options import defaults_of
 from rwkv_runtime.demo import MODEL_PATH
-from rwkv_runtime.engines import KERNELS, LOSSY
+from rwkv_runtime.engines import LOSSY
 from statestore import open_store
 from statestore.config import Config, ServerSettings, load
 from statestore.config.reading import keys_of
@@ -70,18 +70,17 @@ def test_every_setting_of_the_runtime_is_an_option() -> None:
     given = {f"RWKV_RUNTIME_{key.upper()}": "1" for key in keys_of("runtime")}
     given |= {"RWKV_RUNTIME_DTYPE": "bf16", "RWKV_RUNTIME_DEVICE": "cpu"}
     given |= {"RWKV_RUNTIME_LOSSY": "int8", "RWKV_RUNTIME_TOKENIZER": "bytes"}
+    given |= {"RWKV_RUNTIME_KERNEL": "native"}
     given |= {"RWKV_STATESTORE_URL": "./x", "RWKV_STATESTORE_NAMESPACE": "n"}
     defaults = defaults_of(load(None, given))
     options = {option.name: option for option in main.commands["ask"].params}
     assert set(defaults) <= set(options)
-    for name in ("dtype", "device", "tokenizer"):
+    for name in ("dtype", "device", "tokenizer", "kernel"):
         kind, key = options[name].type, keys_of("runtime")[name].metadata["kind"]
         assert isinstance(kind, click.Choice)
         assert all(key(word) == word for word in kind.choices)
     lossy = keys_of("runtime")["lossy"].metadata["kind"]
     assert all(lossy(word) == word for word in LOSSY)
-    kernel = keys_of("runtime")["kernel"].metadata["kind"]
-    assert all(kernel(word) == word for word in KERNELS)
 
 
 def test_the_servers_settings_are_its_options() -> None:

@@ -210,7 +210,7 @@ def test_the_template_is_the_defaults(tmp_path: Path) -> None:
 def test_every_setting_can_come_from_the_environment() -> None:
     examples: dict[str, Any] = {
         "salts": "a=b", "dtype": "bf16", "device": "cuda", "lossy": "int8", "tokenizer": "world",
-        "namespace": "n", "cors_origins": "x,y",
+        "namespace": "n", "cors_origins": "x,y", "kernel": "native",
     }  # fmt: skip
     for row in rows(Config()):
         for value in (examples.get(row.key), "7", "auto", "true", "raw"):
