@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from statestore.keys import Role, StateKey
 
 __all__ = ["Change", "Departed", "Entry", "EntryFilter", "Evicted", "Role", "Status", "Usage"]
+
+#: Bytes of a memo, in UTF-8.
+MEMO_BYTES: Final = 96
 
 
 class Status(StrEnum):
@@ -49,6 +52,7 @@ class Entry:
     reason: str = ""  # why it is quarantined
     model: str = ""  # a name for people; never part of a decision
     labels: Mapping[str, str] = field(default_factory=dict)
+    memo: str = ""  # what an eviction policy knows of it; up to `MEMO_BYTES`, opaque to all others
     tier: str = field(default="", compare=False)  # where tiers found it; never stored
 
 

@@ -34,7 +34,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006")
 HEAD: Final = REVISIONS[-1]
 
 SHARDS: Final = 16  # rows of a namespace in `totals`
@@ -75,6 +75,7 @@ entries = Table(
     Column("model", Text, nullable=False),
     Column("labels", Text, nullable=False),  # a JSON object of strings
     Column("ancestor_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("memo", Text, nullable=False, server_default=text("''")),
     # takes half the time of the primary key's B-tree for the thousands of keys of a long prompt
     Index("ix_entries_lookup", "digest", postgresql_using="hash", info={ONLY_ON: "postgresql"}),
     Index("ix_entries_blob", "blob", unique=True),

@@ -65,8 +65,19 @@ class Backend(Protocol):
         stays. A quarantined or expired one is replaced.
         """
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:
-        """Count a hit of `entry`'s key: hits + 1, used_at, score. One that has gone is no error."""
+    def touch(
+        self,
+        entry: Entry,
+        now: float,
+        score: float,
+        *,
+        memo: str | None = None,
+        expires_at: float | None = None,
+    ) -> None:
+        """Count a hit of `entry`'s key: hits + 1, used_at, score. One that has gone is no error.
+
+        `memo` and `expires_at` (``inf``: never) are set where they are given.
+        """
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """Make the change.

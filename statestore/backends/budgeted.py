@@ -14,6 +14,7 @@ every `TRUST_LIMIT` puts.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from statestore.backends.wrapper import Wrapper
 from statestore.entry import Change, Entry, Evicted, Usage
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, Policy, make_policy
+from statestore.eviction.policy import STOP_S, transient
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 from statestore.url import StoreURL, duration_s, size_bytes
@@ -96,9 +98,11 @@ class Budgeted(Wrapper):
         with ExitStack() as reserved:
             for account in accounts:
                 reserved.enter_context(self._reserved(account, size, now))
+            verdict = self.policy.put(entry, self._age_now(), now)
             scored = replace(
                 entry,
-                score=self.policy.put(entry, self._age_now(), now),
+                score=verdict.score,
+                memo=entry.memo if verdict.memo is None else verdict.memo,
                 expires_at=self._expiry(entry),
             )
             published = self.inner.publish(scored, blob, durable=durable)
@@ -110,9 +114,22 @@ class Budgeted(Wrapper):
                 self._take_back(account, now)
         return published
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:  # noqa: ARG002 - the policy's
-        """As the port says, with the policy's score."""
-        self.inner.touch(entry, now, self.policy.hit(entry, self._age_now(), now))
+    def touch(
+        self,
+        entry: Entry,
+        now: float,
+        score: float,  # noqa: ARG002 - the policy's
+        *,
+        memo: str | None = None,  # noqa: ARG002
+        expires_at: float | None = None,
+    ) -> None:
+        """As the port says, with the policy's score and memo. A passing stop that somebody came
+        back to stays.
+        """
+        verdict = self.policy.hit(entry, self._age_now(), now)
+        if expires_at is None and transient(entry) and _passes(entry, now):
+            expires_at = math.inf if self.ttl_s is None else entry.created_at + self.ttl_s
+        self.inner.touch(entry, now, verdict.score, memo=verdict.memo, expires_at=expires_at)
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """As the port says; what is pinned or not is looked at again before the next put."""
@@ -201,6 +218,11 @@ class Budgeted(Wrapper):
         counts = (gone.entries, gone.tokens, gone.blob_bytes)
         self._metrics.evicted(self.policy.name, reason, *counts)
         return gone
+
+
+def _passes(entry: Entry, now: float) -> bool:
+    """Whether it expires as a passing stop does."""
+    return entry.expires_at is not None and entry.expires_at <= now + STOP_S
 
 
 #: What the common options of a store's URL are called; see `budgeted`.

@@ -79,12 +79,12 @@ def adopt(connection: Connection, entry: Entry) -> Admitted:
     return admit(connection, entry)
 
 
-def touch(connection: Connection, key: StateKey, now: float, score: float) -> None:
-    """Count a hit."""
+def touch(connection: Connection, key: StateKey, columns: Mapping[str, Any]) -> None:
+    """Count a hit, and set `columns`."""
     connection.execute(
         update(entries)
         .where(entries.c.digest == key.digest, entries.c.n_tokens == key.n_tokens)
-        .values(hits=entries.c.hits + 1, used_at=now, score=score)
+        .values(hits=entries.c.hits + 1, **columns)
     )
 
 

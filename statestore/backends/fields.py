@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from statestore.blobs.base import NAME
-from statestore.entry import Entry, EntryFilter
+from statestore.entry import MEMO_BYTES, Entry, EntryFilter
 from statestore.errors import InputError
 
 _HEX = frozenset("0123456789abcdef")
@@ -17,6 +18,7 @@ def check_entry(entry: Entry) -> None:
         check_text(getattr(entry, name), name)
     for name in ("cost_s", "created_at", "used_at", "score", "expires_at"):
         check_number(getattr(entry, name), name)
+    check_memo(entry.memo)
     if not NAME.fullmatch(entry.blob):
         raise InputError(f"entry {entry.key}: {entry.blob!r} is no blob's name")
 
@@ -33,10 +35,39 @@ def check_text(value: str, field: str) -> None:
     raise InputError(f"entry field {field}: {value!r} is not text that a catalog can hold")
 
 
+def check_memo(memo: str) -> None:
+    """Raise `InputError` for a memo that no catalog keeps."""
+    check_text(memo, "memo")
+    if len(memo.encode()) > MEMO_BYTES:
+        raise InputError(f"entry field memo: {len(memo.encode())} bytes, {MEMO_BYTES} at most")
+
+
+def memo_of(stored: object) -> str:
+    """A memo as a catalog gives it back: what is damaged is as none."""
+    if isinstance(stored, bytes):
+        stored = stored.decode(errors="replace")
+    return stored if isinstance(stored, str) and len(stored.encode()) <= MEMO_BYTES else ""
+
+
 def check_number(value: float | None, field: str) -> None:
     """Raise `InputError` for NaN: a catalog would take it for something else."""
     if value is not None and math.isnan(value):
         raise InputError(f"entry field {field} is not a number")
+
+
+def touched(now: float, score: float, memo: str | None, expires_at: float | None) -> dict[str, Any]:
+    """The fields that a touch sets, but for its count; ``None`` is never. Raises `InputError` for
+    what no catalog can keep.
+    """
+    fields: dict[str, Any] = {"used_at": float(now), "score": float(score)}
+    if memo is not None:
+        check_memo(memo)
+        fields["memo"] = memo
+    if expires_at is not None:
+        fields["expires_at"] = None if expires_at == math.inf else float(expires_at)
+    for name, value in fields.items():
+        check_number(value if isinstance(value, float) else None, name)
+    return fields
 
 
 def hex_prefix(where: EntryFilter) -> str:

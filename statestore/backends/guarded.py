@@ -164,9 +164,17 @@ class Guarded(Wrapper):
         work = partial(self.inner.publish, entry, blob, durable=durable)
         return self.write("publish", work, None)
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:
+    def touch(
+        self,
+        entry: Entry,
+        now: float,
+        score: float,
+        *,
+        memo: str | None = None,
+        expires_at: float | None = None,
+    ) -> None:
         """As the port says."""
-        work = partial(self.inner.touch, entry, now, score)
+        work = partial(self.inner.touch, entry, now, score, memo=memo, expires_at=expires_at)
         self.write("touch", work, self._deadlines.find_s)
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:

@@ -27,7 +27,14 @@ from typing import Final
 import numpy as np
 
 from statestore.backends.base import Blob, Swept
-from statestore.backends.fields import check_entry, check_number, check_text, hex_prefix, matches
+from statestore.backends.fields import (
+    check_entry,
+    check_number,
+    check_text,
+    hex_prefix,
+    matches,
+    touched,
+)
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.local_leases import LocalLeases
 from statestore.backends.lookups import LocalLookups, Lookups
@@ -118,14 +125,22 @@ class MemoryBackend:
             room.make_place(entry)
             return room.shelf.add(entry, copy)
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:
+    def touch(
+        self,
+        entry: Entry,
+        now: float,
+        score: float,
+        *,
+        memo: str | None = None,
+        expires_at: float | None = None,
+    ) -> None:
         """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
+        given = touched(now, score, memo, expires_at)
         room = self.room()
         with room.lock:
             kept = room.shelf.get(entry.key)
             if kept is not None:
-                hits = kept.entry.hits + 1
-                room.shelf.change(entry.key, {"hits": hits, "used_at": now, "score": score})
+                room.shelf.change(entry.key, {"hits": kept.entry.hits + 1, **given})
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """Make the change, if the entry is there and (with `blob`) names that blob."""

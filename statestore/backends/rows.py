@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import CTE, ColumnElement, LargeBinary, RowMapping, bindparam, func, literal, select
 
+from statestore.backends.fields import check_memo, memo_of
 from statestore.blobs.base import NAME
 from statestore.entry import Change, Departed, Entry, EntryFilter, Role, Status
 from statestore.errors import InputError
@@ -77,6 +78,7 @@ def digest_at(position: ColumnElement[int]) -> ColumnElement[bytes]:
 
 def to_row(entry: Entry) -> dict[str, Any]:
     """The row of `entry`. Raises `InputError` for what no column can hold."""
+    check_memo(entry.memo)
     return {
         "digest": entry.key.digest,
         "n_tokens": entry.key.n_tokens,
@@ -101,6 +103,7 @@ def to_row(entry: Entry) -> dict[str, Any]:
         "model": text(entry.model, "model"),
         "labels": labels_text(entry.labels),
         "ancestor_tokens": entry.ancestor_tokens,
+        "memo": entry.memo,
     }
 
 
@@ -179,6 +182,7 @@ def _entry(row: Sequence[Any]) -> Entry:
         model,
         labels,
         ancestor_tokens,
+        memo,
     ) = row
     return Entry(
         key=StateKey(bytes(digest), n_tokens),
@@ -203,6 +207,7 @@ def _entry(row: Sequence[Any]) -> Entry:
         model=model,
         labels=_labels(labels),
         ancestor_tokens=int(ancestor_tokens),
+        memo=memo_of(memo),
     )
 
 

@@ -22,6 +22,7 @@ from statestore.backends.base import Blob, Orphan, Swept
 from statestore.backends.bell import Line
 from statestore.backends.database import Database
 from statestore.backends.evicting import evict
+from statestore.backends.fields import touched
 from statestore.backends.leases import Leases
 from statestore.backends.lookup_filter import LookupFilter
 from statestore.backends.lookups import Lookups
@@ -133,11 +134,18 @@ class SqlBackend:
             self._unlink(admitted.replaced.blob)
         return admitted.won
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:
+    def touch(
+        self,
+        entry: Entry,
+        now: float,
+        score: float,
+        *,
+        memo: str | None = None,
+        expires_at: float | None = None,
+    ) -> None:
         """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
-        self._database.apply(
-            lambda tx: catalog.touch(tx, entry.key, now, score), patience_s=_ASIDE_S
-        )
+        columns = touched(now, score, memo, expires_at)
+        self._database.apply(lambda tx: catalog.touch(tx, entry.key, columns), patience_s=_ASIDE_S)
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """Make the change, if the entry is there and (with `blob`) names that blob."""

@@ -170,7 +170,15 @@ class Tiered:
             raise FullError(f"{entry.key}: no tier takes it, and too many puts wait already")
         return published is not False
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:
+    def touch(
+        self,
+        entry: Entry,
+        now: float,
+        score: float,
+        *,
+        memo: str | None = None,
+        expires_at: float | None = None,
+    ) -> None:
         """Count a hit where it was, later further away; copy it nearer. All but the first may fail.
 
         Raises `BackendError` where the tier that had it fails.
@@ -178,11 +186,12 @@ class Tiered:
         self._require_open()
         place = self._places.get(entry.tier, 0)
         for tier in self._tiers[place + 1 :]:
-            work = partial(tier.backend.touch, entry, now, score)
+            work = partial(tier.backend.touch, entry, now, score, memo=memo, expires_at=expires_at)
             self._queue.note((tier.name, entry.key), partial(self._try, tier, "touch", work))
         if place:
             self._promote(entry, place, now)
-        self._tiers[place].backend.touch(entry, now, score)
+        nearest = self._tiers[place].backend
+        nearest.touch(entry, now, score, memo=memo, expires_at=expires_at)
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """Make the change in every tier; with `blob` in the one whose copy that is.

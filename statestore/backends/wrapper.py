@@ -59,9 +59,17 @@ class Wrapper:
         """As the port says."""
         return self.inner.publish(entry, blob, durable=durable)
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:
+    def touch(
+        self,
+        entry: Entry,
+        now: float,
+        score: float,
+        *,
+        memo: str | None = None,
+        expires_at: float | None = None,
+    ) -> None:
         """As the port says."""
-        self.inner.touch(entry, now, score)
+        self.inner.touch(entry, now, score, memo=memo, expires_at=expires_at)
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """As the port says."""

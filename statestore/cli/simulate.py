@@ -14,7 +14,7 @@ import click
 
 from statestore.cli.render import emit_json, emit_table, size
 from statestore.errors import InputError
-from statestore.eviction import DEFAULT, POLICIES, make_policy
+from statestore.eviction import DEFAULT, POLICIES
 from statestore.simulate import (
     ADMISSIONS,
     GAIN_TOKENS,
@@ -22,6 +22,7 @@ from statestore.simulate import (
     Request,
     Result,
     make_admission,
+    make_workers,
     plot,
     read_trace,
     replay,
@@ -99,6 +100,13 @@ class _Scale:
     flag_value="memory:",
     help="Replay through the real store at URL, best an empty one. Without a URL: memory:",
 )
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1, max=64),
+    help="Processes that share the store; each learns from the requests that it is dealt.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @click.option(
     "--plot",
@@ -120,6 +128,7 @@ def simulate(
     speed: float,
     fetch_s: float,
     real: str | None,
+    workers: int,
     as_json: bool,
     picture: Path | None,
     per_hour: bool,
@@ -141,7 +150,8 @@ def simulate(
         raise InputError("--policy oracle: no real store knows the future; leave out --real")
     requests = read_trace(trace, block_size)
     runs = list(product(budgets, policies, admissions))
-    results = list(_results(requests, runs, real, max(GAIN_TOKENS, fetch_s * speed)))
+    gain_tokens = max(GAIN_TOKENS, fetch_s * speed)
+    results = list(_results(requests, runs, real, gain_tokens, workers))
     scale = _Scale(per_state, speed)
     if picture is not None:
         _draw(picture, results)
@@ -164,6 +174,7 @@ def _results(
     runs: Sequence[tuple[int | None, str, str]],
     real: str | None,
     gain_tokens: float,
+    workers: int,
 ) -> Iterator[Result]:
     with _bar(len(requests) * len(runs)) as advance:
         for budget, policy, rule in runs:
@@ -171,9 +182,9 @@ def _results(
             if policy == ORACLE:
                 yield replay_clairvoyant(requests, admission, budget, advance)
             elif real is not None:
-                yield replay_through(real, requests, policy, admission, budget, advance)
+                yield replay_through(real, requests, policy, admission, budget, advance, workers)
             else:
-                chosen = make_policy(policy)
+                chosen = make_workers(policy, workers)
                 yield replay(requests, chosen, admission, budget, progress=advance)
 
 

@@ -84,10 +84,10 @@ def _scores(store: StateStore, selection: Selection, name: str) -> Callable[[Ent
         if entry.hits == 0:
             return _put(policy, entry, hold_s)
         before = replace(entry, hits=entry.hits - 1)
-        return policy.hit(before, entry.used_at - hold_s, entry.used_at)
+        return policy.hit(before, entry.used_at - hold_s, entry.used_at).score
 
     return score
 
 
 def _put(policy: Policy, entry: Entry, hold_s: float) -> float:
-    return policy.put(entry, entry.created_at - hold_s, entry.created_at)
+    return policy.put(entry, entry.created_at - hold_s, entry.created_at).score

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from statestore.entry import Entry
-from statestore.eviction.policy import TRANSIENT, Mean, gain_tokens, score, transient
+from statestore.eviction.policy import TRANSIENT, Mean, Verdict, gain_tokens, score, transient
 from statestore.keys import StateKey
 
 
@@ -23,13 +23,13 @@ class Lru(_Blind):
 
     name = "lru"
 
-    def put(self, entry: Entry, age: float, now: float) -> float:
+    def put(self, entry: Entry, age: float, now: float) -> Verdict:
         """The moment itself, unless the age is ahead of it."""
-        return now + TRANSIENT if transient(entry) else score(1.0, age, now)
+        return Verdict(now + TRANSIENT if transient(entry) else score(1.0, age, now))
 
-    def hit(self, entry: Entry, age: float, now: float) -> float:  # noqa: ARG002 - all are alike
+    def hit(self, entry: Entry, age: float, now: float) -> Verdict:  # noqa: ARG002 - all are alike
         """As a put."""
-        return score(1.0, age, now)
+        return Verdict(score(1.0, age, now))
 
 
 class _ByWorth(_Blind, ABC):
@@ -38,14 +38,14 @@ class _ByWorth(_Blind, ABC):
     def __init__(self) -> None:
         self._mean = Mean()
 
-    def put(self, entry: Entry, age: float, now: float) -> float:
+    def put(self, entry: Entry, age: float, now: float) -> Verdict:
         """The first score; what is only passing by has no part in the mean."""
         if transient(entry):
-            return now + TRANSIENT
+            return Verdict(now + TRANSIENT)
         self._mean.add(self.worth(entry))
         return self._relative(entry, age, now)
 
-    def hit(self, entry: Entry, age: float, now: float) -> float:
+    def hit(self, entry: Entry, age: float, now: float) -> Verdict:
         """The score with one more use."""
         return self._relative(replace(entry, hits=entry.hits + 1), age, now)
 
@@ -53,9 +53,9 @@ class _ByWorth(_Blind, ABC):
     def worth(self, entry: Entry) -> float:
         """In any unit."""
 
-    def _relative(self, entry: Entry, age: float, now: float) -> float:
+    def _relative(self, entry: Entry, age: float, now: float) -> Verdict:
         worth = self.worth(entry)
-        return score(worth / (self._mean.value or worth), age, now)
+        return Verdict(score(worth / (self._mean.value or worth), age, now))
 
 
 class Lfu(_ByWorth):

@@ -30,9 +30,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from statestore.entry import Entry, Role
-from statestore.eviction.densities import Densities, Kind
+from statestore.eviction.densities import Densities
 from statestore.eviction.gaps import Gaps
-from statestore.eviction.policy import HOLD_S, TRANSIENT, Mean, gain_tokens, score, transient
+from statestore.eviction.policy import (
+    HOLD_S,
+    TRANSIENT,
+    Mean,
+    Verdict,
+    gain_tokens,
+    score,
+    transient,
+)
+from statestore.eviction.trials import AGAIN, BACK, CONTINUED, PUT_AGAIN, Trial, has_memo
 from statestore.keys import StateKey
 
 #: Trials that a process remembers; about 20 MB.
@@ -45,23 +54,6 @@ _SHORTEST_TRIAL_S: Final = 60.0
 _WORTH_LIMIT: Final = 1e6
 #: An end that was used more often is no turn of a conversation, but what many begin with.
 _SHARED: Final = 2
-_FINEST: Final = 64  # tokens added; fewer are not told apart
-
-
-@dataclass(slots=True)
-class _Trial:
-    """An entry since its put or its last use."""
-
-    began: float
-    role: Role
-    tokens: int
-    gain: float  # tokens that a use spares, those of what it continued included
-    hits: int
-    turn: int
-    added: int  # tokens beyond the nearest prefix known
-    use: str  # how the last use was: "new", "again", "continued" or "fallen back on"
-    kind: Kind = ()
-    running: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +61,8 @@ class _Prompt:
     """What a lookup found, for the puts that follow it."""
 
     began: float
-    known: _Trial | None  # the deepest prefix known, stored or not
-    found: _Trial | None  # what the lookup returned
+    known: Trial | None  # the deepest prefix known, stored or not
+    found: Trial | None  # what the lookup returned
 
 
 class Learned:
@@ -79,9 +71,9 @@ class Learned:
     name = "learned"
 
     def __init__(self) -> None:
-        self._trials: OrderedDict[bytes, _Trial] = OrderedDict()
+        self._trials: OrderedDict[bytes, Trial] = OrderedDict()
         self._prompts: OrderedDict[bytes, _Prompt] = OrderedDict()
-        self._queue: deque[_Trial] = deque()
+        self._queue: deque[Trial] = deque()
         self._densities = Densities()
         self._gaps = Gaps()
         self._mean = Mean()
@@ -98,11 +90,11 @@ class Learned:
             before = self._prompts.get(end)
             if before is not None and 0.0 <= now - before.began < PROMPT_S:
                 return  # the same prompt looks again
-            known = self._used_deepest(keys, now)
+            known = self._used_deepest(keys, found, now)
             fell_back = found is not None and (known is None or found.key != known[0])
-            stored: _Trial | None = None
+            stored: Trial | None = None
             if found is not None and fell_back:
-                stored = self._use(found.key, self._of(found, now), "fallen back on", now)
+                stored = self._use(found.key, self._of(found, now), BACK, now)
             elif found is not None and known is not None:
                 stored = known[1]
             if found is not None and found.key == keys[0]:
@@ -111,25 +103,25 @@ class Learned:
             if len(self._prompts) > TRIALS // 8:
                 self._prompts.popitem(last=False)
 
-    def put(self, entry: Entry, age: float, now: float) -> float:
-        """The score of an entry that is about to be stored."""
+    def put(self, entry: Entry, age: float, now: float) -> Verdict:
+        """On an entry that is about to be stored."""
         if transient(entry):
-            return now + TRANSIENT
+            return Verdict(now + TRANSIENT)
         with self._mine():
             self._give_up(age, now)
             prompt = self._prompts.pop(entry.key.digest, None)
             trial = self._placed(entry, prompt, now)
             worth = self._worth(entry, trial)
             self._mean.add(worth)
-            return self._score(worth, age, now)
+            return Verdict(self._score(worth, age, now), trial.memo())
 
-    def hit(self, entry: Entry, age: float, now: float) -> float:
-        """The score of an entry that was just used."""
+    def hit(self, entry: Entry, age: float, now: float) -> Verdict:
+        """On an entry that was just used."""
         with self._mine():
             trial = self._trials.get(entry.key.digest)
             if trial is None or trial.began < now - PROMPT_S:  # no lookup told of it
-                trial = self._use(entry.key, self._of(entry, now), "again", now)
-            return self._score(self._worth(entry, trial), age, now)
+                trial = self._use(entry.key, self._of(entry, now), AGAIN, now)
+            return Verdict(self._score(self._worth(entry, trial), age, now), trial.memo())
 
     def _mine(self) -> threading.Lock:
         """The lock; a forked child has its own, which nobody holds."""
@@ -139,16 +131,23 @@ class Learned:
 
     # Trials
 
-    def _used_deepest(self, keys: Sequence[StateKey], now: float) -> tuple[StateKey, _Trial] | None:
-        """Note the use of the deepest key that is known, stored or not."""
+    def _used_deepest(
+        self, keys: Sequence[StateKey], found: Entry | None, now: float
+    ) -> tuple[StateKey, Trial] | None:
+        """Note the use of the deepest key that is known, stored or not; what is stored may be known
+        by its memo alone.
+        """
+        written = found.key.digest if found is not None and has_memo(found) else b""
         for key in keys:
             trial = self._trials.get(key.digest)
+            if found is not None and key.digest == written:
+                trial = self._of(found, now)
             if trial is not None:
-                use = "again" if key == keys[0] else "continued"
+                use = AGAIN if key == keys[0] else CONTINUED
                 return key, self._use(key, trial, use, now)
         return None
 
-    def _use(self, key: StateKey, trial: _Trial, use: str, now: float) -> _Trial:
+    def _use(self, key: StateKey, trial: Trial, use: str, now: float) -> Trial:
         """End a trial with a use, and begin the next one."""
         gap_s = max(now - trial.began, 0.0)
         self._gaps.add(gap_s, trial.tokens)
@@ -156,13 +155,13 @@ class Learned:
             trial.running = False
             held_s = min(gap_s, self._patience_s)
             self._densities.add(trial.kind, held_s, trial.tokens, used=True)
-        following = _Trial(
+        following = Trial(
             now, trial.role, trial.tokens, trial.gain, trial.hits + 1, trial.turn, trial.added, use
         )
         return self._begin(key, following)
 
-    def _begin(self, key: StateKey, trial: _Trial) -> _Trial:
-        trial.kind = _kind(trial)
+    def _begin(self, key: StateKey, trial: Trial) -> Trial:
+        trial.kind = trial.of_kind()
         self._queue.append(trial)
         self._trials[key.digest] = trial
         self._trials.move_to_end(key.digest)
@@ -170,7 +169,7 @@ class Learned:
             self._trials.popitem(last=False)
         return trial
 
-    def _placed(self, entry: Entry, prompt: _Prompt | None, now: float) -> _Trial:
+    def _placed(self, entry: Entry, prompt: _Prompt | None, now: float) -> Trial:
         """The trial that a put begins; one that its own lookup began goes on."""
         known = self._trials.get(entry.key.digest)
         if known is None:
@@ -182,14 +181,14 @@ class Learned:
             trial = known
         else:
             known.running = False
-            again = _Trial(
-                now, known.role, known.tokens, 0.0, known.hits, known.turn, known.added, "put again"
+            again = Trial(
+                now, known.role, known.tokens, 0.0, known.hits, known.turn, known.added, PUT_AGAIN
             )
             trial = self._begin(entry.key, again)
         trial.gain = self._gain(entry, prompt)
         return trial
 
-    def _continue(self, trial: _Trial, prompt: _Prompt) -> None:
+    def _continue(self, trial: Trial, prompt: _Prompt) -> None:
         """What is known of a new end by the prefix that it continues."""
         known = prompt.known
         if known is None or known.tokens >= trial.tokens:
@@ -206,17 +205,15 @@ class Learned:
             return gain
         return gain + (1.0 - min(self._densities.relative(found.kind), 1.0)) * found.gain
 
-    def _of(self, entry: Entry, now: float) -> _Trial:
-        """The trial of an entry that this process has not met before, or the one it has."""
+    def _of(self, entry: Entry, now: float) -> Trial:
+        """The trial of an entry: this process's, or what another has written down since."""
         known = self._trials.get(entry.key.digest)
-        if known is not None:
-            return known
-        gain = gain_tokens(entry)
-        tokens = max(entry.key.n_tokens, 1)
-        began = min(entry.used_at, now)
-        trial = _Trial(began, entry.role, tokens, float(gain), entry.hits, 0, gain, "new")
-        trial.kind = _kind(trial)
-        return trial
+        if known is None:
+            return Trial.of(entry, now)
+        if entry.used_at > known.began and has_memo(entry) and entry.memo != known.memo():
+            known.running = False  # whoever used it has taken note
+            return Trial.of(entry, now)
+        return known
 
     def _give_up(self, age: float, now: float) -> None:
         """End the trials that have waited for too long."""
@@ -235,7 +232,7 @@ class Learned:
 
     # Scores
 
-    def _worth(self, entry: Entry, trial: _Trial) -> float:
+    def _worth(self, entry: Entry, trial: Trial) -> float:
         return trial.gain * self._densities.relative(trial.kind) / max(entry.blob_bytes, 1)
 
     def _score(self, worth: float, age: float, now: float) -> float:
@@ -246,10 +243,3 @@ class Learned:
         longest_s = max(self._gaps.longest_s, 2.0 * hold_s)
         tight = min(max(math.log2(self._gaps.longest_s / hold_s), 0.0), 1.0)
         return now - hold_s + min(hold_s * math.pow(relative, 1.0 + tight), longest_s)
-
-
-def _kind(trial: _Trial) -> Kind:
-    """From the coarse to the fine."""
-    use = (trial.role, trial.use, min(trial.hits, 3))
-    added = min((trial.added // _FINEST).bit_length(), 9)
-    return (use, (*use, trial.turn > 0, added), (*use, min(trial.turn, 6), added))

@@ -17,12 +17,14 @@ may a host whose clock is fast. What is left then lies above the age, and newcom
 by the clock alone they would go first, each before the next, until the clock has caught up.
 
 A policy reads no clock and throws no dice. It may learn from what it is shown; what it learnt lives
-in the process and is learnt anew by the next.
+in the process and is learnt anew by the next. What it knows of one entry it may write down with the
+score, as a memo that every process finds there; one that it cannot read is as none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from statestore.entry import Entry, Role
@@ -40,6 +42,14 @@ AHEAD_S: Final = 3600.0
 WORTH_LIMIT: Final = 64.0
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a policy says of an entry: the score, and what it wants to find there again."""
+
+    score: float
+    memo: str | None = None  # written with the score; ``None``: as it is
+
+
 class Policy(Protocol):
     """Gives scores. Safe to use from several threads, which may cost it an observation."""
 
@@ -50,11 +60,11 @@ class Policy(Protocol):
     def seen(self, keys: Sequence[StateKey], found: Entry | None, now: float) -> None:
         """A lookup of `keys`, deepest first, returned `found`."""
 
-    def put(self, entry: Entry, age: float, now: float) -> float:
-        """The score of an entry that is about to be stored."""
+    def put(self, entry: Entry, age: float, now: float) -> Verdict:
+        """On an entry that is about to be stored."""
 
-    def hit(self, entry: Entry, age: float, now: float) -> float:
-        """The score of an entry that was just used: `entry` is how it was before."""
+    def hit(self, entry: Entry, age: float, now: float) -> Verdict:
+        """On an entry that was just used: `entry` is how it was before."""
 
 
 def score(worth: float, age: float, now: float) -> float:

@@ -21,6 +21,7 @@ from statestore.simulate.plot import plot
 from statestore.simulate.real import replay_through
 from statestore.simulate.replay import Result, replay
 from statestore.simulate.trace import Request, read_trace
+from statestore.simulate.workers import make_workers
 
 __all__ = [
     "ADMISSIONS",
@@ -30,6 +31,7 @@ __all__ = [
     "Request",
     "Result",
     "make_admission",
+    "make_workers",
     "plot",
     "read_trace",
     "replay",

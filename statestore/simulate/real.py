@@ -4,8 +4,9 @@ bytes, and the trace's own clock.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from statestore.settings import open_store
 from statestore.simulate.admission import Admission
 from statestore.simulate.replay import Result, replay
 from statestore.simulate.trace import Request
+from statestore.simulate.workers import Dealt
 
 #: Blob bytes of a state in such a replay.
 BLOB: Final = bytes(64)
@@ -28,12 +30,18 @@ _PLENTY: Final = 1 << 60  # bytes
 
 
 class BackendShelf:
-    """A `Shelf` that is a backend with its budget. What is there already is not counted."""
+    """A `Shelf` that is a backend with its budget, or the same one as several workers have it open.
+    What is there already is not counted.
+    """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, *backends: Backend) -> None:
+        self._backends = Dealt(backends)
         self._put = 0
-        self._before = backend.usage().entries
+        self._before = self._backend.usage().entries
+
+    @property
+    def _backend(self) -> Backend:
+        return self._backends.one
 
     @property
     def kept(self) -> int:
@@ -47,7 +55,7 @@ class BackendShelf:
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, with its blob."""
-        found = self._backend.longest(keys, now)
+        found = self._backends.deal().longest(keys, now)
         return None if found is None or self._backend.read(found) is None else found
 
     def put(self, entry: Entry, now: float) -> bool:
@@ -75,14 +83,25 @@ def replay_through(
     admission: Admission,
     budget_states: int | None,
     progress: Callable[[int], None] | None = None,
+    workers: int = 1,
 ) -> Result:
-    """What a replay makes of `requests` in the store at `url`, within a budget of so many states.
+    """What a replay makes of `requests` in the store at `url`, within a budget of so many states,
+    which so many workers have open.
 
     The store is best empty; what is put stays there. Raises what opening it raises.
     """
     limit = _PLENTY if budget_states is None else budget_states * len(BLOB)
     budget = f"&budget={limit}" if "budget=" not in url else ""
     mark = "&" if "?" in url else "?"
-    with closing(open_store(f"{url}{mark}policy={quote(policy)}{budget}")) as store:
-        shelf = BackendShelf(store.backend)
+    shared = url
+    if workers > 1 and url.partition("?")[0] == "memory:":
+        shared = url.replace("memory:", f"memory://{secrets.token_hex(8)}", 1)
+    with ExitStack() as opened:
+        backends = [
+            opened.enter_context(
+                open_store(f"{shared}{mark}policy={quote(policy)}{budget}")
+            ).backend
+            for _ in range(workers)
+        ]
+        shelf = BackendShelf(*backends)
         return replay(requests, make_policy(policy), admission, budget_states, shelf, progress)

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from statestore.backends.headroom import SPARE
 from statestore.entry import Entry, Role
-from statestore.eviction import Policy
+from statestore.eviction import Policy, Verdict
 from statestore.eviction.policy import STOP_S, transient
 from statestore.keys import StateKey
 from statestore.simulate.admission import Admission
@@ -119,12 +119,13 @@ class ScoredShelf:
 
     def hit(self, entry: Entry, now: float) -> None:
         """Score it anew."""
-        score = self._policy.hit(entry, self._age, now)
-        self._place(replace(entry, hits=entry.hits + 1, used_at=now), score)
+        verdict = self._policy.hit(entry, self._age, now)
+        self._place(replace(entry, hits=entry.hits + 1, used_at=now), verdict)
 
-    def _place(self, entry: Entry, score: float) -> None:
-        digest = entry.key.digest
-        self._entries[digest] = replace(entry, score=score)
+    def _place(self, entry: Entry, verdict: Verdict) -> None:
+        digest, score = entry.key.digest, verdict.score
+        memo = entry.memo if verdict.memo is None else verdict.memo
+        self._entries[digest] = replace(entry, score=score, memo=memo)
         heapq.heappush(self._order, (score, next(self._turn), digest))
 
     def _expire(self, now: float) -> None:

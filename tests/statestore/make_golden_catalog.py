@@ -62,6 +62,8 @@ def expected(revision: str) -> dict[StateKey, Entry]:
     known = dict(_ENTRIES)
     if revision >= "0002":
         known[a_key(1)] = replace(known[a_key(1)], ancestor_tokens=256)
+    if revision >= "0006":
+        known[a_key(1)] = replace(known[a_key(1)], memo="1 c 3 2 512 1024")
     return known
 
 
@@ -100,6 +102,10 @@ def use_golden(backend: Backend, revision: str) -> None:
     index = sightings_of(backend)
     assert index is not None
     assert index.seen(SEEN) == (3 if revision >= "0003" else 0)
+    backend.touch(an_entry(0), CREATED_AT, 0.0, memo="noted")
+    touched = backend.longest([a_key(0)], CREATED_AT)
+    assert touched is not None
+    assert touched.memo == "noted"
     index.note(SEEN)
     assert index.seen(SEEN) == 4
     tally = lookups_of(backend)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.entry import Change, EntryFilter, Role, Status, Usage
+from statestore.entry import MEMO_BYTES, Change, EntryFilter, Role, Status, Usage
 from statestore.errors import ClosedError, InputError
 from statestore.keys import StateKey
 from tests.statestore.backend_places import (
@@ -60,6 +60,7 @@ class BackendContract(PlaceContract):
             expires_at=NOW + 0.1,
             model="a model's name: 模型",
             labels={"project": "x y", "": "empty", "emoji": "🦜"},
+            memo="ü" * (MEMO_BYTES // 2),
         )
         assert publish(backend, entry)
         assert self.same(backend.longest([entry.key], NOW), entry)
@@ -222,6 +223,47 @@ class BackendContract(PlaceContract):
         backend.touch(entry, NOW + 1, 13.5)
         touched = replace(entry, hits=2, used_at=NOW + 1, score=13.5)
         assert self.same(backend.longest([entry.key], NOW), touched)
+
+    @pytest.mark.parametrize(
+        ("given", "fields"),
+        [
+            ({"memo": "what is known, ü"}, {"memo": "what is known, ü"}),
+            ({"memo": ""}, {"memo": ""}),
+            ({"expires_at": NOW + 5}, {"expires_at": NOW + 5}),
+            ({"expires_at": math.inf}, {"expires_at": None}),
+            ({}, {}),
+        ],
+    )
+    def test_a_touch_sets_what_it_is_given(
+        self, backend: Backend, given: dict[str, Any], fields: dict[str, Any]
+    ) -> None:
+        entry, other = an_entry(0, memo="before", expires_at=NOW + 1), an_entry(1, memo="before")
+        publish(backend, entry)
+        publish(backend, other)
+        backend.touch(entry, NOW, 12.5, **given)
+        touched = replace(entry, hits=1, used_at=NOW, score=12.5, **fields)
+        assert self.same(backend.longest([entry.key], NOW), touched)
+        assert self.same(backend.longest([other.key], NOW), other)
+
+    def test_a_touch_decides_when_it_expires(self, backend: Backend) -> None:
+        """Whether it is found, and whether a sweep takes it."""
+        stays, goes = an_entry(0, expires_at=NOW + 1), an_entry(1)
+        publish(backend, stays)
+        publish(backend, goes)
+        backend.touch(stays, NOW, 1.0, expires_at=math.inf)
+        backend.touch(goes, NOW, 1.0, expires_at=NOW + 1)
+        assert backend.longest([stays.key], NOW + 2) is not None
+        assert backend.longest([goes.key], NOW + 2) is None
+        assert backend.sweep(NOW + 2, 0.0).expired == 1
+        assert backend.usage().entries == 1
+
+    @pytest.mark.parametrize("memo", ["a" * (MEMO_BYTES + 1), "a\0b", "\ud800"])
+    def test_a_memo_that_no_place_keeps(self, backend: Backend, memo: str) -> None:
+        with pytest.raises(InputError, match="entry field memo"):
+            publish(backend, an_entry(0, memo=memo))
+        publish(backend, an_entry(1))
+        with pytest.raises(InputError, match="entry field memo"):
+            backend.touch(an_entry(1), NOW, 1.0, memo=memo)
 
     def test_a_touch_of_nothing_is_no_error(self, backend: Backend) -> None:
         backend.touch(an_entry(0), NOW, 1.0)

@@ -125,6 +125,53 @@ class BudgetContract(PlaceContract):
             put(budgeted, number)
         assert stored(backend) == {0, 3, 4, 5}
 
+    @pytest.mark.parametrize(
+        ("passes_s", "ttl_s", "left_s"),
+        [(100.0, None, None), (100.0, 7000.0, 7000.0), (None, None, None), (7000.0, None, 7000.0)],
+    )
+    def test_a_stop_that_was_used_passes_no_longer(
+        self, backend: Backend, passes_s: float | None, ttl_s: float | None, left_s: float | None
+    ) -> None:
+        budgeted = Budgeted(backend, Budget(10 * KB), make_policy(), ttl_s)
+        until = None if passes_s is None else CREATED_AT + passes_s
+        put(budgeted, 0, role=Role.SPARSE, expires_at=until)
+        for _ in range(2):
+            stop = found(budgeted, 0)
+            assert stop is not None
+            budgeted.touch(stop, CREATED_AT + 10, 0.0)
+        stop = found(budgeted, 0)
+        assert stop is not None
+        assert stop.expires_at == (None if left_s is None else CREATED_AT + left_s)
+
+    def test_other_states_expire_when_they_were_to(self, backend: Backend) -> None:
+        budgeted = within(backend, 10 * KB)
+        put(budgeted, 0, role=Role.PROMPT, expires_at=CREATED_AT + 100)
+        entry = found(budgeted, 0)
+        assert entry is not None
+        budgeted.touch(entry, CREATED_AT + 10, 0.0)
+        assert found(budgeted, 0) == replace(
+            entry, hits=1, used_at=CREATED_AT + 10, score=CREATED_AT + 10
+        )
+
+    def test_the_policys_memo_is_kept(self, backend: Backend) -> None:
+        """By one process, read by another; a policy that writes none leaves it."""
+        budgeted = within(backend, 10 * KB, "learned")
+        put(budgeted, 0, role=Role.PROMPT)
+        entry = found(budgeted, 0)
+        assert entry is not None
+        assert entry.memo.startswith("1 n 0 ")
+        other = within(backend, 10 * KB, "learned")
+        seen = other.longest([entry.key], CREATED_AT + 9)
+        assert seen is not None
+        other.touch(seen, CREATED_AT + 9, 0.0)
+        touched = found(backend, 0)
+        assert touched is not None
+        assert touched.memo.startswith("1 a 1 ")
+        within(backend, 10 * KB, "gdsf").touch(touched, CREATED_AT + 10, 0.0)
+        blind = found(backend, 0)
+        assert blind is not None
+        assert (blind.memo, blind.hits) == (touched.memo, 2)
+
     def test_states_of_many_sizes(self, backend: Backend) -> None:
         budgeted = within(backend, 20 * KB, "gdsf")
         dice = random.Random(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
@@ -9,16 +10,20 @@ import time
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from statestore.entry import Role
+from statestore.entry import MEMO_BYTES, Role
 from statestore.eviction import POLICIES, make_policy
 from statestore.eviction.densities import Densities
 from statestore.eviction.gaps import Gaps
 from statestore.eviction.learned import Learned
 from statestore.eviction.policy import HOLD_S
+from statestore.eviction.trials import Trial
 from statestore.keys import StateKey
 from statestore.simulate import Request, make_admission, replay, replay_clairvoyant
 from statestore.simulate.replay import an_entry as an_entry_of
+from statestore.simulate.workers import WorkersPolicy
 from tests.statestore.backend_places import digest
 
 BLOCK = 512
@@ -146,11 +151,11 @@ def test_an_end_that_was_continued_is_given_up() -> None:
     age = later - 100.0
     first, second = a_prefix(*range(20)), a_prefix(*range(21))
     end = an_entry_of(first[-1], Role.PROMPT, 0, later)
-    before = policy.put(end, age, later) - age
+    before = policy.put(end, age, later).score - age
     policy.seen(second[::-1], end, later)
-    after = policy.hit(end, age, later) - age
+    after = policy.hit(end, age, later).score - age
     child = an_entry_of(second[-1], Role.PROMPT, first[-1].n_tokens, later)
-    newer = policy.put(child, age, later) - age
+    newer = policy.put(child, age, later).score - age
     assert after < before / 100
     # It spares one block beyond the first end, and is worth them all: that one will not stay.
     assert newer > before
@@ -170,7 +175,7 @@ def test_lookups_of_a_place_that_holds_nothing_and_of_no_keys() -> None:
     policy = Learned()
     policy.seen([], None, NOW)
     policy.seen(a_prefix(1, 2)[::-1], None, NOW)
-    assert policy.put(an_entry_of(a_prefix(1, 2)[-1], Role.PROMPT, 0, NOW), 0.0, NOW) > 0
+    assert policy.put(an_entry_of(a_prefix(1, 2)[-1], Role.PROMPT, 0, NOW), 0.0, NOW).score > 0
 
 
 def test_what_it_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +249,84 @@ def test_it_costs_less_than_a_millisecond(million: Learned) -> None:
         million.hit(entries[0], at - 100, at)
         spent.append(time.perf_counter() - began)
     assert sorted(spent)[100] < 0.005  # 0.05 ms on a quiet machine
+
+
+# What is written beside an entry
+
+
+def shared_by(workers: int, requests: list[Request], budget: int, seed: int = 1) -> float:
+    policy = WorkersPolicy("learned", workers, seed)
+    return replay(requests, policy, make_admission(), budget).hit_token_share
+
+
+@pytest.mark.parametrize("traffic", [chats, documents])
+def test_many_workers_find_about_as_much_as_one(traffic: object) -> None:
+    requests = [request for seed in range(2) for request in traffic(seed, 2500.0 * seed)]
+    alone, guessed = share(requests, "learned", 60), share(requests, "gdsf", 60)
+    for workers in (4, 16):
+        together = shared_by(workers, requests, 60)
+        assert together > alone - 0.02
+        assert together > guessed - 0.01
+
+
+def test_another_process_goes_on_from_the_memo() -> None:
+    """One sees a chat's first turn and the other its second: both know what becomes of the first."""
+    first, second = a_prefix(*range(20)), a_prefix(*range(21))
+    one, other, alone = Learned(), Learned(), Learned()
+    end = an_entry_of(first[-1], Role.PROMPT, 0, NOW)
+    for policy in (one, alone):
+        policy.seen(first[::-1], None, NOW)
+    put = one.put(end, 0.0, NOW)
+    assert alone.put(end, 0.0, NOW) == put
+    stored = replace(end, memo=put.memo or "")
+    for policy in (other, alone):
+        policy.seen(second[::-1], stored, NOW + 50)
+    hit = other.hit(stored, 0.0, NOW + 51)
+    assert hit.memo == alone.hit(stored, 0.0, NOW + 51).memo
+    assert hit.memo is not None
+    assert hit.memo.startswith("1 c 1 0 ")
+    longer = an_entry_of(second[-1], Role.PROMPT, first[-1].n_tokens, NOW + 51)
+    assert other.put(longer, 0.0, NOW + 51).memo == alone.put(longer, 0.0, NOW + 51).memo
+    # The first one hears of it as soon as it meets the entry again, and its own trial is over.
+    used = replace(stored, memo=hit.memo, hits=1, used_at=NOW + 51)
+    one.seen(second[::-1], used, NOW + 60)
+    again = one.hit(used, 0.0, NOW + 61)
+    assert again.memo is not None
+    assert again.memo.startswith("1 c 2 0 ")
+
+
+@pytest.mark.parametrize(
+    "memo",
+    ["", "1", "1 c 3 2 512", "2 c 3 2 512 1024", "1 x 3 2 512 1024", "1 c -3 2 512 1024"]
+    + ["1 c 3 2 512 1e3", "1 c 3 2 512 " + "9" * 16, "1 c 3 2 512 1024 ", "1 c ٣ 2 512 1024"],
+)
+def test_a_memo_that_is_none(memo: str) -> None:
+    end = an_entry_of(a_prefix(1, 2)[-1], Role.PROMPT, 0, NOW)
+    odd = replace(end, memo=memo)
+    for keys in (a_prefix(1, 2), a_prefix(1, 2, 3)):
+        verdicts = []
+        for entry in (end, odd):
+            policy = Learned()
+            policy.seen(keys[::-1], entry, NOW + 5)
+            verdicts.append(policy.hit(entry, 0.0, NOW + 5))
+        assert verdicts[0] == verdicts[1]
+
+
+@given(
+    use=st.sampled_from("nacbp"),
+    numbers=st.tuples(*[st.integers(0, 10**15 - 1)] * 4),
+    age=st.floats(-1e12, 1e12),
+)
+def test_any_memo_gives_a_score_and_a_memo(use: str, numbers: tuple[int, ...], age: float) -> None:
+    key = a_prefix(1, 2)[-1]
+    memo = " ".join(["1", use, *map(str, numbers)])
+    entry = replace(an_entry_of(key, Role.PROMPT, 0, NOW), memo=memo)
+    assert Trial.of(entry, NOW).memo() == memo
+    policy = Learned()
+    policy.seen([key], entry, NOW + 5)
+    for verdict in (policy.hit(entry, age, NOW + 5), policy.put(entry, age, NOW + 5)):
+        assert math.isfinite(verdict.score)
+        assert len(verdict.memo or "") <= MEMO_BYTES
 
 
 # Its parts

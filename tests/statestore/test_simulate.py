@@ -18,6 +18,7 @@ from statestore.simulate import (
     PRODUCTION,
     Request,
     make_admission,
+    make_workers,
     read_trace,
     replay,
     replay_clairvoyant,
@@ -327,6 +328,19 @@ def test_the_command_through_a_real_store(tmp_path: Path, url: str | None) -> No
     assert (result["hit_tokens"], result["states_kept"]) == (600, 3)
 
 
+def test_workers_share_a_real_store(tmp_path: Path) -> None:
+    """What one of them puts the others find, whatever each has seen."""
+    trace = written(tmp_path / "trace", *SMALL)
+    for real in ([], ["--real"], ["--real", f"file://{tmp_path / 'store'}"]):
+        done = run(
+            "simulate", str(trace), "--block-size", "100", "--admission", "end", "--json",
+            "--workers", "3", *real,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (result,) = json.loads(done.stdout)["results"]
+        assert (result["hit_tokens"], result["states_kept"]) == (600, 3)
+
+
 def test_the_command_refuses(tmp_path: Path) -> None:
     trace = written(tmp_path / "trace", *SMALL)
     assert run("simulate", str(tmp_path / "none")).returncode == 2
@@ -390,6 +404,14 @@ def test_policies_from_the_books(
 def test_the_default_wins(production: list[Request], budget: int, percent: float) -> None:
     result = replay(production, make_policy(), make_admission(), budget)
     assert 100 * result.hit_token_share > percent
+
+
+@pytest.mark.parametrize("workers", [4, 16])
+def test_many_workers_are_ahead_of_guesses(production: list[Request], workers: int) -> None:
+    for budget, percent in ((200, 18.0), (1000, 30.8)):
+        policy = make_workers("learned", workers)
+        result = replay(production, policy, make_admission(), budget)
+        assert 100 * result.hit_token_share > percent
 
 
 @pytest.mark.parametrize(("budget", "rule"), [(200, "end+fork"), (1000, PRODUCTION)])

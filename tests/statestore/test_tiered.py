@@ -132,10 +132,10 @@ class Gate(Wrapper):
         self.check()
         return super().publish(entry, blob, durable=durable)
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:
+    def touch(self, entry: Entry, now: float, score: float, **given: Any) -> None:
         self.check()
         self.touched.append(score)
-        super().touch(entry, now, score)
+        super().touch(entry, now, score, **given)
 
     def check(self) -> None:
         if self.down:

@@ -32,11 +32,11 @@ from statestore.backends.redis.rows import (
     FIELDS,
     Value,
     changes,
-    number,
     text,
     to_departed,
     to_entries,
     to_entry,
+    touch_fields,
 )
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command, call
@@ -189,16 +189,19 @@ class RedisBackend:
             )
         return bool(outcome == scripts.PUBLISHED)
 
-    def touch(self, entry: Entry, now: float, score: float) -> None:
+    def touch(
+        self,
+        entry: Entry,
+        now: float,
+        score: float,
+        *,
+        memo: str | None = None,
+        expires_at: float | None = None,
+    ) -> None:
         """Count a hit: hits + 1, used_at, score. An entry that has gone is no error."""
-        command = self._call(
-            scripts.TOUCH,
-            entry.key,
-            entry.key.n_tokens,
-            number(now, "used_at"),
-            number(score, "score"),
-        )
-        self._server.run([command])
+        fields = touch_fields(now, score, memo, expires_at)
+        flat = [piece for field in fields.items() for piece in field]
+        self._server.run([self._call(scripts.TOUCH, entry.key, entry.key.n_tokens, *flat)])
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
         """Make the change, if the entry is there and (with `blob`) names that blob."""

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
 
+from statestore.backends.fields import check_memo, memo_of, touched
 from statestore.entry import Change, Departed, Entry, Role, Status
 from statestore.errors import InputError
 from statestore.keys import StateKey
@@ -43,6 +44,7 @@ FIELDS: Final = (
     "model",
     "labels",
     "ancestor_tokens",
+    "memo",
 )
 
 Value: TypeAlias = bytes | str | int
@@ -50,6 +52,7 @@ Value: TypeAlias = bytes | str | int
 
 def to_fields(entry: Entry) -> dict[str, Value]:
     """The hash of `entry`. Raises `InputError` for what it cannot hold."""
+    check_memo(entry.memo)
     return {
         "digest": entry.key.digest,
         "n_tokens": entry.key.n_tokens,
@@ -74,6 +77,7 @@ def to_fields(entry: Entry) -> dict[str, Value]:
         "model": text(entry.model, "model"),
         "labels": pack_labels(entry.labels),
         "ancestor_tokens": entry.ancestor_tokens,
+        "memo": entry.memo,
     }
 
 
@@ -120,6 +124,7 @@ def _entry(values: Sequence[Any]) -> Entry:
         model,
         labels,
         ancestor_tokens,
+        memo,
     ) = values
     size = int(blob_bytes)
     if size < 0:
@@ -147,6 +152,7 @@ def _entry(values: Sequence[Any]) -> Entry:
         model=model.decode(),
         labels=_labels(labels),
         ancestor_tokens=int(ancestor_tokens or 0),  # absent in entries of 0.1
+        memo=memo_of(memo or ""),  # and this too
     )
 
 
@@ -205,6 +211,18 @@ def changes(change: Change) -> dict[str, Value]:
         "reason": lambda reason: text(reason, "reason"),
     }
     return {name: spelt[name](value) for name, value in change.given().items()}
+
+
+def touch_fields(
+    now: float, score: float, memo: str | None, expires_at: float | None
+) -> dict[str, Value]:
+    """The fields that a touch sets, but for its count. Raises `InputError` as `touched`."""
+    given = touched(now, score, memo, expires_at)
+    spelt: dict[str, Callable[[Any], Value]] = {"memo": str, "expires_at": expiry}
+    return {
+        name: spelt[name](value) if name in spelt else number(value, name)
+        for name, value in given.items()
+    }
 
 
 def _blob(entry: Entry) -> str:

@@ -73,7 +73,7 @@ return 1
 """
 )
 
-#: ARGV: base, digest, token count, now, score.
+#: ARGV: base, digest, token count, field, value, ...
 TOUCH: Final = (
     SHARD
     + """
@@ -82,7 +82,7 @@ if redis.call('HGET', entry, 'n_tokens') ~= ARGV[3] then
 end
 disarrange(digest, place_of(entry, digest))
 redis.call('HINCRBY', entry, 'hits', 1)
-redis.call('HSET', entry, 'used_at', ARGV[4], 'score', ARGV[5])
+redis.call('HSET', entry, unpack(ARGV, 4))
 arrange(entry, digest)
 return 1
 """
