@@ -261,6 +261,9 @@ class BackendContract(PlaceContract):
     def test_a_memo_that_no_place_keeps(self, backend: Backend, memo: str) -> None:
         with pytest.raises(InputError, match="entry field memo"):
             publish(backend, an_entry(0, memo=memo))
+
+    def test_a_touch_with_a_memo_that_no_place_keeps(self, backend: Backend) -> None:
+        memo = "a" * (MEMO_BYTES + 1)
         publish(backend, an_entry(1))
         with pytest.raises(InputError, match="entry field memo"):
             backend.touch(an_entry(1), NOW, 1.0, memo=memo)

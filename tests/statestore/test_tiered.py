@@ -70,8 +70,10 @@ class OverRedis:
 
 class TieredContract(BackendContract):
     def same(self, found: Entry | None, entry: Entry) -> bool:
-        """Each copy but the home's has a write id of its own, and its tier's score."""
-        return found is not None and replace(found, blob=entry.blob, score=entry.score) == entry
+        """Each copy but the home's has a write id of its own; score and memo are its tier's."""
+        if found is None:
+            return False
+        return replace(found, blob=entry.blob, score=entry.score, memo=entry.memo) == entry
 
     def test_a_blob_that_has_gone_reads_as_none(self, backend: Backend, place: Place) -> None:
         entry = an_entry(0)
@@ -84,6 +86,8 @@ class TieredContract(BackendContract):
 
     # A copy is barred in its own tier: below.
     test_a_replaced_blob_is_neither_barred_nor_deleted = None
+    # The nearest tier's policy writes its own.
+    test_a_touch_with_a_memo_that_no_place_keeps = None
 
 
 class TestTiersOverFiles(OverFiles, TieredContract):
