@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +21,11 @@ WAIT_S = 240.0
 
 
 def command(arguments: tuple[str, ...], directory: str) -> None:
-    """What the process does, its streams in files."""
+    """What the process does, its streams in files; signals as a shell in a terminal has them, even
+    where the tests run in the background.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, name in enumerate(("in", "out", "error")):
         opened = os.open(Path(directory, name), os.O_RDWR | os.O_CREAT)
         os.dup2(opened, stream)
