@@ -76,6 +76,11 @@ def dimensions_of(path: Path, shapes: Shapes) -> Dimensions:
     attention = _matrix(path, shapes, "blocks.0.att.key.weight")[0]
     if attention != width or (heads and heads * head_size != width):
         raise WeightsError(f"{path}: {heads} heads, {attention} keys and a width of {width}")
+    head = _matrix(path, shapes, "head.weight")
+    if head != (vocabulary, width):
+        raise WeightsError(
+            f"{path}: head.weight has shape {list(head)}, expected {[vocabulary, width]}"
+        )
     tuned = any(name.endswith(".att.time_state") for name in shapes)
     return Dimensions(version, layers, width, heads, head_size, vocabulary, tuned)
 

@@ -227,9 +227,16 @@ def _converted(
     device: torch.device,
 ) -> Tensor:
     """A copy of its own."""
+    check_kind(path, name, tensor)
+    return tensor.reshape(shape).to(device=device, dtype=dtype, copy=True).contiguous()
+
+
+def check_kind(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise WeightsError for a tensor that holds other things than numbers one by one."""
     if tensor.dtype not in FLOATS:
         raise WeightsError(f"{path}: {name} holds {tensor.dtype}, expected floating point")
-    return tensor.reshape(shape).to(device=device, dtype=dtype, copy=True).contiguous()
+    if tensor.layout is not torch.strided:
+        raise WeightsError(f"{path}: {name} is stored as {tensor.layout}, expected a dense tensor")
 
 
 def weights_files(path: Path) -> tuple[Path, ...]:

@@ -9,8 +9,8 @@ vector, so logits are what is kept with a state. It reads `.pth` only.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +22,14 @@ from rwkv_runtime.digests import Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.base import check_tokens
 from rwkv_runtime.engines.load import machine, switches
 from rwkv_runtime.engines.package import load_model, package_switches, package_version
+from rwkv_runtime.engines.strategy import Strategy
 from rwkv_runtime.engines.threads import computing
-from rwkv_runtime.errors import DeviceError, WeightsError
+from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
 from rwkv_runtime.tuned import TunedState, read_tuned
 from rwkv_runtime.versions import Dimensions, dimensions_of
-from rwkv_runtime.weights import open_tensors
+from rwkv_runtime.weights import check_kind, open_tensors
+from statestore.errors import InputError, StateError
 from statestore.keys import ChunkRule, Fingerprint
 from statestore.schema import OUTPUT_LOGITS, DType, Schema, State, rwkv4, rwkv5, rwkv7
 
@@ -35,8 +37,18 @@ ADAPTER_NAME: Final = "rwkv-package"
 # Raise with any change of the bits that come out of the same release of the package.
 ADAPTER_REVISION: Final = 1
 
-_SEVEN: Final = re.compile(r"(cpu|cuda(:\d+)?) (fp32|fp16|bf16)")
 _V4_START: Final = -1e30  # of att_pp: the logarithm of nothing
+
+# Everything that tensors which are missing, misshapen or of another kind make it raise.
+_STUMBLES: Final = (
+    KeyError,
+    AttributeError,
+    IndexError,
+    TypeError,
+    RuntimeError,
+    ValueError,
+    AssertionError,
+)
 
 PackageState = tuple[Tensor, ...]
 
@@ -133,12 +145,15 @@ def load_package_engine(
     Raises:
         WeightsError: no `.pth`, no RWKV, a version without a constant state, or tensors that are
             missing or do not fit together.
-        DeviceError: the package is not installed, or refuses the strategy.
+        DeviceError: the package is not installed, or refuses the strategy, or a device of it is not
+            to be had.
     """
     path = Path(path)
     digest, identity = weights_digest(path, cache_dir=cache_dir, progress=progress)
-    dimensions = _checked(path, strategy)
-    model = load_model(str(path.with_suffix("")), strategy, dimensions.version)
+    dimensions = _checked(path)
+    known = Strategy.of(strategy, seven=dimensions.is_seven)
+    with _stumbling(path):
+        model = load_model(str(path.with_suffix("")), known.text, dimensions.version)
     _own(model)
     check_unchanged(path, identity)
     if initial is None and dimensions.tuned and dimensions.is_seven:
@@ -158,14 +173,13 @@ def load_package_engine(
     rule = rule or ChunkRule()
     if strict and threads is None:
         threads = torch.get_num_threads()
-    device = "cuda" if "cuda" in strategy else "cpu"
     extra = (
-        ("strategy", " ".join(strategy.split())),
+        ("strategy", known.text),
         ("package", package_version()),
         ("rescale_layer", str(getattr(model, "RESCALE_LAYER", 0))),
         *package_switches(),
-        *switches(device),
-        *(machine(device, threads) if strict else ()),
+        *switches(known.device),
+        *(machine(known.device, threads) if strict else ()),
     )
     fingerprint = Fingerprint(
         weights_digest=digest.hex(),
@@ -173,8 +187,8 @@ def load_package_engine(
         shapes=_shapes(dimensions),
         engine=ADAPTER_NAME,
         revision=ADAPTER_REVISION,
-        device=device,
-        dtype=strategy.split()[1],
+        device=known.device,
+        dtype=known.dtype,
         chunk=rule.chunk,
         min_chunk=rule.min_chunk,
         initial_state="" if tuned is None else tuned.digest,
@@ -188,27 +202,36 @@ def load_package_engine(
 def _try(engine: PackageEngine, path: Path) -> None:
     """Compute once: the package asks for a tensor, and minds its shape, when it needs it."""
     for tokens in ([0], [0, 0]):  # one token and several take different ways
+        with _stumbling(path):
+            output, state = engine.prefill(torch.tensor(tokens), engine.initial_state())
         try:
-            engine.prefill(torch.tensor(tokens), engine.initial_state())
-        except (KeyError, AttributeError, IndexError, TypeError, RuntimeError) as error:
-            raise WeightsError(
-                f"{path}: the rwkv package cannot compute with it: {type(error).__name__}: {error}"
-            ) from error
+            engine.schema.validate(engine.to_stored(state, output))
+        except StateError as error:
+            raise WeightsError(f"{path}: its tensors do not fit together: {error}") from error
 
 
-def _checked(path: Path, strategy: str) -> Dimensions:
+@contextmanager
+def _stumbling(path: Path) -> Iterator[None]:
+    """What the package raises where it stumbles over the file at `path` is a `WeightsError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _STUMBLES as error:
+        reason = str(error).split("\n", 1)[0]
+        raise WeightsError(
+            f"{path}: the rwkv package cannot compute with it: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _checked(path: Path) -> Dimensions:
     """What is in the file; read once with every check of ours, before the package reads it."""
     if path.suffix != ".pth":
         raise WeightsError(f"{path}: the rwkv package reads files whose names end in .pth")
-    with open_tensors(path) as (shapes, _):
+    with open_tensors(path) as (shapes, load):
         dimensions = dimensions_of(path, shapes)
-    if dimensions.is_seven and not _SEVEN.fullmatch(strategy):
-        raise DeviceError(
-            f"strategy {strategy!r}: for RWKV-7 the rwkv package knows one device and one of "
-            "fp32, fp16 and bf16: 'cpu fp32'"
-        )
-    if len(strategy.split()) < 2:
-        raise DeviceError(f"strategy {strategy!r}: write device and dtype: 'cpu fp32'")
+        for name in shapes:  # the package would take whole numbers for values
+            check_kind(path, name, load(name))
     return dimensions
 
 

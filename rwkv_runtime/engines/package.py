@@ -45,7 +45,9 @@ def load_model(path_without_suffix: str, strategy: str, version: str) -> Any:  #
     """The package's model of a `.pth` file of that version.
 
     Raises:
-        DeviceError: the package is not installed, or refuses the strategy.
+        DeviceError: the package is not installed, cannot be loaded here, or refuses the strategy.
+
+    Whatever it stumbles over in the file comes out as it is.
     """
     quiet = redirect_stdout(io.StringIO())
     seven = version.startswith("7")
@@ -55,11 +57,8 @@ def load_model(path_without_suffix: str, strategy: str, version: str) -> Any:  #
             if seven:
                 return module.RWKV(path_without_suffix, strategy)
             return module.RWKV(path_without_suffix, strategy, verbose=False)
-        except (ValueError, AssertionError, IndexError) as error:
-            reason = str(error) or "no reason given"
-            raise DeviceError(
-                f"strategy {strategy!r}: the rwkv package refuses it: {reason}"
-            ) from error
+        except (ZeroDivisionError, NameError) as error:  # no layer is left for a part; no DirectML
+            raise DeviceError(f"strategy {strategy!r}: the rwkv package refuses it: {error}") from error
 
 
 def _require() -> Any:  # noqa: ANN401 - a module's spec
@@ -79,7 +78,11 @@ def _private_copy() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # it compiles kernels where it is told to
+        told = " ".join(f"{name}={value}" for name, value in package_switches())
+        raise DeviceError(f"the rwkv package cannot be loaded here ({told}): {error}") from error
     return module
 
 
