@@ -4,10 +4,11 @@ one file or in shards, in flash-linear-attention's names.
     model.layers.3.attn.w_lora.lora.0.weight  ->  blocks.3.att.w1, transposed
     model.layers.3.attn.w_lora.lora.2.bias    ->  blocks.3.att.w0
     model.layers.0.pre_norm.weight            ->  blocks.0.ln0.weight
+    model.layers.3.attn.x_x                   ->  blocks.3.att.x_r, x_w, ... x_g, as of old
 
 Values are the same numbers, so a model gives the same logits in either form. What the
-configuration says beyond shapes is held against what the engine computes: another epsilon, tied
-embeddings or layers of attention are refused by name.
+configuration says is held against what the engine computes, and against the tensors: another
+epsilon, tied embeddings, layers of attention or other sizes are refused by name.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +31,9 @@ WHOLE: Final = "model.safetensors"
 
 _CONFIG_BYTES: Final = 16 << 20  # 16 MiB: an index of a large model has about 1
 _LAYER: Final = re.compile(r"model\.layers\.(\d+)\.(.+)")
+# The first release kept the six mixes in one tensor, in this order.
+_MIXED: Final = re.compile(r"model\.layers\.(\d+)\.attn\.x_x")
+_MIXES: Final = "rwkvag"
 _LOW_RANK: Final = re.compile(r"attn\.([wavg])_lora\.lora\.(0\.weight|2\.weight|2\.bias)")
 _LOW_RANK_PARTS: Final = {"0.weight": "1", "2.weight": "2", "2.bias": "0"}
 _OUTSIDE: Final = {
@@ -48,6 +54,8 @@ _MODULES: Final = {
     "attn": "att",
     "ffn": "ffn",
 }
+#: The epsilon of the heads' norm is `norm_eps` times the head's size there, and 64e-5 here.
+_HEAD_SIZE: Final = 64
 #: What the engine computes; a configuration that says otherwise is another model.
 _EXPECTED: Final[dict[str, Any]] = {
     "norm_eps": 1e-5,
@@ -67,25 +75,54 @@ def is_huggingface(shapes: Shapes) -> bool:
     return any(name.startswith(("model.layers.", "model.embeddings.")) for name in shapes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where an official tensor comes from."""
+
+    name: str  # of theirs
+    shape: tuple[int, ...]
+    take: Callable[[Tensor], Tensor]  # from theirs
+
+
 def official(path: Path, shapes: Shapes, load: Load) -> tuple[Shapes, Load]:
     """The same tensors under their official names and in their official shapes.
 
     Raises:
-        WeightsError: a name that is not known; `path` is for the message.
+        WeightsError: a name that is not known, or two for one tensor; `path` is for the message.
     """
-    places = {name: _official_name(path, name) for name in shapes}
-    turned = {official_name for official_name, transposed in places.values() if transposed}
-    source = {official_name: name for name, (official_name, _) in places.items()}
-    renamed = {
-        name: shapes[source[name]][::-1] if name in turned else tuple(shapes[source[name]])
-        for name in source
-    }
+    source: dict[str, _Part] = {}
+    for name, shape in shapes.items():
+        for official_name, part in _parts(path, name, tuple(shape)).items():
+            if official_name in source:
+                twice = f"{source[official_name].name} and {name}"
+                raise WeightsError(f"{path}: {twice} are one tensor, {official_name}")
+            source[official_name] = part
 
     def load_official(name: str) -> Tensor:
-        tensor = load(source[name])
-        return tensor.t() if name in turned else tensor
+        part = source[name]
+        return part.take(load(part.name))
 
-    return renamed, load_official
+    return {name: part.shape for name, part in source.items()}, load_official
+
+
+def _parts(path: Path, name: str, shape: tuple[int, ...]) -> dict[str, _Part]:
+    """What the tensor `name` is in the official form; `_MIXES` are six."""
+    mixes = _MIXED.fullmatch(name)
+    if mixes is None:
+        official_name, transposed = _official_name(path, name)
+        if transposed:
+            return {official_name: _Part(name, shape[::-1], Tensor.t)}
+        return {official_name: _Part(name, shape, _as_it_is)}
+    if shape[:1] != (len(_MIXES),):
+        raise WeightsError(f"{path}: {name} has shape {list(shape)}, expected {len(_MIXES)} rows")
+    return {
+        f"blocks.{mixes[1]}.att.x_{mix}": _Part(name, shape[1:], itemgetter(row))
+        for row, mix in enumerate(_MIXES)
+    }
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def files_of(directory: Path) -> tuple[Path, ...]:
@@ -123,6 +160,25 @@ def check_config_beside(path: Path) -> None:
     config = path.parent / CONFIG
     if not path.is_dir() and config.is_file():
         _check_config(config)
+
+
+def check_sizes(path: Path, sizes: Mapping[str, int]) -> None:
+    """Hold `sizes`, the tensors' by the names of the configuration, against the configuration of
+    the weights at `path`, if there is one.
+
+    Raises:
+        WeightsError: it says otherwise, or heads are of a size that is computed otherwise there.
+    """
+    config = (path if path.is_dir() else path.parent) / CONFIG
+    said = _read_json(config) if config.is_file() else {}
+    for name, size in sizes.items():
+        if said.get(name, size) not in (size, None):
+            raise WeightsError(f"{config}: {name} is {said[name]!r}, the tensors' is {size}")
+    if sizes["head_dim"] != _HEAD_SIZE:
+        raise WeightsError(
+            f"{path}: heads of {sizes['head_dim']}; in Hugging Face's form this engine computes "
+            f"heads of {_HEAD_SIZE} only, for others the epsilon of their norm is another"
+        )
 
 
 def _official_name(path: Path, name: str) -> tuple[str, bool]:

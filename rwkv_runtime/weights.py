@@ -30,7 +30,13 @@ from torch import Tensor
 from rwkv_runtime.digests import FileIdentity
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.hugepages import use_huge_pages
-from rwkv_runtime.huggingface import check_config_beside, files_of, is_huggingface, official
+from rwkv_runtime.huggingface import (
+    check_config_beside,
+    check_sizes,
+    files_of,
+    is_huggingface,
+    official,
+)
 from rwkv_runtime.projection import packed
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -130,10 +136,13 @@ def read_weights(
         together.
     """
     with _opened_all(path) as (shapes, load):
-        if is_huggingface(shapes):
+        theirs = is_huggingface(shapes)
+        if theirs:
             check_config_beside(path)
             shapes, load = official(path, shapes, load)
         architecture = infer(path, shapes)
+        if theirs:
+            check_sizes(path, _sizes(architecture))
         tensors = {}
         for name, shape in architecture.shapes().items():
             tensor = _converted(path, name, load(name), shape, dtype, device)
@@ -141,6 +150,17 @@ def read_weights(
             tensors[name] = packed(tensor, rows) if rows and MATRIX.fullmatch(name) else tensor
     use_huge_pages(tensor for name, tensor in tensors.items() if name != "emb.weight")
     return WeightsFile(architecture, tensors)
+
+
+def _sizes(architecture: Architecture) -> dict[str, int]:
+    """By the names of Hugging Face's configuration."""
+    return {
+        "hidden_size": architecture.width,
+        "num_hidden_layers": architecture.layers,
+        "vocab_size": architecture.vocabulary,
+        "head_dim": architecture.head_size,
+        "num_heads": architecture.heads,
+    }
 
 
 def infer(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
@@ -235,8 +255,6 @@ def check_kind(path: Path, name: str, tensor: Tensor) -> None:
     """Raise WeightsError for a tensor that holds other things than numbers one by one."""
     if tensor.dtype not in FLOATS:
         raise WeightsError(f"{path}: {name} holds {tensor.dtype}, expected floating point")
-    if tensor.layout is not torch.strided:
-        raise WeightsError(f"{path}: {name} is stored as {tensor.layout}, expected a dense tensor")
 
 
 def weights_files(path: Path) -> tuple[Path, ...]:
@@ -358,6 +376,9 @@ def _opened_pth(path: Path, size: int, *, mapped: bool = True) -> Opened:
             raise WeightsError(
                 f"{path}: expected tensors by name, found {name!r}: {type(tensor).__name__}"
             )
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            how = "without its values" if tensor.is_meta else f"as {tensor.layout}"
+            raise WeightsError(f"{path}: {name} is stored {how}, expected a dense tensor")
     # A view may claim what no file holds; copying it would allocate that.
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
     if claimed > size:

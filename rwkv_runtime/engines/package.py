@@ -58,7 +58,9 @@ def load_model(path_without_suffix: str, strategy: str, version: str) -> Any:  #
                 return module.RWKV(path_without_suffix, strategy)
             return module.RWKV(path_without_suffix, strategy, verbose=False)
         except (ZeroDivisionError, NameError) as error:  # no layer is left for a part; no DirectML
-            raise DeviceError(f"strategy {strategy!r}: the rwkv package refuses it: {error}") from error
+            raise DeviceError(
+                f"strategy {strategy!r}: the rwkv package refuses it: {error}"
+            ) from error
 
 
 def _require() -> Any:  # noqa: ANN401 - a module's spec

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from rwkv_runtime import Runtime
 from rwkv_runtime.engines.adapter import PackageEngine, load_package_engine
 from rwkv_runtime.engines.package import load_model, package_switches
+from rwkv_runtime.engines.strategy import Strategy
 from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from rwkv_runtime.versions import dimensions_of
@@ -218,18 +220,52 @@ def test_switches_of_the_process_are_in_the_fingerprint(
 
 
 @pytest.mark.parametrize("version", ["4", "6", "7"])
-@pytest.mark.parametrize("damage", ["missing", "short"])
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("blocks.1.ffn.key.weight", None),  # asked for as it computes
+        ("blocks.0.ln0.weight", None),  # and as it loads
+        ("blocks.1.ffn.key.weight", lambda tensor: tensor[:-1]),
+        ("blocks.1.ffn.value.weight", lambda tensor: tensor[None]),
+        ("blocks.0.ln1.weight", lambda _: torch.tensor(1.0)),
+    ],
+)
 def test_tensors_that_do_not_fit_are_found_at_load(
-    version: str, damage: str, tmp_path: Path
+    version: str, name: str, spoil: Callable[[torch.Tensor], torch.Tensor] | None, tmp_path: Path
 ) -> None:
-    """And not by the first request."""
+    """And not by the first request; and it is the file's fault, not the strategy's."""
     path = weights_of(version, tmp_path)
     tensors = torch.load(path)
-    value = tensors.pop("blocks.1.ffn.key.weight")
-    if damage == "short":
-        tensors["blocks.1.ffn.key.weight"] = value[:-1]
+    value = tensors.pop(name)
+    if spoil is not None:
+        tensors[name] = spoil(value)
     torch.save(tensors, path)
     with pytest.raises(WeightsError, match=r"v.\.pth: the rwkv package cannot compute with it"):
+        engine_of(path)
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+@pytest.mark.parametrize(
+    ("name", "spoil", "what"),
+    [
+        ("head.weight", lambda tensor: tensor[:-1], r"head.weight has shape \[255, 128\]"),
+        ("emb.weight", lambda tensor: tensor[:-1], r"head.weight has shape \[256, 128\]"),
+        ("emb.weight", lambda tensor: tensor.to(torch.int32), "emb.weight holds torch.int32"),
+        ("ln_out.bias", lambda tensor: tensor.to(torch.complex64), "ln_out.bias holds torch.comp"),
+    ],
+)
+def test_what_the_package_would_compute_with_all_the_same_is_refused(
+    version: str,
+    name: str,
+    spoil: Callable[[torch.Tensor], torch.Tensor],
+    what: str,
+    tmp_path: Path,
+) -> None:
+    path = weights_of(version, tmp_path)
+    tensors = torch.load(path)
+    tensors[name] = spoil(tensors[name])
+    torch.save(tensors, path)
+    with pytest.raises(WeightsError, match=what):
         engine_of(path)
 
 
@@ -243,11 +279,71 @@ def test_layers_of_several_dtypes_are_stored_as_they_are(tmp_path: Path) -> None
     assert torch.equal(kept, output)
 
 
-@pytest.mark.parametrize("version", ["6", "7"])
-@pytest.mark.parametrize("strategy", ["cpu", "tpu fp32", "cpu int4", ""])
-def test_a_strategy_without_meaning_is_refused(version: str, strategy: str, tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="strategy"):
-        engine_of(weights_of(version, tmp_path), strategy)
+@pytest.mark.parametrize("seven", [False, True])
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(
+            "",
+            "cpu",
+            "fp32",
+            "fp32 cpu",
+            "tpu fp32",
+            "cpu int4",
+            "cpu fp64",
+            "CPU FP32",
+            "cpu,fp32",
+        ),
+        *("cpu fp32 ->", "-> cpu fp32", "cpu fp32 *a", "cpu fp32 *-3", "cpu fp32 *1 more"),
+        *("cpu fp32i4", "cpu fp16i3"),  # the package takes it, and computes in fp16
+    ],
+)
+def test_a_strategy_without_meaning_is_refused(written: str, seven: bool) -> None:
+    with pytest.raises(DeviceError, match="is no device and dtype") as caught:
+        Strategy.of(written, seven=seven)
+    assert repr(written) in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["cpu fp32i8", "cpu fp32 *1 -> cpu bf16", "mps fp32"])
+def test_a_strategy_of_older_versions_is_refused_for_seven(written: str) -> None:
+    with pytest.raises(DeviceError, match="for RWKV-7"):
+        Strategy.of(written, seven=True)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["cuda fp16", "cuda:1 bf16", "cuda fp16i8 *20+", "cuda fp16 *10 -> cpu fp32", "mps fp32"],
+)
+def test_a_device_that_is_not_there_is_named(written: str) -> None:
+    device = torch.device(written.split(maxsplit=1)[0])
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        with pytest.raises(DeviceError, match=f"{device} is not to be had here"):
+            Strategy.of(written, seven=False)
+    else:
+        assert Strategy.of(written, seven=False).device == device.type
+
+
+def test_a_part_that_is_left_no_layer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="the rwkv package refuses it"):
+        engine_of(weights_of("6", tmp_path), "cpu fp32 *0 -> cpu bf16")
+
+
+def test_spaces_in_a_strategy_mean_nothing(tmp_path: Path) -> None:
+    path = weights_of("6", tmp_path)
+    tidy = engine_of(path, "cpu fp32 *1 -> cpu bf16").fingerprint
+    assert engine_of(path, " cpu  fp32 *1->cpu\tbf16\n").fingerprint == tidy
+
+
+@pytest.mark.skipif("CUDA_HOME" in os.environ, reason="the package could compile its kernels here")
+def test_a_package_that_cannot_be_loaded_as_it_is_told_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights_of("6", tmp_path)
+    monkeypatch.setenv("RWKV_CUDA_ON", "1")
+    with pytest.raises(DeviceError, match=r"cannot be loaded here \(RWKV_CUDA_ON=1\)"):
+        engine_of(path)
 
 
 def test_the_package_leaves_the_process_as_it_was(tmp_path: Path) -> None:

@@ -154,6 +154,11 @@ def test_every_shard_is_in_the_fingerprint(directory: Path, theirs: Tensors) -> 
         ("attn", {"layers": [1], "num_heads": 2}),
         ("tie_word_embeddings", True),
         ("hidden_act", "silu"),
+        ("num_hidden_layers", 2),
+        ("hidden_size", 256),
+        ("vocab_size", 300),
+        ("head_dim", 32),
+        ("num_heads", 4.5),
     ],
 )
 def test_another_model_is_refused_by_what_differs(
@@ -165,6 +170,41 @@ def test_another_model_is_refused_by_what_differs(
     whole(directory, theirs)
     with pytest.raises(WeightsError, match=name):
         load_engine(directory / "model.safetensors")
+
+
+def test_the_six_mixes_may_be_one_tensor(ours: Path, directory: Path, theirs: Tensors) -> None:
+    """As flash-linear-attention wrote them at first."""
+    for layer in range(3):
+        mixes = [theirs.pop(f"model.layers.{layer}.attn.x_{mix}").flatten() for mix in "rwkvag"]
+        theirs[f"model.layers.{layer}.attn.x_x"] = torch.stack(mixes)
+    whole(directory, theirs)
+    assert torch.equal(logits_of(directory), logits_of(ours))
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"attn.x_x": torch.zeros(6, 128)}, "are one tensor, blocks.1.att.x_r"),
+        ({"attn.w1": torch.zeros(128, 32)}, "are one tensor, blocks.1.att.w1"),
+        ({"attn.x_x": torch.zeros(5, 128)}, r"x_x has shape \[5, 128\], expected 6 rows"),
+    ],
+)
+def test_two_names_for_one_tensor_are_refused(
+    directory: Path, theirs: Tensors, more: Tensors, what: str
+) -> None:
+    named = {f"model.layers.1.{name}": tensor for name, tensor in more.items()}
+    whole(directory, theirs | named)
+    with pytest.raises(WeightsError, match=what):
+        load_engine(directory)
+
+
+def test_heads_that_are_normed_otherwise_there_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ours.safetensors"
+    write_random_weights(path, small_architecture(layers=2, heads=4))
+    theirs = in_their_form(safetensors.torch.load_file(path), layers=2)
+    safetensors.torch.save_file(theirs, tmp_path / "theirs.safetensors")
+    with pytest.raises(WeightsError, match="heads of 32"):
+        load_engine(tmp_path / "theirs.safetensors")
 
 
 def test_a_name_that_is_not_known_is_refused(directory: Path, theirs: Tensors) -> None:

@@ -206,6 +206,8 @@ def test_other_versions_are_refused_by_name(
         ({1: torch.zeros(2)}, "1: Tensor"),
         ({"emb.weight": Path("objects")}, "other objects than tensors"),
         ({"emb.weight": torch.zeros(1).expand(1 << 40, 64)}, "more than the file holds"),
+        ({"emb.weight": torch.zeros(2, 2).to_sparse()}, "as torch.sparse_coo"),
+        ({"emb.weight": torch.zeros(2, 2, device="meta")}, "without its values"),
     ],
 )
 def test_files_without_a_model_are_refused(
