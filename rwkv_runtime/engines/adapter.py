@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import torch
@@ -39,8 +40,12 @@ ADAPTER_REVISION: Final = 1
 
 _V4_START: Final = -1e30  # of att_pp: the logarithm of nothing
 
-# Everything that tensors which are missing, misshapen or of another kind make it raise.
+# What it raises over tensors that are missing, misshapen or of another kind, and over a file that
+# is exchanged between our look at it and its own.
 _STUMBLES: Final = (
+    EOFError,
+    OSError,
+    UnpicklingError,
     KeyError,
     AttributeError,
     IndexError,

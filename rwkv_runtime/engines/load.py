@@ -2,9 +2,10 @@
 
 Whatever decides bits is either fixed here or goes into the fingerprint. The default profile names
 the weights, the engine's revision, device type, dtype and chunk sizes: machines that share it agree
-to rounding. The strict profile adds the number of threads, the processor's capability, the
-library's version and what the environment asks of the libraries' choice of instructions: machines
-that share it agree to the last bit. A kernel of our own is named with its revision in both.
+to rounding. The strict profile adds the number of threads, the processor's capability, model and
+instructions, the library's version and what the environment asks of the libraries' choice of
+instructions: machines that share it agree to the last bit. A kernel of our own is named with its
+revision in both.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from rwkv_runtime.digests import FileIdentity, Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.base import Engine
 from rwkv_runtime.engines.lossy import LossyEngine
+from rwkv_runtime.engines.processor import processor
 from rwkv_runtime.engines.rounding import Lossy
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
 from rwkv_runtime.errors import DeviceError
@@ -171,11 +173,28 @@ def switches(device: str) -> tuple[tuple[str, str], ...]:
     """Settings of the process that trade bits for speed, where they are not at their defaults."""
     precision = _precision(device)
     found = [] if precision == "highest" else [("float32_matmul_precision", precision)]
-    if device == "cuda" and not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction:
-        found.append(("bf16_reduced_precision_reduction", "off"))
+    if device == "cuda":
+        found += _gpu_switches()
     if device == "cpu" and not bool(torch.backends.mkldnn.enabled):
         found.append(("mkldnn", "off"))
+    if device == "cpu":
+        told = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+        found += [(name, os.environ[name]) for name in told if os.environ.get(name)]
     return tuple(found)
+
+
+def _gpu_switches() -> list[tuple[str, str]]:
+    matmul: Any = torch.backends.cuda.matmul
+    usual = {
+        "allow_bf16_reduced_precision_reduction": True,
+        "allow_fp16_reduced_precision_reduction": True,
+        "allow_fp16_accumulation": False,
+    }
+    set_ = {name: getattr(matmul, name, value) for name, value in usual.items()}
+    found = [(name, str(set_[name])) for name, value in usual.items() if set_[name] != value]
+    # They go over torch's head, or choose another library.
+    told = ("NVIDIA_TF32_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT", "TORCH_LINALG_PREFER_CUSOLVER")
+    return found + [(name, os.environ[name]) for name in told if os.environ.get(name)]
 
 
 def _precision(device: str) -> str:
@@ -190,7 +209,7 @@ def _precision(device: str) -> str:
 
 def machine(device: str, threads: int | None) -> tuple[tuple[str, str], ...]:
     """What a strict fingerprint holds of this machine."""
-    common = (("threads", str(threads)), ("torch", str(torch.__version__)))
+    common = (("threads", str(threads)), ("torch", str(torch.__version__)), *processor())
     if device == "cuda":
         return (*common, ("gpu", torch.cuda.get_device_name()), ("cuda", str(torch.version.cuda)))
     limits = tuple((name, os.environ[name]) for name in INSTRUCTIONS if os.environ.get(name))

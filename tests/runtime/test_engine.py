@@ -20,6 +20,8 @@ from torch import Tensor
 from rwkv_runtime import Runtime
 from rwkv_runtime import state as bridge
 from rwkv_runtime.engines import Engine, Rwkv7Engine, base, check_tokens, load_engine
+from rwkv_runtime.engines.load import switches
+from rwkv_runtime.engines.processor import described, processor
 from rwkv_runtime.engines.rwkv7 import PARTS
 from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
 from rwkv_runtime.testing import small_architecture, write_random_weights
@@ -300,6 +302,76 @@ def test_a_switch_that_changes_bits_is_in_the_fingerprint(load: Load) -> None:
         assert digest(load()) != expected
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_an_environment_that_lowers_precision_is_in_the_fingerprint(
+    load: Load, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    expected = digest(load())
+    monkeypatch.setenv(name, "BF16")
+    assert digest(load()) != expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allow_bf16_reduced_precision_reduction", False),
+        ("allow_fp16_reduced_precision_reduction", False),
+        ("allow_fp16_accumulation", True),
+    ],
+)
+def test_what_changes_bits_on_a_gpu_alone_is_told_for_a_gpu_alone(name: str, value: bool) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = getattr(matmul, name)
+    assert switches("cuda") == ()
+    setattr(matmul, name, value)
+    try:
+        assert switches("cuda") == ((name, str(value)),)
+        assert switches("cpu") == ()
+    finally:
+        setattr(matmul, name, before)
+
+
+def test_an_environment_that_goes_over_torchs_head_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert switches("cuda") == (("NVIDIA_TF32_OVERRIDE", "1"),)
+    assert switches("cpu") == ()
+
+
+def test_a_strict_fingerprint_names_the_processor(load: Load) -> None:
+    known = processor()
+    assert known
+    assert set(known) <= set(load(strict=True, threads=1).fingerprint.extra)
+    assert not set(known) & set(load(threads=1).fingerprint.extra)
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model\t\t: 143
+model name\t: Intel(R) Xeon(R)
+stepping\t: 8
+flags\t\t: fpu sse2 avx512f fma avx2 {more}
+
+processor\t: 1
+flags\t\t: fpu
+"""
+
+
+def test_processors_are_told_apart_by_what_kernels_are_written_in() -> None:
+    plain = described(CPUINFO.format(more=""))
+    assert plain == (
+        ("processor", "GenuineIntel Intel(R) Xeon(R) 6 143 8"),
+        ("instructions", "avx2 avx512f fma"),
+    )
+    assert described(CPUINFO.format(more="ssbd ibrs")) == plain
+    assert (
+        len({described(CPUINFO.format(more=more)) for more in ("", "amx_bf16", "avx512_bf16")}) == 3
+    )
+    arm = "CPU implementer : 0x41\nCPU part : 0xd40\nFeatures : fp asimd sve bf16\n"
+    assert described(arm) == (("processor", "0x41 0xd40"), ("instructions", "asimd bf16 sve"))
+    assert described("") == described("no colons\n:") == ()
 
 
 NEWER = """
