@@ -132,8 +132,8 @@ def running_cluster(*options: str) -> Iterator[list[RedisServer]]:
 
 
 @contextmanager
-def sentinel_of(primary: RedisServer) -> Iterator[int]:
-    """A Sentinel that watches `primary` as "fleet"; its port."""
+def sentinel_of(primary: RedisServer, *settings: str) -> Iterator[int]:
+    """A Sentinel that watches `primary` as "fleet"; its port. `settings` are lines of its own."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="sentinel-") as directory:
         config = Path(directory) / "sentinel.conf"
@@ -141,7 +141,7 @@ def sentinel_of(primary: RedisServer) -> Iterator[int]:
             f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
             f"sentinel monitor fleet 127.0.0.1 {primary.port} 1\n"
             "sentinel down-after-milliseconds fleet 400\n"
-            "sentinel failover-timeout fleet 2000\n"
+            "sentinel failover-timeout fleet 2000\n" + "\n".join(settings) + "\n"
         )
         with (Path(directory) / "log").open("wb") as log:
             process = subprocess.Popen(

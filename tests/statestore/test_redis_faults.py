@@ -27,7 +27,13 @@ from tests.statestore.backend_places import (
     publish,
 )
 from tests.statestore.redis_places import RedisPlace, open_url
-from tests.statestore.redis_servers import RedisServer, free_port, running, wait_until
+from tests.statestore.redis_servers import (
+    RedisServer,
+    free_port,
+    running,
+    sentinel_of,
+    wait_until,
+)
 from tests.statestore.test_lease_contract import leases_of
 from tests.statestore.test_store import OURS, put
 
@@ -351,6 +357,26 @@ def test_passwords(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureF
             backend.close()
         right.close()
     assert "s3cret" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_passwords_of_sentinel_and_of_the_server() -> None:
+    with running("--requirepass", "one") as server:
+        knows = ("sentinel auth-pass fleet one", "requirepass two")
+        with sentinel_of(server, *knows) as port:
+            sentinel = RedisServer(server.directory, port=port)
+            wait_until(lambda: sentinel.client(password="two").ping(), "Sentinel")
+            place = f"127.0.0.1:{port}/fleet?timeout_s=30&connect_timeout_s=30"
+            right = open_url(f"redis+sentinel://:one@{place}&sentinel_password=two")
+            assert publish(right, an_entry(0))
+            right.close()
+            for url, words in (
+                (f"redis+sentinel://:one@{place}&sentinel_password=0ne", "sentinel_password="),
+                (f"redis+sentinel://:0ne@{place}&sentinel_password=two", "check the user"),
+            ):
+                wrong = open_url(url)
+                with pytest.raises(UnavailableError, match=words):
+                    wrong.usage()
+                wrong.close()
 
 
 def test_a_socket_file(server: RedisServer) -> None:

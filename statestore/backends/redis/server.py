@@ -32,6 +32,7 @@ from redis.exceptions import (
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.sentinel import MasterNotFoundError
 
 from statestore.backends.base import NotAtHandError
 from statestore.backends.redis import fanout
@@ -244,6 +245,8 @@ class Server:
             return "; this is a replica: name the primary, or use redis+sentinel://"
         if isinstance(error, BusyLoadingError):
             return "; it is starting"
+        if isinstance(error, MasterNotFoundError):
+            return "; does Sentinel answer there, by that name, and to sentinel_password=?"
         if isinstance(error, RedisConnectionError | RedisClusterException):
             return "; is the server running there, and is the URL right?"
         return ""
