@@ -2,7 +2,8 @@
 what the hardware allows, all in one run.
 
     prefill    `--tokens` tokens in chunks, and the logits at their end
-    decode     one stream, token by token, with logits and their largest
+    decode     one stream, token by token, with logits and their largest; also by the kernel that is
+               compiled, where there is a compiler
     batched    one step of full batches
 
 The limit of a prefill is the time of its matrix products alone: the same products in the same
@@ -35,6 +36,7 @@ from rwkv_runtime.engines.batch import WIDTHS, Batch
 from rwkv_runtime.hugepages import use_huge_pages
 from rwkv_runtime.projection import Projection
 from rwkv_runtime.testing import SHAPE_0B1, write_random_weights
+from statestore.errors import SettingsError
 
 # The official sizes.
 SHAPES = {
@@ -111,8 +113,9 @@ def main(
             for dtype in dtypes.split(","):
                 engine = load_engine(weights, dtype=dtype, threads=threads)  # type: ignore[arg-type]
                 assert isinstance(engine, Rwkv7Engine)
+                native = with_kernel(weights, dtype, threads)
                 with closing(Package(weights, f"cpu {dtype}", threads, clock)) as package:
-                    timings = beside(engine, package, tokens, runs, Clock(clock))
+                    timings = beside(engine, native, package, tokens, runs, Clock(clock))
                 if batches:
                     timings |= batched(engine, runs, Clock(clock))
                 rows += [Row(shape, dtype, *row) for row in named(timings, tokens)]
@@ -126,6 +129,17 @@ def main(
         report(rows, f"{threads} threads, {clock} time")
 
 
+def with_kernel(weights: Path, dtype: str, threads: int) -> Rwkv7Engine | None:
+    """The same engine with the compiled kernel; says why where it is not to be had."""
+    try:
+        engine = load_engine(weights, dtype=dtype, threads=threads, kernel="native")  # type: ignore[arg-type]
+    except SettingsError as error:
+        click.echo(error, err=True)
+        return None
+    assert isinstance(engine, Rwkv7Engine)
+    return engine
+
+
 def named(timings: dict[str, Timing], tokens: int) -> Iterator[tuple[str, int, Timing]]:
     """Each with the number of tokens that it took."""
     for name, timing in timings.items():
@@ -135,9 +149,14 @@ def named(timings: dict[str, Timing], tokens: int) -> Iterator[tuple[str, int, T
 
 
 def beside(
-    engine: Rwkv7Engine, package: Package, tokens: int, runs: int, clock: Clock
+    engine: Rwkv7Engine,
+    native: Rwkv7Engine | None,
+    package: Package,
+    tokens: int,
+    runs: int,
+    clock: Clock,
 ) -> dict[str, Timing]:
-    """Prefill and decode: this engine, the package, the limit, in turn."""
+    """Prefill and decode: this engine, with the kernel, the package, the limit, in turn."""
     chunk = engine.rule.chunk
     prompt = torch.arange(tokens) * 7 % 60_000 + 1
     products, last = prefill_products(engine, tokens)
@@ -166,10 +185,13 @@ def beside(
         },
         warmup=1,
     )
+    own = {"decode": decoding(engine, clock)}
+    if native is not None:
+        own["decode native"] = decoding(native, clock)
     return timings | alternate(
         4 * runs,
-        {
-            "decode": decoding(engine, clock),
+        own
+        | {
             "decode package": lambda: package.decode(DECODED),
             "decode limit": lambda: clock(memory.sum) * share,
         },

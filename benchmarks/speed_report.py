@@ -12,8 +12,13 @@ from rich.table import Table
 
 from benchmarks.stats import Timing
 
-COLOURS = {"": "#2b6cb0", " package": "#a0aec0", " limit": "#c05621"}
-LABELS = {"": "this engine", " package": "rwkv package", " limit": "limit"}
+COLOURS = {"": "#2b6cb0", " native": "#2c7a7b", " package": "#a0aec0", " limit": "#c05621"}
+LABELS = {
+    "": "this engine",
+    " native": "with its kernel",
+    " package": "rwkv package",
+    " limit": "limit",
+}
 
 
 class Measured(Protocol):
@@ -48,9 +53,10 @@ def _ratios(name: str, found: dict[str, Measured]) -> tuple[str, str]:
     rate = found[name].tokens_per_s
     if name.startswith("batch"):
         return f"{rate / found['decode'].tokens_per_s:.1f} x alone", ""
-    if " " in name:
+    what, _, kind = name.partition(" ")
+    if kind in ("package", "limit"):
         return "", ""
-    package, limit = found[f"{name} package"], found[f"{name} limit"]
+    package, limit = found[f"{what} package"], found[f"{what} limit"]
     return f"{rate / package.tokens_per_s:.2f} x", f"{rate / limit.tokens_per_s:.0%}"
 
 
@@ -65,15 +71,21 @@ def plot(rows: Sequence[Measured], folder: Path) -> None:
     kinds = list(dict.fromkeys((row.shape, row.dtype) for row in rows))
     figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
     for axis, what in zip(axes, ("prefill", "decode"), strict=True):
-        for place, (suffix, colour) in enumerate(COLOURS.items()):
+        measured = {row.name for row in rows}
+        suffixes = [suffix for suffix in COLOURS if what + suffix in measured]
+        width = 0.8 / len(suffixes)
+        for place, suffix in enumerate(suffixes):
             values = [_rate(rows, *kind, what + suffix) for kind in kinds]
-            places = [number + 0.27 * (place - 1) for number in range(len(kinds))]
-            bars = axis.bar(places, values, 0.25, color=colour, label=LABELS[suffix])
+            left = width * (place - (len(suffixes) - 1) / 2)
+            places = [number + left for number in range(len(kinds))]
+            bars = axis.bar(
+                places, values, 0.93 * width, color=COLOURS[suffix], label=LABELS[suffix]
+            )
             axis.bar_label(bars, fmt="%.0f", fontsize=7)
         axis.set_title(f"{what}, tokens/s")
         axis.set_xticks(range(len(kinds)), [f"{shape} {dtype}" for shape, dtype in kinds])
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
+    axes[1].legend(frameon=False)
     figure.savefig(folder / "speed.svg", metadata={"Date": None})
     if any(row.name.startswith("batch") for row in rows):
         _plot_batches(rows, kinds, folder / "speed-batches.svg")
