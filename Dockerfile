@@ -31,6 +31,10 @@ RUN /opt/statestore/bin/pip install -q -c constraints.txt ".[${EXTRAS}]" \
            /opt/statestore/lib/python3*/site-packages/torch/bin/test*
 
 FROM ${PYTHON_IMAGE}
+# Of Debian, for `--kernel native`: PACKAGES="gcc libc6-dev". It compiles for the processor it runs on.
+ARG PACKAGES=
+RUN if [ -n "$PACKAGES" ]; then apt-get update -qq \
+     && apt-get install -y -qq --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; fi
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/statestore statestore \
  && install -d -o statestore -g statestore /states /weights
 COPY --from=build /opt/statestore /opt/statestore
