@@ -91,6 +91,7 @@ def files(root: Path, sizes: Sequence[int], stack: ExitStack) -> Iterator[Filled
         store = stack.enter_context(open_store(place.as_uri()))
         database = stack.enter_context(closing(open_database(place / CATALOG, 60.0)))
         fill(database, size)
+        store.sweep()  # makes its lookup filter
         yield Filled(size, store.backend, partial(add, database, place / BLOBS))
 
 
