@@ -78,7 +78,6 @@ entries = Table(
     Column("memo", Text, nullable=False, server_default=text("''")),
     # takes half the time of the primary key's B-tree for the thousands of keys of a long prompt
     Index("ix_entries_lookup", "digest", postgresql_using="hash", info={ONLY_ON: "postgresql"}),
-    Index("ix_entries_blob", "blob", unique=True),
     Index("ix_entries_eviction", "pinned", "status", "score"),
     Index("ix_entries_namespace_eviction", "namespace", "pinned", "status", "score"),
     Index("ix_entries_used_at", "used_at", "digest"),

@@ -7,6 +7,7 @@ departed, totals. Blobs are known here by name only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -40,6 +41,7 @@ from statestore.tables import entries
 #: A place in the order of use: moment and digest.
 Place: TypeAlias = tuple[float, bytes]
 
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _COUNTED: Final = frozenset({"status", "pinned"})  # of what `change` may set, in the totals
 
 
@@ -144,8 +146,11 @@ def expired(connection: Connection, now: float, limit: int) -> list[Holding]:
 
 
 def named(connection: Connection, blobs: Sequence[str]) -> set[str]:
-    """Those of `blobs` that an entry names."""
-    return set(connection.scalars(select(entries.c.blob).where(entries.c.blob.in_(blobs))))
+    """Those of `blobs` that an entry names. Only what begins with an entry's digest is its blob."""
+    begun = {name: match[0] for name in blobs if (match := _DIGEST.match(name))}
+    digests = {bytes.fromhex(digest) for digest in begun.values()}
+    known = select(entries.c.blob).where(entries.c.digest.in_(digests))
+    return begun.keys() & set(connection.scalars(known))
 
 
 def _of(digest: bytes) -> Select[Any]:

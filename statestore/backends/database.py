@@ -111,7 +111,7 @@ class Database:
         """
         text, constants = self._texts.get(statement) or self._compiled(statement)
         given = {**constants, **parameters}
-        if self._shortcut is None:
+        if self._shortcut is None or self._condition is not None:
             return self.read(lambda tx: list(tx.exec_driver_sql(text, given)))
         return self._persist(partial(self._shortcut.rows, text, given), self._patience_s)
 

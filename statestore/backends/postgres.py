@@ -5,7 +5,8 @@
   gives up by itself, a little later, and all of the pool are replaced.
 * **Idle connections** that the server has ended are replaced unnoticed: their socket has news when
   there should be none. Looking there is free; a ping would double a lookup's round trips.
-* **Reads** are single statements, outside a transaction: one round trip instead of three.
+* **Reads** are single statements, outside a transaction: one round trip instead of three. A lookup's
+  goes straight to the driver.
 * **READ COMMITTED** for writes, whatever the server's default: a write first locks the row that
   decides (``FOR UPDATE``), and two that insert one key meet in its unique index.
 * **Migrations** hold an advisory lock from before they look until they have committed, and wait
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 import select
 import time
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar, cast
 
 import psycopg
@@ -28,7 +30,7 @@ from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from statestore.backends.database import WRITES, Database, Dialect, Fault
+from statestore.backends.database import WRITES, Database, Dialect, Fault, Row
 
 T = TypeVar("T")
 
@@ -108,6 +110,33 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
             raise
 
 
+class PostgresShortcut:
+    """The engine's connections, without what SQLAlchemy does around a statement."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def rows(self, text: str, parameters: Mapping[str, Any]) -> list[Row]:
+        """The rows of one SELECT."""
+        connection = None
+        try:
+            connection = self._engine.raw_connection()
+            cursor = connection.cursor()
+            cursor.execute(text, parameters)
+            return list(cursor.fetchall())
+        except psycopg.Error as error:
+            if connection is not None and cast("BoundedConnection", connection).closed:
+                connection.invalidate(error)
+                self._engine.dispose()  # the others' server is the same
+            raise DBAPIError(text, None, error) from error
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def clear(self) -> None:
+        """The engine closes them."""
+
+
 class _OverdueError(psycopg.OperationalError):
     """The server let the connection wait too long."""
 
@@ -184,4 +213,5 @@ def _writes(connection: Connection) -> bool:
 def _database(engine: Engine, url: URL, patience_s: float) -> Database:
     remedy = "look at the server, and at what this user may do there"
     place = f"catalog {without_secret(url.set(query={}))}"
-    return Database(engine, place, Dialect(classify, remedy), patience_s)
+    dialect = Dialect(classify, remedy)
+    return Database(engine, place, dialect, patience_s, PostgresShortcut(engine))
