@@ -151,9 +151,18 @@ def plans_of(
         if not many:
             seen.append((statement, parameters))
 
-    reader = backend._database._reader
+    reader, shortcut = backend._database._reader, backend._database._shortcut
+    assert shortcut is not None
+    rows = shortcut.rows
+
+    def noted_rows(text: str, parameters: Any) -> Any:
+        seen.append((text, parameters))
+        return rows(text, parameters)
+
     event.listen(reader, "before_cursor_execute", note)
+    shortcut.rows = noted_rows  # type: ignore[method-assign]
     call(backend)
+    shortcut.rows = rows  # type: ignore[method-assign]
     event.remove(reader, "before_cursor_execute", note)
     with place.server.connect(place.database) as connection:
         explained = [
