@@ -5,8 +5,8 @@
   gives up by itself, a little later, and all of the pool are replaced.
 * **Idle connections** that the server has ended are replaced unnoticed: their socket has news when
   there should be none. Looking there is free; a ping would double a lookup's round trips.
-* **Reads** are single statements, outside a transaction: one round trip instead of three. A lookup's
-  goes straight to the driver.
+* **Reads** are single statements, outside a transaction: one round trip instead of three. Lookups
+  go straight to the driver.
 * **READ COMMITTED** for writes, whatever the server's default: a write first locks the row that
   decides (``FOR UPDATE``), and two that insert one key meet in its unique index.
 * **Migrations** hold an advisory lock from before they look until they have committed, and wait
