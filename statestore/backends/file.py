@@ -1,5 +1,5 @@
-"""The embedded default: a directory with ``catalog.sqlite3``, files of SQLite and a
-`LookupFilter` beside it, and ``blobs/``.
+"""The embedded default: a directory with ``catalog.sqlite3``, files of SQLite, a `LookupFilter` and
+a `Reserve` beside it, and ``blobs/``.
 
 Many processes of one host may open it at once. What is created is for its owner alone (0700,
 0600).
@@ -10,16 +10,19 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from statestore.backends.database import Database
 from statestore.backends.filter_file import is_possible
 from statestore.backends.lookup_filter import LookupFilter
 from statestore.backends.migrate import bring_to_head
+from statestore.backends.reserve import Reserve
 from statestore.backends.sql import SqlBackend
 from statestore.backends.sqlite import open_database
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error
-from statestore.errors import SettingsError
+from statestore.errors import FullError, SettingsError
 
 CATALOG = "catalog.sqlite3"
 FILTER = "catalog.sqlite3-filter"
+RESERVE = "catalog.reserve"
 BLOBS = "blobs"
 
 
@@ -37,16 +40,17 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
         SchemaVersionError: a newer release made it.
     """
     root = path.absolute()
-    _prepare(root)
-    database = open_database(root / CATALOG, patience_s)
+    reserve = Reserve(root / RESERVE)
     try:
-        bring_to_head(database)
-    except BaseException:
-        database.close()
-        raise
+        database = _open_catalog(root, patience_s)
+    except FullError:
+        if not reserve.give_up():
+            raise
+        database = _open_catalog(root, patience_s)
+    reserve.keep()
     known = LookupFilter(root / FILTER, database) if is_possible() else None
     blobs = FilesystemBlobs(root / BLOBS)
-    return SqlBackend(database, blobs, root.as_uri(), lookup_filter=known)
+    return SqlBackend(database, blobs, root.as_uri(), lookup_filter=known, reserve=reserve)
 
 
 def require_store(path: Path) -> None:
@@ -62,6 +66,17 @@ def require_store(path: Path) -> None:
         raise storage_error(error, f"looking into {path}") from error
     if not there:
         raise SettingsError(f"there is no store in {path}: `rwkv-runtime warm` makes one")
+
+
+def _open_catalog(root: Path, patience_s: float) -> Database:
+    _prepare(root)
+    database = open_database(root / CATALOG, patience_s)
+    try:
+        bring_to_head(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def _prepare(root: Path) -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
@@ -27,6 +28,7 @@ from statestore.backends.leases import Leases
 from statestore.backends.lookup_filter import LookupFilter
 from statestore.backends.lookups import Lookups
 from statestore.backends.recounting import agree, recount
+from statestore.backends.reserve import Reserve
 from statestore.backends.rows import Holding, has_labels, text, to_columns
 from statestore.backends.sightings import Sightings
 from statestore.backends.sql_leases import SqlLeases
@@ -38,9 +40,12 @@ from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Stat
 from statestore.errors import BackendError, InputError
 from statestore.keys import StateKey
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 _PAGE: Final = 256  # rows of one read
+_FEW: Final = 8  # that go before their blobs do, where a full disk has room for no more
 
 # For writes that come with a lookup and are not what it was asked for: a request never waits long
 # for another process that holds the catalog's write lock.
@@ -57,6 +62,7 @@ class SqlBackend:
         clock: seconds since the epoch; dates what is removed.
         listen: opens a line on which the database tells of leases; ``None``: it tells nobody.
         lookup_filter: of this catalog; the backend closes it.
+        reserve: space for removals from a full disk; ``None``: the catalog has a disk of its own.
     """
 
     def __init__(
@@ -68,12 +74,14 @@ class SqlBackend:
         clock: Callable[[], float] = time.time,
         listen: Callable[[], Line] | None = None,
         lookup_filter: LookupFilter | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         self._database = database
         self._blobs = blobs
         self._url = url
         self._clock = clock
         self._filter = lookup_filter
+        self._reserve = reserve
         self._leases = SqlLeases(database, listen)
         self._sightings = SqlSightings(database)
         self._lookups = SqlLookups(database)
@@ -158,10 +166,11 @@ class SqlBackend:
     def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
         """Remove the entry, then its blob. ``False``: no such entry, or it names another blob."""
         why = text(reason, "reason")
-        gone = self._database.write(lambda tx: catalog.remove(tx, key, why, self._clock(), blob))
+        gone = self._removing(lambda tx: catalog.remove(tx, key, why, self._clock(), blob))
         if gone is None:
             return False
         self._unlink(gone.blob)
+        self._keep_reserve()
         return True
 
     def entries(self, where: EntryFilter) -> Iterator[Entry]:
@@ -193,10 +202,20 @@ class SqlBackend:
     ) -> Evicted:
         """Remove unpinned entries, lowest score first, until `to_bytes` are left or `limit` gone.
 
-        One transaction, then their blobs. Evictors on other hosts wait for each other.
+        One transaction, then their blobs; on a full disk several. Evictors on other hosts wait for
+        each other.
         """
-        gone = self._database.write(lambda tx: evict(tx, to_bytes, now, namespace, limit))
-        self._unlink_all([(victim.blob, victim.blob_bytes) for victim in gone])
+
+        def remove(count: int) -> list[Holding]:
+            return self._database.write(lambda tx: evict(tx, to_bytes, now, namespace, count))
+
+        reserve = self._reserve
+        pages = [remove(limit)] if reserve is None else reserve.removing_many(remove, limit)
+        gone: list[Holding] = []
+        for page in pages:
+            self._unlink_all([(victim.blob, victim.blob_bytes) for victim in page])
+            gone += page
+        self._keep_reserve()
         sizes = sum(victim.blob_bytes for victim in gone)
         return Evicted(len(gone), sizes, sum(victim.key.n_tokens for victim in gone))
 
@@ -205,13 +224,13 @@ class SqlBackend:
 
         `grace_s` is to be longer than the slowest write takes: a blob comes before its entry.
         """
-        expired = self._drop_expired(now)
-        self._database.write(totals.drop_empty)
+        expired, removed = self._drop_expired(now)
+        self._removing(totals.drop_empty)
         self._mend_filter()
         orphans = [(found.blob, found.blob_bytes) for found in self.orphans(now - grace_s)]
-        dropped = [(entry.blob, entry.blob_bytes) for entry in expired]
-        removed = self._unlink_all(dropped + orphans)
-        return Swept(blobs=len(removed), blob_bytes=sum(removed), expired=len(expired))
+        removed += self._unlink_all(orphans)
+        self._keep_reserve()
+        return Swept(blobs=len(removed), blob_bytes=sum(removed), expired=expired)
 
     def orphans(self, before: float) -> Iterator[Orphan]:
         """Blobs last written at `before` or earlier that no entry names."""
@@ -248,6 +267,16 @@ class SqlBackend:
         if self._filter is not None:
             self._filter.close()
         self._database.close()
+        self._keep_reserve()
+
+    def _removing(self, work: Callable[[Connection], T]) -> T:
+        """The result of a transaction that removes something: it finds room on a full disk too."""
+        remove = partial(self._database.write, work)
+        return remove() if self._reserve is None else self._reserve.removing(remove)
+
+    def _keep_reserve(self) -> None:
+        if self._reserve is not None:
+            self._reserve.keep()
 
     def _page(
         self, where: EntryFilter, after: catalog.Place | None
@@ -283,15 +312,19 @@ class SqlBackend:
         if self._filter is not None and not self._filter.mend():
             log.warning("%s: entries were missing from its lookup filter", self._url)
 
-    def _drop_expired(self, now: float) -> list[Holding]:
-        """Remove expired entries; what was removed. Their blobs are still there."""
-        dropped: list[Holding] = []
-        while found := self._database.read(lambda tx: catalog.expired(tx, now, _PAGE)):
-            dropped += [entry for entry in found if self._drop(entry, now)]
-        return dropped
+    def _drop_expired(self, now: float) -> tuple[int, list[int]]:
+        """Remove expired entries and their blobs: how many, and the sizes of the blobs."""
+        size = _PAGE if isinstance(self._blobs, RemovesMany) else _FEW
+        removed: list[int] = []
+        count = 0
+        while found := self._database.read(lambda tx: catalog.expired(tx, now, size)):
+            gone = [entry for entry in found if self._drop(entry, now)]
+            removed += self._unlink_all([(entry.blob, entry.blob_bytes) for entry in gone])
+            count += len(gone)
+        return count, removed
 
     def _drop(self, entry: Holding, now: float) -> bool:
-        return self._database.write(lambda tx: catalog.remove_expired(tx, entry, now))
+        return self._removing(lambda tx: catalog.remove_expired(tx, entry, now))
 
     def _named(self, blobs: list[str]) -> set[str]:
         return self._database.read(lambda tx: catalog.named(tx, blobs))

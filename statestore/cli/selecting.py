@@ -5,6 +5,7 @@ What a backend can look for itself goes to it; the rest is looked at here, entry
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,8 @@ _OPTIONS = (
         "labels",
         multiple=True,
         metavar="NAME[=VALUE]",
-        help="Only with this label; may be repeated, then all of them.",
+        help="Only with this label; may be repeated, then all of them. The first = ends the name; "
+        r"\= is one within it, \\ a backslash.",
     ),
     click.option(
         "--key",
@@ -109,7 +111,7 @@ def selection_options(command: Command) -> Command:
 def _selection(asked: Mapping[str, Any]) -> Selection:
     _refuse_empty(asked)
     now = time.time()
-    pairs = [label.partition("=") for label in asked["labels"]]
+    pairs = [_divided(label) for label in asked["labels"]]
     where = EntryFilter(
         namespace=asked["namespace"],
         model=asked["model"],
@@ -131,12 +133,20 @@ def _selection(asked: Mapping[str, Any]) -> Selection:
     )
 
 
+def _divided(label: str) -> tuple[str, str, str]:
+    """Name, ``=`` or nothing, and value of ``NAME[=VALUE]``."""
+    match = re.match(r"(?:\\[=\\]|[^=])*", label)
+    assert match is not None, "nothing matches too"
+    name, rest = match[0], label[match.end() :]
+    return re.sub(r"\\([=\\])", r"\1", name), rest[:1], rest[1:]
+
+
 def _refuse_empty(asked: Mapping[str, Any]) -> None:
     """An empty text is a script's variable that was not set: it must not select everything."""
     for name in ("model", "namespace", "labels", "keys"):
         value = asked[name]
         for text in value if isinstance(value, tuple) else [value]:
-            if text is not None and not text.partition("=")[0].strip():
+            if text is not None and not _divided(text)[0].strip():
                 raise InputError(f"{_flag(name).removesuffix('s')}: a value is missing")
 
 

@@ -1,4 +1,4 @@
-"""`statestore stats`, `doctor`, `bench`, `explain`, `config`, `completion` by real processes."""
+"""`statestore stats`, `doctor`, `bench`, `explain`, `config` by real processes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -368,6 +370,17 @@ def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     assert "verify --fix" in failures["file sample"]["remedy"]
 
 
+def test_doctor_fails_over_a_catalog_of_a_newer_release(tmp_path: Path) -> None:
+    with open_store(str(tmp_path / "s")) as store:
+        fill(store)
+    with closing(sqlite3.connect(tmp_path / "s" / "catalog.sqlite3")) as catalog, catalog:
+        catalog.execute("UPDATE alembic_version SET version_num = '9999'")
+    failures = findings(doctor("--store", str(tmp_path / "s"), code=3), "failure")
+    assert set(failures) == {"file tables", "file opens"}
+    assert "pip install -U" in failures["file tables"]["remedy"]
+    assert "✗ tables" in run("--store", str(tmp_path / "s"), "doctor").stdout
+
+
 def test_doctor_of_servers_looks_at_each_tier(redis_url: str, tmp_path: Path) -> None:
     server = shared_server()
     database = server.create_database("template1")
@@ -379,7 +392,8 @@ def test_doctor_of_servers_looks_at_each_tier(redis_url: str, tmp_path: Path) ->
     assert "db upgrade" in failures["postgresql opens"]["text"]
     assert "server" in failures["redis2 opens"]["remedy"]
     doubts = findings(seen, "warning")
-    assert set(doubts) == {"redis memory", "redis policy"}
+    assert set(doubts) == {"redis memory", "redis policy", "postgresql tables"}
+    assert doubts["postgresql tables"]["remedy"] == "statestore db upgrade"
     assert "noeviction" in doubts["redis policy"]["remedy"]
     assert "redis clock" in findings(seen, "ok")
     assert run("--store", postgres, "db", "upgrade").returncode == 0
@@ -583,33 +597,7 @@ def test_config_show_says_where_values_came_from(
     assert run("completion", "bash").returncode == 0, "a shell starts all the same"
 
 
-# completion, help and what they load
-
-
-def completed(*words: str) -> list[str]:
-    """What bash offers for the last of `words`."""
-    program = Path(sys.executable).with_name("statestore")
-    line = " ".join(words)
-    script = (
-        f'eval "$({program} completion bash)"\n'
-        f"COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}\n"
-        f'_statestore_completion {program}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
-    )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    return done.stdout.split()
-
-
-def test_bash_completes_commands_options_and_schemes() -> None:
-    assert completed("statestore", "st") == ["stats"]
-    assert completed("statestore", "stats", "--w") == ["--watch"]
-    assert completed("statestore", "--store", "post") == ["postgresql://"]
-    assert completed("statestore", "db", "u") == ["upgrade"]
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_have_scripts_too(shell: str) -> None:
-    assert "_STATESTORE_COMPLETE" in run("completion", shell).stdout
-    assert run("completion", "cmd.exe").returncode == 2
+# help and what it loads
 
 
 def test_help_and_completion_load_nothing_heavy() -> None:

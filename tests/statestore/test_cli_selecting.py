@@ -181,6 +181,28 @@ def test_what_is_asked_of_the_place_is_all_that_it_can_look_for(made: Path) -> N
         assert [entry.key for entry in chosen.entries(store)] == [a_key(2)]
 
 
+@pytest.mark.parametrize(
+    ("label", "numbers"),
+    [
+        (r"a\=b", [0]),
+        (r"a\=b=c=d", [0]),
+        ("a=b=c=d", [1]),
+        ("a", [1]),
+        (r"a\\=b", [2]),
+        (r"a\b", [3]),
+        (r"a\=", []),
+    ],
+)
+def test_a_label_is_named_whatever_signs_it_has(
+    label: str, numbers: list[int], tmp_path: Path
+) -> None:
+    labels = [{"a=b": "c=d"}, {"a": "b=c=d"}, {"a\\": "b"}, {"a\\b": ""}]
+    with open_store(str(tmp_path / "s")) as store:
+        for number, given in enumerate(labels):
+            publish(store.backend, an_entry(number, labels=given))
+    assert sorted(shown(tmp_path / "s", "--label", label)) == numbers
+
+
 def test_the_same_filters_on_redis() -> None:
     with running() as server:
         url = f"{server.url}?find_ms=0"

@@ -39,6 +39,6 @@ class Finding:
         return cls(check, Level.WARNING, text, remedy, facts)
 
     @classmethod
-    def bad(cls, check: str, error: StateStoreError, remedy: str = "") -> Finding:
+    def bad(cls, check: str, error: StateStoreError, remedy: str = "", **facts: object) -> Finding:
         """Something that does not work; the error's code is the command's."""
-        return cls(check, Level.FAILURE, str(error), remedy, exit_code=error.exit_code)
+        return cls(check, Level.FAILURE, str(error), remedy, facts, exit_code=error.exit_code)

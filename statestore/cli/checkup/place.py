@@ -12,6 +12,7 @@ from typing import Final
 from statestore.backends.base import Backend, Mendable
 from statestore.backends.budgeted import Budgeted
 from statestore.backends.leases import Outcome
+from statestore.backends.revisions import Standing
 from statestore.backends.wrapper import Wrapper
 from statestore.cli.checkup.disk import disk_findings
 from statestore.cli.checkup.finding import Finding
@@ -93,7 +94,14 @@ def _tables(place: Premises) -> Iterator[Finding]:
     with open_revisions(place.url.text) as revisions:
         status = revisions.status()
     text = f"the catalog is {status.standing}: at {status.found}, this release needs {status.head}"
-    yield Finding.good("tables", text, revision=status.found, head=status.head)
+    facts = {"revision": status.found, "head": status.head}
+    if status.standing is Standing.NEWER:
+        remedy = "upgrade here: pip install -U rwkv-statestore"
+        yield Finding.bad("tables", SchemaVersionError(text), remedy, **facts)
+    elif place.kind == "postgresql" and status.standing is not Standing.CURRENT:
+        yield Finding.doubtful("tables", text, "statestore db upgrade", **facts)
+    else:
+        yield Finding.good("tables", text, **facts)
 
 
 def _holdings(usage: Usage, budget: int | None) -> Iterator[Finding]:
