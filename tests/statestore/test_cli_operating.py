@@ -375,7 +375,7 @@ def test_doctor_fails_over_a_catalog_of_a_newer_release(tmp_path: Path) -> None:
         fill(store)
     with closing(sqlite3.connect(tmp_path / "s" / "catalog.sqlite3")) as catalog, catalog:
         catalog.execute("UPDATE alembic_version SET version_num = '9999'")
-    failures = findings(doctor("--store", str(tmp_path / "s"), code=3), "failure")
+    failures = findings(doctor("--store", str(tmp_path / "s"), code=4), "failure")
     assert set(failures) == {"file tables", "file opens"}
     assert "pip install -U" in failures["file tables"]["remedy"]
     assert "✗ tables" in run("--store", str(tmp_path / "s"), "doctor").stdout
