@@ -39,6 +39,7 @@ from tests.statestore.backend_places import (
     an_entry,
     publish,
 )
+from tests.statestore.redis_servers import wait_until
 
 KEYS = [a_key(number) for number in range(6)]
 BARRED = Change(status=Status.QUARANTINED)
@@ -196,13 +197,19 @@ class DisasterModel(BackendModel):
         """In the middle of a put: there is all of it, or nothing but what a sweep takes."""
         entry = an_entry(number, created_at=self.now, used_at=self.now)
         replaceable = not self.usable(self.model.get(entry.key))
+        before = self.connections()
         killed(self.place.open, lambda backend: publish(backend, entry), delay_s)
+        wait_until(lambda: self.connections() <= before, "the server to notice the death")
         stored = {each.key: each for each in self.backend.entries(EntryFilter())}.get(entry.key)
         if stored is not None and stored.blob == entry.blob:
             assert replaceable
             self.model[entry.key] = entry
             self.gone.pop(entry.key, None)
         self.clean()
+
+    def connections(self) -> int:
+        """To the place's server, which hears a dead process's last words before it hangs up."""
+        return 0
 
     def clean(self) -> None:
         """Take away orphans, however young, and with them what has expired."""

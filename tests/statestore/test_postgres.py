@@ -25,7 +25,7 @@ from statestore.url import StoreURL, redacted
 from tests.statestore.backend_places import CREATED_AT, Place, a_key, an_entry, digest, publish
 from tests.statestore.postgres_servers import SECRET, PostgresPlace
 from tests.statestore.test_backend_contract import BackendContract
-from tests.statestore.test_backend_model import BackendModel
+from tests.statestore.test_backend_model import DisasterModel
 from tests.statestore.test_eviction_contract import EvictionContract
 from tests.statestore.test_lease_contract import LeaseContract
 from tests.statestore.test_listing_contract import ListingContract
@@ -93,12 +93,18 @@ def test_the_newest_sightings_are_kept(place: PostgresPlace) -> None:
         bounded(SqlSightings(backend._database, 100), rows)
 
 
-class PostgresModel(BackendModel):
+class PostgresModel(DisasterModel):
     def __init__(self) -> None:
         super().__init__()
         self.backend.close()
         self.place = PostgresPlace(self.root / "fleet")
         self.backend = self.place.open()
+
+    def connections(self) -> int:
+        (row,) = self.place.query(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        )
+        return int(row["count"])
 
     def teardown(self) -> None:
         super().teardown()

@@ -30,7 +30,7 @@ from tests.statestore.backend_places import (
 from tests.statestore.redis_places import RedisPlace
 from tests.statestore.redis_servers import RedisServer, running, running_cluster, wait_until
 from tests.statestore.test_backend_contract import BackendContract
-from tests.statestore.test_backend_model import BackendModel
+from tests.statestore.test_backend_model import DisasterModel
 from tests.statestore.test_eviction_contract import EvictionContract
 from tests.statestore.test_lease_contract import LeaseContract
 from tests.statestore.test_listing_contract import NOW, ListingContract
@@ -174,7 +174,20 @@ class TestClusterLookups(OnACluster, LookupsContract):
     pass
 
 
-class RedisModel(BackendModel):
+class OnServers:
+    """Of a model on Redis."""
+
+    place: RedisPlace
+
+    def connections(self) -> int:
+        def of(node: RedisServer) -> int:
+            with node.client() as client:
+                return int(client.info("clients")["connected_clients"])
+
+        return sum(map(of, self.place.nodes))
+
+
+class RedisModel(OnServers, DisasterModel):
     """The model on one server, in a keyspace that no other run has."""
 
     server: ClassVar[RedisServer]
@@ -186,7 +199,7 @@ class RedisModel(BackendModel):
         self.backend = self.place.open()
 
 
-class ClusterModel(BackendModel):
+class ClusterModel(OnServers, DisasterModel):
     """As `RedisModel`, over the shards of a Cluster."""
 
     nodes: ClassVar[list[RedisServer]]
