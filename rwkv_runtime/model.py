@@ -186,7 +186,7 @@ def _time_mix(
         v_first = v
     else:
         v = torch.lerp(v, v_first, torch.sigmoid(_low_rank(att.v, xv)))
-    kk = F.normalize((k * att.k_k).view(split), dim=-1, eps=1e-12)
+    kk = F.normalize((k * att.k_k).view(split), dim=-1, eps=_normal_eps(k.dtype))
     k = k * torch.addcmul(1 - att.k_a, a, att.k_a)
     r, k, v = r.view(split), k.view(split), v.view(split)
     b = kk * a.view(split)
@@ -196,6 +196,11 @@ def _time_mix(
     bonus = (r * k * att.r_k).sum(-1, keepdim=True) * v
     y = _head_norm(y.to(xn.dtype), att.ln_x) + bonus.flatten(-2)
     return att.output(y * g), kv, v_first
+
+
+def _normal_eps(dtype: torch.dtype) -> float:
+    """The least norm to divide by: to fp16 1e-12 is 0, and a head without keys would be NaN."""
+    return 6e-8 if dtype == torch.float16 else 1e-12
 
 
 def _channel_mix(ffn: FeedForward, xn: Tensor, x_prev: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -263,7 +264,11 @@ def weights_files(path: Path) -> tuple[Path, ...]:
     Raises:
         WeightsError: a directory without a model that can be run here.
     """
-    return files_of(path) if path.is_dir() else (path,)
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:  # a name too long for any file
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    return files_of(path) if is_directory else (path,)
 
 
 Load = Callable[[str], Tensor]
@@ -360,6 +365,7 @@ def _opened_safetensors(path: Path) -> Opened:
 
 
 def _opened_pth(path: Path, size: int, *, mapped: bool = True) -> Opened:
+    _refuse_compressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -386,6 +392,17 @@ def _opened_pth(path: Path, size: int, *, mapped: bool = True) -> Opened:
     shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
     # What is not mapped is given away, so that it goes once it is copied.
     return shapes, content.__getitem__ if mapped else content.pop
+
+
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch compresses nothing, and unpacks what is: a small file may become any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            kinds = {member.compress_type for member in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the older format, or damaged: PyTorch says how
+    if kinds - {zipfile.ZIP_STORED}:
+        raise WeightsError(f"{path}: a compressed archive, which no .pth file is; unpack it")
 
 
 def _described(head: bytes) -> str:

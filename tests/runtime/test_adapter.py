@@ -4,6 +4,7 @@ store, and what cannot be stored refused by name.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from rwkv_runtime.testing import small_architecture, write_random_weights
 from rwkv_runtime.versions import dimensions_of
 from statestore import open_store
 from statestore.keys import ChunkRule
+from tests.runtime.commanded import run
 from tests.runtime.old_versions import VERSIONS, write_old_weights
 
 ALL = (*VERSIONS, "7", "7a")
@@ -136,6 +138,37 @@ def test_another_process_takes_the_state_up(version: str, tmp_path: Path) -> Non
         cold_cached == 0 and warm_cached >= len(DOCUMENT)
     )
     assert torch.equal(cold, warm)
+
+
+def test_ask_begins_warm_in_a_second_process(tmp_path: Path) -> None:
+    """As somebody does it who has a version 6 model and two terminals."""
+    path = weights_of("6", tmp_path)
+    document = tmp_path / "document.txt"
+    document.write_text("Ada wrote it in the spring of 1843. " * 12, encoding="utf-8")
+    options = ["--strategy", "cpu fp32", "--threads", "1", "--max-tokens", "8", "--json"]
+    rows = []
+    for _ in range(2):
+        done = run(
+            *("ask", "--model", str(path), "--store", str(tmp_path / "states"), *options),
+            *("--document", str(document), "--question", "Who wrote it?"),
+        )
+        assert done.returncode == 0, done.stderr
+        rows += json.loads(done.stdout)["questions"]
+    cold, warm = rows
+    assert (cold["cached_tokens"], warm["cached_tokens"]) == (0, document.stat().st_size)
+    assert warm["computed_tokens"] < cold["computed_tokens"] - warm["cached_tokens"] + 1
+    assert (warm["answer"], warm["logits_sha256"]) == (cold["answer"], cold["logits_sha256"])
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_a_file_overwritten_later_changes_no_model(version: str, tmp_path: Path) -> None:
+    path = weights_of(version, tmp_path)
+    engine = engine_of(path)
+    expected, _ = engine.prefill(torch.tensor(QUESTION), engine.initial_state())
+    with path.open("r+b") as file:  # in place: a mapping would see it
+        file.write(bytes(path.stat().st_size))
+    found, _ = engine.prefill(torch.tensor(QUESTION), engine.initial_state())
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("version", ALL)

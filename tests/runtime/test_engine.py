@@ -249,6 +249,19 @@ def test_lower_precisions_stay_near_fp32(load: Load) -> None:
         assert 0 < (logits(dtype) - exact).norm() / exact.norm() < bound
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_head_without_keys_is_no_nan(load: Load, tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "silent.pth"
+    write_random_weights(path)
+    tensors = torch.load(path)
+    tensors["blocks.1.att.key.weight"][:64] = 0
+    torch.save(tensors, path)
+    engine = load(path, dtype=dtype)
+    output, state = engine.prefill(torch.arange(40), engine.initial_state())
+    assert torch.isfinite(engine.logits(output)).all()
+    assert torch.isfinite(engine.logits(engine.decode(3, state)[0])).all()
+
+
 def test_a_state_of_another_dtype_is_refused(load: Load) -> None:
     engine, other = load(dtype="fp32"), load(dtype="bf16")
     stored = other.to_stored(other.initial_state(), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +215,20 @@ def test_files_without_a_model_are_refused(
     refused: Callable[[object], str], content: object, what: str
 ) -> None:
     assert what in refused(content)
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}." + bytes(1 << 20))
+        archive.writestr("archive/version", "3")
+    with pytest.raises(WeightsError, match="compressed"):
+        read(path)
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be read: File name too long"):
+        read(tmp_path / ("x" * 300))
 
 
 def test_quantised_weights_are_refused(refused: Callable[[object], str], tensors: Tensors) -> None:
