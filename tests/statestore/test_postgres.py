@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from sqlalchemy import event
 
 from statestore import open_store
 from statestore.backends.fleet import FleetPlace, open_fleet_backend
+from statestore.backends.leases import Outcome
 from statestore.backends.sql import SqlBackend
 from statestore.backends.sql_lookups import SqlLookups
 from statestore.backends.sql_sightings import SqlSightings
 from statestore.entry import EntryFilter
 from statestore.errors import SettingsError, UnavailableError
+from statestore.keys import marks
 from statestore.url import StoreURL, redacted
 from tests.statestore.backend_places import CREATED_AT, Place, a_key, an_entry, digest, publish
 from tests.statestore.postgres_servers import SECRET, PostgresPlace
@@ -331,6 +334,40 @@ def test_a_bad_url_is_named_without_its_secret(
 )
 def test_redacted(url: str, shown: str) -> None:
     assert redacted(url) == shown
+
+
+def test_a_user_with_the_rights_that_are_named(place: PostgresPlace) -> None:
+    """What `docs/operating.md` says; everything but upgrades."""
+    name = f"u_{place.database}"
+    with place.server.connect(place.database) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'word'")
+        for right in (
+            "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES",
+            "USAGE ON ALL SEQUENCES",
+        ):
+            connection.execute(f"GRANT {right} IN SCHEMA public TO {name}")
+    parsed = FleetPlace.parse(place.url)
+    with closing(
+        open_fleet_backend(
+            replace(parsed, catalog=parsed.catalog.set(username=name, password="word"))
+        )
+    ) as backend:
+        entry = an_entry(0)
+        assert publish(backend, entry)
+        assert backend.longest([entry.key], CREATED_AT) == entry
+        backend.touch(entry, CREATED_AT, 1.0)
+        assert backend.leases.acquire(entry.key, "me", 10.0).owner == "me"
+        backend.leases.release(entry.key, "me", Outcome.PUBLISHED)
+        assert backend.leases.wait(entry.key, 1.0) is not None
+        assert backend.sightings is not None
+        backend.sightings.note(marks([digest("a chunk's end")]))
+        assert backend.evict(0, CREATED_AT).entries == 1
+        assert backend.departed([entry.key])
+        backend.sweep(CREATED_AT, 0.0)
+        assert backend.recount(mend=True)
+    with place.server.connect(place.database) as connection:
+        connection.execute(f"DROP OWNED BY {name}")
+        connection.execute(f"DROP ROLE {name}")
 
 
 def test_a_unix_socket(place: PostgresPlace) -> None:
