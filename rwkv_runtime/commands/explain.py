@@ -8,7 +8,7 @@ import click
 
 from rwkv_runtime.commands.options import Opening, json_option, read_text, runtime_options
 from rwkv_runtime.template import question_segment
-from statestore.cli.explain import Outlook
+from statestore.cli.commands.explain import Outlook
 
 
 @click.command()

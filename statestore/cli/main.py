@@ -9,16 +9,16 @@ from typing import Final
 
 import click
 
-from statestore.cli.completion import StoreUrl
 from statestore.cli.group import LazyGroup, Line
 from statestore.cli.options import CONFIG, config_option
+from statestore.cli.urls import StoreUrl
 from statestore.config import load
 
 _TABLE: Final = {
     "Look": {
-        "ls": ("listing:list_entries", "List what is stored, newest use first."),
+        "ls": ("ls:list_entries", "List what is stored, newest use first."),
         "show": (
-            "showing:show",
+            "show:show",
             "Show one state: its entry, what a hit saves, its container.",
         ),
         "stats": (
@@ -39,19 +39,19 @@ _TABLE: Final = {
         "bench": ("bench:bench", "Measure this store on this machine; nothing is left behind."),
     },
     "Tidy": {
-        "pin": ("room:pin", "Keep states when room is made."),
-        "unpin": ("room:unpin", "Let states go when room is made."),
-        "evict": ("room:evict", "Remove what is worth least."),
-        "rm": ("room:rm", "Remove states."),
-        "gc": ("sweeping:gc", "Remove expired entries, and what interrupted writes left behind."),
+        "pin": ("pin:pin", "Keep states when room is made."),
+        "unpin": ("pin:unpin", "Let states go when room is made."),
+        "evict": ("evict:evict", "Remove what is worth least."),
+        "rm": ("rm:rm", "Remove states."),
+        "gc": ("gc:gc", "Remove expired entries, and what interrupted writes left behind."),
     },
     "Move": {
-        "export": ("exporting:export", "Write states into one FILE."),
-        "import": ("importing:import_states", "Store the states of a FILE that `export` wrote."),
-        "copy": ("copying:copy", "Copy states from one store to another, of whatever kind."),
+        "export": ("export:export", "Write states into one FILE."),
+        "import": ("import_:import_states", "Store the states of a FILE that `export` wrote."),
+        "copy": ("copy:copy", "Copy states from one store to another, of whatever kind."),
     },
     "Set up": {
-        "db": ("database:database", "Look at the catalog's tables, upgrade them, take them back."),
+        "db": ("db:database", "Look at the catalog's tables, upgrade them, take them back."),
         "keygen": (
             "keygen:keygen",
             "Make a key FILE, readable by you alone, for the keys= option of a store's URL.",
@@ -60,7 +60,7 @@ _TABLE: Final = {
             "completion:completion",
             "Print the script that completes this command's words in SHELL.",
         ),
-        "config": ("settings:config", "Show the settings, and where each one came from."),
+        "config": ("config:config", "Show the settings, and where each one came from."),
         "simulate": (
             "simulate:simulate",
             "Replay recorded requests and show what would have been found, stored and dropped.",
@@ -69,7 +69,7 @@ _TABLE: Final = {
 }
 _STORELESS: Final = ("completion", "copy", "keygen", "simulate")  # broken settings do not stop them
 _LINES: Final = [
-    Line(name, f"statestore.cli.{place}", summary, section)
+    Line(name, f"statestore.cli.commands.{place}", summary, section)
     for section, commands in _TABLE.items()
     for name, (place, summary) in commands.items()
 ]

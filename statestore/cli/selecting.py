@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from heapq import merge
@@ -106,6 +106,12 @@ def selection_options(command: Command) -> Command:
     for option in reversed(_OPTIONS):
         selecting = option(selecting)
     return selecting
+
+
+def require_some(keys: Sequence[str], selection: Selection) -> None:
+    """Raise `InputError` unless there are either keys or filters."""
+    if bool(keys) == bool(selection.text):
+        raise InputError("give keys, or filters, one of the two: --help lists them")
 
 
 def _selection(asked: Mapping[str, Any]) -> Selection:

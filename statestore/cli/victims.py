@@ -7,6 +7,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Final, NamedTuple
 
+from statestore.cli.render import counted, size
 from statestore.cli.selecting import Selection
 from statestore.entry import Entry, Status
 from statestore.eviction import DEFAULT, POLICIES, Policy, make_policy
@@ -91,3 +92,26 @@ def _scores(store: StateStore, selection: Selection, name: str) -> Callable[[Ent
 
 def _put(policy: Policy, entry: Entry, hold_s: float) -> float:
     return policy.put(entry, entry.created_at - hold_s, entry.created_at).score
+
+
+def still(
+    store: StateStore,
+    selection: Selection,
+    victims: Sequence[Victim],
+    to_bytes: int | None = None,
+    policy: str | None = None,
+) -> list[Victim]:
+    """Those that were not pinned or used while a person thought it over."""
+    agreed = {victim.key for victim in victims}
+    again = choose(store, selection, to_bytes, policy)
+    return [victim for victim in again if victim.key in agreed]
+
+
+def bytes_of(victims: Sequence[Victim]) -> int:
+    """Of all their blobs."""
+    return sum(victim.blob_bytes for victim in victims)
+
+
+def said(victims: Sequence[Victim]) -> str:
+    """So many states, and their bytes."""
+    return f"{counted(len(victims), 'state')} ({size(bytes_of(victims))})"

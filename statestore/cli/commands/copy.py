@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import click
 
-from statestore.cli.completion import StoreUrl
 from statestore.cli.options import as_json_option
 from statestore.cli.progress import progress
 from statestore.cli.selecting import Selection, selection_options
 from statestore.cli.tallies import exit_code, report
 from statestore.cli.targets import open_target
+from statestore.cli.urls import StoreUrl
 from statestore.entry import Entry
 from statestore.errors import BackendError, ContainerError, InputError
 from statestore.lanes import LANES, in_lanes
