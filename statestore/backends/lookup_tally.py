@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 EVERY_S: Final = 5.0
 
+_JOIN_S: Final = 1.0  # it has nothing left to do
+
 #: The tier that answered, whether it had the whole prompt, namespace, fingerprint.
 _Ended: TypeAlias = tuple[str, bool, str, bytes]
 
@@ -89,9 +91,13 @@ class LookupTally:
 
     def close(self) -> None:
         """Flush, once; what the place does not take is lost. A second call does nothing."""
-        if not self._ended.is_set():
-            self._ended.set()
-            self.flush()
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self.flush()
+        thread = self._thread
+        if thread is not None:
+            thread.join(_JOIN_S)
 
     def _begin(self, ended: _Ended) -> _Count:
         """A new count, or that of the rest; under the lock."""

@@ -105,7 +105,7 @@ def test_no_password_is_shown(url: str) -> None:
 def test_a_dead_place_is_one_line_with_a_remedy_and_exit_code_4(url: str) -> None:
     said = refused(4, "--store", url, "ls")
     assert "127.0.0.1:1" in said
-    assert "server" in said
+    assert "server" in said or "does Sentinel answer" in said
     assert "hush" not in said
     assert len(said) < 400, said
 
