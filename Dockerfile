@@ -43,7 +43,8 @@ USER statestore
 WORKDIR /var/lib/statestore
 VOLUME ["/states", "/weights"]
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=5 \
+# It is healthy as soon as it answers; large weights may take minutes until then.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=300s --retries=5 \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 ENTRYPOINT ["rwkv-runtime"]
 CMD ["serve", "--host", "0.0.0.0"]

@@ -13,6 +13,7 @@ from rwkv_runtime.server.errors import ApiError, invalid
 
 MAX_STOPS: Final = 16
 MAX_DOCUMENTS: Final = 64
+MAX_MESSAGES: Final = 10_000  # each is parsed, planned, and a chunk of its own from 32 tokens on
 DOCUMENT_ID: Final = r"^doc-[0-9a-f]{64}$"
 
 #: Fields of OpenAI's that no answer here depends on.
@@ -122,7 +123,7 @@ class ChatMessage(_Strict):
 class ChatRequest(Sampled):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -169,7 +170,7 @@ def _complaint(error: ValidationError) -> ApiError:
     # Of a union pydantic also names the member that was tried: "stop.list[str].3".
     places = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
     place = ".".join(part for part in places if part not in ("str", "int"))
-    message = first["msg"][:1].lower() + first["msg"][1:]
+    message = (first["msg"][:1].lower() + first["msg"][1:]).replace(" after validation", "")
     if first["type"] == "missing":
         return invalid(place, f"{place} is missing", "missing_required_parameter")
     return invalid(place or None, f"{place or 'the body'}: {message}", "invalid_value")

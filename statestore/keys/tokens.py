@@ -44,6 +44,10 @@ def pack_tokens(tokens: Tokens) -> bytes:
 
     Raises `TokenError` for anything but a one-dimensional run of integers in 0..2**32-1.
     """
+    if isinstance(
+        tokens, list
+    ):  # first: to ask for a protocol takes longer than a message's tokens
+        return _pack_sequence(tokens)
     if isinstance(tokens, _TEXT):
         raise TokenError(
             f"tokens are a list of integers, not {type(tokens).__name__}: tokenise text first; "

@@ -59,6 +59,7 @@ def refusal(kind: type, fields: dict[str, Any]) -> ApiError:
             "include_usage",
         ),
         ({"messages": []}, "messages", "at least 1"),
+        ({"messages": CHAT["messages"] * 10_001}, "messages", "at most 10000 items, not 10001"),
         ({"messages": [{"content": "x"}]}, "messages.0.role", "missing"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
