@@ -29,7 +29,7 @@ from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.complaints import Complaints
 from statestore.errors import BackendError
 from statestore.keys import StateKey
-from statestore.owner import has_ended, new_owner
+from statestore.owner import has_ended, is_beside, new_owner
 
 log = logging.getLogger(__name__)
 
@@ -55,25 +55,27 @@ class Ruling(StrEnum):
 class Patience:
     """How long to wait for something that takes oneself `compute_s` to compute.
 
-    Twice that: whoever computes may share a machine with those who wait, and one who gives up
-    early makes it slower still. And on, if the lease lapses sooner than one would have computed:
-    then one goes on from the other's last checkpoint, and alone.
+    Twice that for one on another machine. Longer for one beside us: it shares the processors with
+    those who wait, so it is slow when all of them are, and who gives up makes it slower still. And
+    on, if the lease lapses sooner than one would have computed: then one goes on from the other's
+    last checkpoint, and alone.
     """
 
     compute_s: float
     slack: float = 2.0
+    slack_beside: float = 8.0
     floor_s: float = 1.0  # a put and a few looks
     check: Callable[[], object] | None = None  # called each second; may raise, and ends the waiting
 
-    @property
-    def seconds(self) -> float:
+    def seconds(self, *, beside: bool) -> float:
         """For one whose lease does not lapse meanwhile."""
-        return self.slack * self.compute_s + self.floor_s
+        slack = self.slack_beside if beside else self.slack
+        return slack * self.compute_s + self.floor_s
 
     def left_s(self, waited_s: float, lease: Lease) -> float:
         """Seconds for which to wait on after `waited_s`; 0 or less: no longer."""
         self.consult()
-        left_s = self.seconds - waited_s
+        left_s = self.seconds(beside=is_beside(lease.owner)) - waited_s
         if left_s <= 0 and lease.remaining_s <= self.compute_s:
             return lease.remaining_s + _A_MOMENT_S
         return left_s
@@ -288,7 +290,7 @@ class Turn(Generic[T]):
 
     def _await_flight(self, patience: Patience) -> bool:
         """Wait for the thread that leads here; ``False``: too long."""
-        left_s = patience.seconds
+        left_s = patience.seconds(beside=True)
         while left_s > 0:
             if self._once.await_flight(self._flight, min(left_s, _PULSE_S)):
                 return True

@@ -20,11 +20,16 @@ def new_owner() -> str:
     return f"{_place(os.getpid())}/{os.getpid()}/{secrets.token_hex(8)}"
 
 
+def is_beside(owner: str) -> bool:
+    """Whether `owner` is known to be on this machine, or in this container."""
+    place = owner.partition("/")[0]
+    return bool(place) and place == _place(os.getpid())
+
+
 def has_ended(owner: str) -> bool:
     """Whether `owner` is known to live no more; ``False`` where that cannot be told."""
-    place, _, rest = owner.partition("/")
-    number = rest.partition("/")[0]
-    if not place or place != _place(os.getpid()) or not number.isdecimal():
+    number = owner.partition("/")[2].partition("/")[0]
+    if not is_beside(owner) or not number.isdecimal():
         return False
     try:
         os.kill(int(number), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from statestore.owner import has_ended, new_owner
+from statestore.owner import has_ended, is_beside, new_owner
 
 
 def test_an_owner_is_nobody_else_and_lives() -> None:
@@ -26,9 +26,13 @@ def test_a_killed_process_has_ended() -> None:
         assert has_ended(owner)
         elsewhere = f"other-{owner}"
         assert not has_ended(elsewhere), "of another machine nothing is known"
+        assert is_beside(owner)
+        assert not is_beside(elsewhere)
 
 
 def test_what_is_no_owner_is_never_taken_for_dead() -> None:
     place = new_owner().partition("/")[0]
     for text in ("", "/1/x", "w1", f"{place}/", f"{place}/x/1", f"{place}/{'9' * 40}/1"):
         assert not has_ended(text)
+    assert not is_beside("")
+    assert not is_beside("/1/x")

@@ -1,0 +1,38 @@
+"""How long one waits for what another computes."""
+
+from __future__ import annotations
+
+import pytest
+
+from statestore.backends.leases import Lease
+from statestore.once import Patience
+from statestore.owner import new_owner
+
+ELSEWHERE = f"other-{new_owner()}"
+PATIENCE = Patience(compute_s=10.0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "waited_s", "left_s"),
+    [
+        (ELSEWHERE, 5, 16),
+        (ELSEWHERE, 22, -1),
+        (new_owner(), 22, 59),  # it is slow because all are, here
+        (new_owner(), 82, -1),
+        ("nobody", 22, -1),
+    ],
+)
+def test_one_waits_longer_for_a_neighbour(owner: str, waited_s: float, left_s: float) -> None:
+    assert PATIENCE.left_s(waited_s, Lease(owner, 60.0)) == pytest.approx(left_s)
+
+
+def test_a_lease_that_lapses_soon_is_waited_for() -> None:
+    assert PATIENCE.left_s(100, Lease(ELSEWHERE, 9.0)) == pytest.approx(9.0, abs=0.1)
+
+
+def test_who_wants_no_more_ends_the_waiting() -> None:
+    def gone() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        Patience(1.0, check=gone).left_s(0, Lease(ELSEWHERE, 9.0))
