@@ -7,6 +7,9 @@ others the last rows of a product, or the last elements of a vectorised function
 (measured: widths 2 and 6). Another width has other bits, and so has decoding alone: the width is
 part of what makes a text repeatable. What was decoded is never stored under a prefix key, so none
 of this touches the store.
+
+With the compiled kernel a stream's bits are those of decoding alone, at every width, and a step
+computes the places that are taken and no others.
 """
 
 from __future__ import annotations
@@ -16,16 +19,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rwkv_runtime import model
 from rwkv_runtime.engines.base import check_tokens
+from rwkv_runtime.engines.rows import KernelRows, Rows, TorchRows
 from rwkv_runtime.engines.rwkv7 import Rwkv7Engine
 from rwkv_runtime.engines.threads import computing
-from rwkv_runtime.model import LayerState, ModelState
+from rwkv_runtime.model import ModelState
 from statestore.errors import InputError
 
 WIDTHS = (8, 16, 32, 64, 128)
-
-PARTS = ("att_x_prev", "att_kv", "ffn_x_prev")
 
 
 class Batch:
@@ -43,13 +44,12 @@ class Batch:
         self.width = width
         self._free = list(reversed(range(width)))
         self._joined: set[int] = set()
+        self._rows: Rows
         with torch.inference_mode():
-            self._state = model.zero_state(engine.weights, batch=width)
-            # Rows are written to: none may be another layer's memory.
-            self._state = tuple(
-                LayerState(*(getattr(layer, part).clone() for part in PARTS))
-                for layer in self._state
-            )
+            if engine.kernel is None:
+                self._rows = TorchRows(engine.weights, width)
+            else:
+                self._rows = KernelRows(engine.kernel)
 
     @property
     def room(self) -> int:
@@ -67,23 +67,21 @@ class Batch:
         place = self._free.pop()
         self._joined.add(place)
         with torch.inference_mode():
-            for mine, given in zip(self._state, state, strict=True):
-                for part in PARTS:
-                    getattr(mine, part)[place] = getattr(given, part)[0]
+            self._rows.put(place, state)
         return place
 
     def leave(self, place: int) -> ModelState:
         """Let a stream go; its state."""
-        self.drop(place)
+        self._require(place)
         with torch.inference_mode():
-            return tuple(
-                LayerState(*(getattr(layer, part)[place : place + 1].clone() for part in PARTS))
-                for layer in self._state
-            )
+            state = self._rows.take(place)
+        self.drop(place)
+        return state
 
     def drop(self, place: int) -> None:
         """Let a stream go whose state nobody wants."""
         self._require(place)
+        self._rows.clear(place)
         self._joined.remove(place)
         self._free.append(place)
 
@@ -100,26 +98,21 @@ class Batch:
             InputError: a stream has no token, or a place no stream; nothing was read.
             VocabularyError: a token that the model does not have; nothing was read.
         """
-        logits = self.advance(tokens)
-        return {place: logits[place].clone() for place in tokens}
+        return {place: row.clone() for place, row in zip(tokens, self.advance(tokens), strict=True)}
 
     def advance(self, tokens: Mapping[int, int]) -> Tensor:
-        """As `step`, for whoever looks at all rows at once: float32 [width, vocabulary], in memory
-        of their own. Those of places without a stream mean nothing.
+        """As `step`, for whoever looks at all rows at once: float32 [n, vocabulary] in the order of
+        `tokens`, in memory of their own.
         """
         if tokens.keys() != self._joined:
             raise InputError(
                 f"a step needs one token for each of the places {sorted(self._joined)}, "
                 f"not for {sorted(tokens)}"
             )
-        rows = torch.tensor([[tokens.get(place, 0)] for place in range(self.width)])
-        check_tokens(rows.flatten(), self.engine.vocabulary)
+        if tokens:
+            check_tokens(torch.tensor(list(tokens.values())), self.engine.vocabulary)
         with computing(self.engine.threads):
-            device = self.engine.weights.emb.device
-            hidden, self._state = model.forward(
-                self.engine.weights, rows.to(device), self._state, owned=True
-            )
-            return model.logits(self.engine.weights, hidden[:, -1]).float()
+            return self._rows.step(tokens)
 
     def _require(self, place: int) -> None:
         if place not in self._joined:

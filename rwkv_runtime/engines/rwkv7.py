@@ -2,8 +2,8 @@
 
 A state is `model.ModelState` with one row. The output that goes with it is the last hidden vector
 [C] after ln_out, so logits are computed from the same [1, C] product whether the vector is new or
-was stored. With a kernel, that one computes single tokens and logits; chunks of several tokens, and
-batches, are PyTorch's all the same. It knows nothing of stores, prompts or text.
+was stored. With a kernel, that one computes single tokens and logits; chunks of several tokens are
+PyTorch's all the same. It knows nothing of stores, prompts or text.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Rwkv7Engine:
         self.weights = model.Weights.of(weights.tensors)
         self.threads = threads
         self._tuned = tuned
-        self._kernel = kernel
+        self.kernel = kernel
         self._device = self.weights.emb.device
         self.schema = schema_of(weights.architecture, self.weights.emb.dtype)
 
@@ -85,8 +85,8 @@ class Rwkv7Engine:
     def logits(self, output: Tensor) -> Tensor:
         """See `Engine`."""
         with computing(self.threads):
-            if self._kernel is not None:
-                return self._kernel.logits(output)
+            if self.kernel is not None:
+                return self.kernel.logits(output)
             return model.logits(self.weights, output[None])[0].float()
 
     def to_stored(self, state: ModelState, output: Tensor | None) -> State:
@@ -110,8 +110,8 @@ class Rwkv7Engine:
 
     def _forward(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         with computing(self.threads):
-            if self._kernel is not None and tokens.numel() == 1:
-                return self._kernel.step(int(tokens), state)
+            if self.kernel is not None and tokens.numel() == 1:
+                return self.kernel.step(int(tokens), state)
             hidden, after = model.forward(self.weights, tokens, state)
             return hidden[0, -1].clone(), after
 

@@ -7,7 +7,7 @@ nor on the processor, nor on the number of threads. Another revision, other stat
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,8 @@ class _Bound:
 
 
 class Kernel:
-    """One token at a time of one model. Safe to use from several threads at once.
+    """One token at a time of one model, in one stream or several. Safe to use from several threads
+    at once. What a stream's token gives does not depend on the streams beside it.
 
     Args:
         weights: of a model on the CPU, in fp32 or bf16; may be packed.
@@ -92,13 +93,14 @@ class Kernel:
         self._team = _team()
         self._step = library.rwkv7_step
         self._step.restype = None
-        self._step.argtypes = (POINTER, POINTER, INT, INT, *(POINTER,) * 4)
+        self._step.argtypes = (POINTER, POINTER, INT, INT, *(POINTER,) * 6)
         self._logits = library.rwkv7_logits
         self._logits.restype = None
-        self._logits.argtypes = (POINTER, POINTER, INT, POINTER, POINTER)
-        library.rwkv7_scratch.restype = INT
+        self._logits.argtypes = (POINTER, POINTER, INT, INT, POINTER, POINTER)
+        library.rwkv7_scratch.restype = library.rwkv7_stream_bytes.restype = INT
         library.rwkv7_scratch.argtypes = (POINTER,)
         self._scratch = int(library.rwkv7_scratch(ctypes.byref(self._bound.model)))
+        self._stream_bytes = int(library.rwkv7_stream_bytes())
 
     def step(self, token: int, state: ModelState) -> tuple[Tensor, ModelState]:
         """Read one token -> (hidden [C], the next state); the state that is given stays as it is.
@@ -107,44 +109,60 @@ class Kernel:
             VocabularyError: a token that the model does not have.
             StateError: a state that is not one of this model.
         """
-        shape = self._shape
-        if not 0 <= token < shape.vocabulary:
-            raise VocabularyError(
-                f"the token is {token}, but the model's ids are 0 to {shape.vocabulary - 1}"
-            )
-        before = self._addresses(state)
-        after = tuple(self._empty_layer() for _ in state)
-        hidden = torch.empty(shape.width, dtype=self._dtype)
-        scratch = torch.empty(self._scratch)
+        hidden, (after,) = self.steps((token,), (state,))
+        return hidden[0], after
+
+    def steps(
+        self, tokens: Sequence[int], states: Sequence[ModelState]
+    ) -> tuple[Tensor, tuple[ModelState, ...]]:
+        """The same for one token in each of several streams -> (hidden [streams, C], states)."""
+        shape, count = self._shape, len(tokens)
+        if count != len(states):
+            raise StateError(f"{count} tokens for {len(states)} states")
+        for token in tokens:
+            if not 0 <= token < shape.vocabulary:
+                raise VocabularyError(
+                    f"the token is {token}, but the model's ids are 0 to {shape.vocabulary - 1}"
+                )
+        before = self._addresses(states)
+        after = tuple(tuple(self._empty_layer() for _ in state) for state in states)
+        hidden = torch.empty(count, shape.width, dtype=self._dtype)
+        scratch = torch.empty(count * self._scratch)
+        streams = torch.empty(count * self._stream_bytes, dtype=torch.uint8)
         self._step(
             ctypes.byref(self._bound.model),
             ctypes.byref(self._team),
             torch.get_num_threads(),
-            token,
+            count,
+            (INT * count)(*tokens),
             before,
             self._addresses(after),
-            hidden.data_ptr(),
+            (POINTER * count)(*(row.data_ptr() for row in hidden)),
+            streams.data_ptr(),
             scratch.data_ptr(),
         )
         return hidden, after
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden [C] -> float32 [vocabulary], in memory of its own.
+        """Hidden [..., C] -> float32 [..., vocabulary], in memory of its own.
 
         Raises:
-            StateError: no hidden vector of this model.
+            StateError: no hidden vectors of this model.
         """
-        self._check_tensor("hidden", hidden, self._dtype, (self._shape.width,))
+        shape, out = self._shape, self._bound.model.head.out
+        wanted = (*hidden.shape[:-1], shape.width)
+        self._check_tensor("hidden", hidden, self._dtype, wanted)
         given = hidden.float()
-        found = torch.empty(self._bound.model.head.out)
+        found = torch.empty(*hidden.shape[:-1], out)
         self._logits(
             ctypes.byref(self._bound.model),
             ctypes.byref(self._team),
             torch.get_num_threads(),
+            given.numel() // shape.width,
             given.data_ptr(),
             found.data_ptr(),
         )
-        return found[: self._shape.vocabulary]
+        return found[..., : shape.vocabulary]
 
     def _empty_layer(self) -> LayerState:
         """Memory that lies as a loaded state's does."""
@@ -155,21 +173,24 @@ class Kernel:
             torch.empty(1, width, dtype=self._dtype),
         )
 
-    def _addresses(self, state: ModelState) -> ctypes.Array[ctypes.c_void_p]:
-        """Three of each layer; every tensor is checked."""
+    def _addresses(self, states: Sequence[ModelState]) -> ctypes.Array[ctypes.c_void_p]:
+        """Three of each layer of each stream; every tensor is checked."""
         shape = self._shape
-        if len(state) != shape.layers:
-            raise StateError(f"a state of {len(state)} layers, the model has {shape.layers}")
         vector, matrix = (1, shape.width), (1, shape.heads, shape.head_size, shape.head_size)
         found: list[int] = []
-        for layer in state:
-            for name, kept, dtype, wanted in (
-                ("att_x_prev", layer.att_x_prev, self._dtype, vector),
-                ("att_kv", layer.att_kv, torch.float32, matrix),
-                ("ffn_x_prev", layer.ffn_x_prev, self._dtype, vector),
-            ):
-                self._check_tensor(name, kept, dtype, wanted)
-                found.append(kept.data_ptr())
+        for state in states:
+            if len(state) != shape.layers:
+                raise StateError(
+                    f"a state of {len(state)} layers, but the model has {shape.layers}"
+                )
+            for layer in state:
+                for name, kept, dtype, wanted in (
+                    ("att_x_prev", layer.att_x_prev, self._dtype, vector),
+                    ("att_kv", layer.att_kv, torch.float32, matrix),
+                    ("ffn_x_prev", layer.ffn_x_prev, self._dtype, vector),
+                ):
+                    self._check_tensor(name, kept, dtype, wanted)
+                    found.append(kept.data_ptr())
         return (POINTER * len(found))(*found)
 
     def _check_tensor(

@@ -1,4 +1,5 @@
-/* One token of RWKV-7, from its embedding to the last hidden vector; and the logits.
+/* One token of RWKV-7 for each of a few streams, from its embedding to the last hidden vector; and
+ * the logits.
  *
  * The formulas are those of rwkv_runtime/model.py. What is computed is specified to the last bit,
  * by this file and lanes.h, and depends neither on the processor nor on the number of threads:
@@ -6,6 +7,7 @@
  *   - everything is fp32, whatever the matrices are kept in; a product of bf16 is exact in it;
  *   - an output of a matrix is two sums, over the even and the odd inputs, each in the inputs'
  *     order by fused multiply-adds, and then their sum;
+ *   - nothing depends on which other streams are computed beside one, or how many;
  *   - a sum over a vector is taken in sixteen lanes, lane i over the elements i, i + 16, ...;
  *   - what leaves (the state's vectors, the hidden vector) is rounded to the model's dtype.
  *
@@ -127,63 +129,104 @@ static inline lanes normed(Moments m, lanes x, lanes weight, lanes bias) {
 
 /* --- matrices --------------------------------------------------------------------------------- */
 
-/* One block of outputs. Eight sums, each in a register of its own. */
-static void product_fp32(const float *row, int64_t in, const float *x, float *out) {
-    lanes even[QUARTERS], odd[QUARTERS];
-    for (int q = 0; q < QUARTERS; q++)
-        even[q] = odd[q] = all(0.0f);
-    for (int64_t i = 0; i < in; i += 2, row += 2 * BLOCK) {
-        lanes first = all(x[i]), second = all(x[i + 1]);
-        for (int q = 0; q < QUARTERS; q++) {
-            __builtin_prefetch((const char *)(row + q * LANES) + AHEAD);
-            __builtin_prefetch((const char *)(row + BLOCK + q * LANES) + AHEAD);
-            even[q] = fused(load(row + q * LANES), first, even[q]);
-            odd[q] = fused(load(row + BLOCK + q * LANES), second, odd[q]);
-        }
-    }
-    for (int q = 0; q < QUARTERS; q++)
-        store(out + q * LANES, add(even[q], odd[q]));
+/* What a product reads and writes: a vector of each stream, so many floats apart. */
+typedef struct {
+    const float *x;
+    float *out;
+    int64_t rows, x_apart, out_apart;
+} Rows;
+
+static Rows without(Rows of, int64_t rows) {
+    return (Rows){of.x + rows * of.x_apart, of.out + rows * of.out_apart, of.rows - rows,
+                  of.x_apart, of.out_apart};
 }
 
-static void product_bf16(const uint16_t *row, int64_t in, const float *x, float *out) {
-    lanes even[QUARTERS], odd[QUARTERS];
-    for (int q = 0; q < QUARTERS; q++)
-        even[q] = odd[q] = all(0.0f);
-    for (int64_t i = 0; i < in; i += 2, row += 2 * BLOCK) {
-        lanes first = all(x[i]), second = all(x[i + 1]);
-        for (int q = 0; q < QUARTERS; q++) {
+/* Streams whose sums fit into the registers together: each weight is then loaded once for all. */
+#if defined(__AVX512F__)
+enum { MOST_ROWS = 4 };
+#else
+enum { MOST_ROWS = 1 };
+#endif
+
+static inline void load_two(const void *at, int64_t place, int is_bf16, lanes *even, lanes *odd) {
+    if (is_bf16) {
+        load_pairs((const uint16_t *)at + 2 * place, even, odd);
+    } else {
+        *even = load((const float *)at + place);
+        *odd = load((const float *)at + BLOCK + place);
+    }
+}
+
+/* Some of a block's outputs for some streams; `rows` and `quarters` are constants to the compiler,
+ * so that every sum has a register of its own. */
+static inline __attribute__((always_inline)) void tile(const void *block, int64_t in, Rows of,
+                                                       int first, const int rows,
+                                                       const int quarters, const int is_bf16) {
+    lanes even[MOST_ROWS][QUARTERS], odd[MOST_ROWS][QUARTERS];
+    const int64_t line = 2 * BLOCK * (is_bf16 ? sizeof(uint16_t) : sizeof(float));
+    for (int row = 0; row < rows; row++)
+        for (int q = 0; q < quarters; q++)
+            even[row][q] = odd[row][q] = all(0.0f);
+    for (int64_t i = 0; i < in; i += 2, block = (const char *)block + line) {
+        for (int64_t ahead = 0; ahead < line; ahead += 64)
+            __builtin_prefetch((const char *)block + AHEAD + ahead);
+        for (int q = 0; q < quarters; q++) {
             lanes left, right;
-            __builtin_prefetch((const char *)(row + 2 * q * LANES) + AHEAD);
-            load_pairs(row + 2 * q * LANES, &left, &right);
-            even[q] = fused(left, first, even[q]);
-            odd[q] = fused(right, second, odd[q]);
+            load_two(block, (first + q) * LANES, is_bf16, &left, &right);
+            for (int row = 0; row < rows; row++) {
+                const float *x = of.x + row * of.x_apart + i;
+                even[row][q] = fused(left, all(x[0]), even[row][q]);
+                odd[row][q] = fused(right, all(x[1]), odd[row][q]);
+            }
         }
     }
-    for (int q = 0; q < QUARTERS; q++)
-        store(out + q * LANES, add(even[q], odd[q]));
+    for (int row = 0; row < rows; row++)
+        for (int q = 0; q < quarters; q++)
+            store(of.out + row * of.out_apart + (first + q) * LANES, add(even[row][q], odd[row][q]));
 }
 
-static void product(const Matrix *m, int64_t block, const float *x, float *out, int is_bf16) {
+static inline __attribute__((always_inline)) void tiles(const void *block, int64_t in, Rows of,
+                                                        const int is_bf16) {
+#if defined(__AVX512F__)
+    for (; of.rows >= 4; of = without(of, 4))
+        for (int first = 0; first < QUARTERS; first += 2)
+            tile(block, in, of, first, 4, 2, is_bf16);
+    for (; of.rows >= 2; of = without(of, 2))
+        tile(block, in, of, 0, 2, QUARTERS, is_bf16);
+#endif
+    for (; of.rows; of = without(of, 1))
+        tile(block, in, of, 0, 1, QUARTERS, is_bf16);
+}
+
+/* One block of outputs for all streams, `of.out` being that block's. */
+static void product(const Matrix *m, int64_t block, Rows of, int is_bf16) {
     int64_t place = block * BLOCK * m->in;
     if (is_bf16)
-        product_bf16((const uint16_t *)m->blocks + place, m->in, x, out);
+        tiles((const uint16_t *)m->blocks + place, m->in, of, 1);
     else
-        product_fp32((const float *)m->blocks + place, m->in, x, out);
+        tiles((const float *)m->blocks + place, m->in, of, 0);
 }
 
 /* --- phases ----------------------------------------------------------------------------------- */
 
-/* Shared by all threads. Each phase reads what earlier ones wrote; a barrier lies between. */
+/* One stream's. Each phase reads what earlier ones wrote; a barrier lies between. */
 typedef struct {
-    const Model *model;
-    const Team *team;
     const LayerState *before, *after; /* [layers] */
     int64_t token;
     void *hidden;
-    float *x, *v_first, *r, *k, *v, *w, *a, *g, *y; /* [width] */
+    float *x, *v_first, *r, *k, *v, *w, *a, *g, *y, *found; /* [width], filled up to blocks */
     float *mixed; /* [6, width] */
     float *inner; /* [4, rank], of w, a, v, g */
     float *wide; /* [ffn_width] */
+} Stream;
+
+/* Shared by all threads. */
+typedef struct {
+    const Model *model;
+    const Team *team;
+    const Stream *stream;
+    int64_t count;
+    int64_t stride; /* from one stream's vectors to the next one's, in floats */
 } Step;
 
 typedef struct {
@@ -204,8 +247,11 @@ static Range share_of_lanes(Thread thread, int64_t length) {
     return (Range){part.from * LANES, part.to * LANES};
 }
 
-static void embed(const Step *at, int64_t layer, Thread thread) {
-    const Model *model = at->model;
+static Rows rows_of(const Step *at, const float *x, float *out) {
+    return (Rows){x, out, at->count, at->stride, at->stride};
+}
+
+static void embed(const Model *model, const Stream *at, int64_t layer, Thread thread) {
     Range part = share_of_lanes(thread, model->width);
     (void)layer;
     for (int64_t i = part.from; i < part.to; i += LANES)
@@ -213,8 +259,7 @@ static void embed(const Step *at, int64_t layer, Thread thread) {
 }
 
 /* The sums of a norm are taken by every thread alone: cheaper than to wait for each other. */
-static void norm_embedding(const Step *at, int64_t layer, Thread thread) {
-    const Model *model = at->model;
+static void norm_embedding(const Model *model, const Stream *at, int64_t layer, Thread thread) {
     Moments m = moments(at->y, model->width, LAYER_NORM_EPS);
     Range part = share_of_lanes(thread, model->width);
     (void)layer;
@@ -223,8 +268,7 @@ static void norm_embedding(const Step *at, int64_t layer, Thread thread) {
                                 load(model->ln0_bias + i)));
 }
 
-static void mix_time(const Step *at, int64_t layer, Thread thread) {
-    const Model *model = at->model;
+static void mix_time(const Model *model, const Stream *at, int64_t layer, Thread thread) {
     const Layer *of = model->layer + layer;
     int64_t width = model->width;
     Moments m = moments(at->x, width, LAYER_NORM_EPS);
@@ -239,16 +283,18 @@ static void mix_time(const Step *at, int64_t layer, Thread thread) {
     }
 }
 
-static void activate(float *block, lanes (*function)(lanes)) {
-    for (int64_t i = 0; i < BLOCK; i += LANES)
-        store(block + i, function(load(block + i)));
+static void activate(Rows of, lanes (*function)(lanes)) {
+    for (; of.rows; of = without(of, 1))
+        for (int64_t i = 0; i < BLOCK; i += LANES)
+            store(of.out + i, function(load(of.out + i)));
 }
 
 /* All matrices that read the mixed vectors, as one row of blocks. */
 static void project(const Step *at, int64_t layer, Thread thread) {
     const Model *model = at->model;
     const Layer *of = model->layer + layer;
-    const float *mixed = at->mixed;
+    const Stream *first = at->stream;
+    const float *mixed = first->mixed;
     int64_t width = model->width, rank = model->rank;
     const struct {
         const Matrix *matrix;
@@ -256,63 +302,69 @@ static void project(const Step *at, int64_t layer, Thread thread) {
         float *out;
         lanes (*activation)(lanes);
     } jobs[] = {
-        {&of->receptance, mixed, at->r, 0},
-        {&of->key, mixed + 2 * width, at->k, 0},
-        {&of->value, mixed + 3 * width, at->v, 0},
-        {&of->w1, mixed + width, at->inner, hyperbolic_tangent},
-        {&of->a1, mixed + 4 * width, at->inner + rank, 0},
-        {&of->v1, mixed + 3 * width, at->inner + 2 * rank, 0},
-        {&of->g1, mixed + 5 * width, at->inner + 3 * rank, sigmoid},
+        {&of->receptance, mixed, first->r, 0},
+        {&of->key, mixed + 2 * width, first->k, 0},
+        {&of->value, mixed + 3 * width, first->v, 0},
+        {&of->w1, mixed + width, first->inner, hyperbolic_tangent},
+        {&of->a1, mixed + 4 * width, first->inner + rank, 0},
+        {&of->v1, mixed + 3 * width, first->inner + 2 * rank, 0},
+        {&of->g1, mixed + 5 * width, first->inner + 3 * rank, sigmoid},
     };
     enum { JOBS = sizeof jobs / sizeof *jobs };
     int64_t blocks = 0;
     for (int job = 0; job < JOBS; job++)
         blocks += jobs[job].matrix->out / BLOCK;
     Range part = share(thread, blocks);
-    int64_t first = 0;
+    int64_t before = 0;
     for (int job = 0; job < JOBS; job++) {
         int64_t count = jobs[job].matrix->out / BLOCK;
         for (int64_t block = 0; block < count; block++) {
-            if (first + block < part.from || first + block >= part.to)
+            if (before + block < part.from || before + block >= part.to)
                 continue;
-            float *out = jobs[job].out + block * BLOCK;
-            product(jobs[job].matrix, block, jobs[job].input, out, model->is_bf16);
+            Rows rows = rows_of(at, jobs[job].input, jobs[job].out + block * BLOCK);
+            product(jobs[job].matrix, block, rows, model->is_bf16);
             if (jobs[job].activation)
-                activate(out, jobs[job].activation);
+                activate(rows, jobs[job].activation);
         }
-        first += count;
+        before += count;
     }
 }
 
-/* w, a, g from their low ranks, and v's blend with the first layer's. */
+/* One block of w, a, g as they are used, and v's blend with the first layer's. */
+static void finish(const Model *model, const Stream *at, int64_t layer, int64_t from) {
+    const Layer *of = model->layer + layer;
+    for (int64_t i = from; i < from + BLOCK && i < model->width; i += LANES) {
+        lanes decay = sigmoid(add(load(of->w0 + i), load(at->w + i)));
+        store(at->w + i, exponential(mul(all(DECAY_SCALE), decay)));
+        store(at->a + i, sigmoid(add(load(of->a0 + i), load(at->a + i))));
+        lanes v = load(at->v + i);
+        if (layer) {
+            lanes rate = sigmoid(add(load(of->v0 + i), load(at->found + i)));
+            store(at->v + i, fused(sub(load(at->v_first + i), v), rate, v));
+        } else {
+            store(at->v_first + i, v);
+        }
+    }
+}
+
+/* From the low ranks to the width. */
 static void expand(const Step *at, int64_t layer, Thread thread) {
     const Model *model = at->model;
     const Layer *of = model->layer + layer;
+    const Stream *first = at->stream;
+    const float *inner = first->inner;
     int64_t rank = model->rank;
     int is_bf16 = model->is_bf16;
     Range part = share(thread, of->w2.out / BLOCK);
     for (int64_t block = part.from; block < part.to; block++) {
-        int64_t first = block * BLOCK;
-        float blend[BLOCK];
-        product(&of->w2, block, at->inner, at->w + first, is_bf16);
-        product(&of->a2, block, at->inner + rank, at->a + first, is_bf16);
-        product(&of->g2, block, at->inner + 3 * rank, at->g + first, is_bf16);
+        int64_t i = block * BLOCK;
+        product(&of->w2, block, rows_of(at, inner, first->w + i), is_bf16);
+        product(&of->a2, block, rows_of(at, inner + rank, first->a + i), is_bf16);
+        product(&of->g2, block, rows_of(at, inner + 3 * rank, first->g + i), is_bf16);
         if (layer)
-            product(&of->v2, block, at->inner + 2 * rank, blend, is_bf16);
-        for (int64_t lane = 0; lane < BLOCK; lane += LANES) {
-            int64_t i = first + lane;
-            if (i >= model->width)
-                break;
-            lanes decay = sigmoid(add(load(of->w0 + i), load(at->w + i)));
-            store(at->w + i, exponential(mul(all(DECAY_SCALE), decay)));
-            store(at->a + i, sigmoid(add(load(of->a0 + i), load(at->a + i))));
-            if (!layer) {
-                store(at->v_first + i, load(at->v + i));
-                continue;
-            }
-            lanes v = load(at->v + i), rate = sigmoid(add(load(of->v0 + i), load(blend + lane)));
-            store(at->v + i, fused(sub(load(at->v_first + i), v), rate, v));
-        }
+            product(&of->v2, block, rows_of(at, inner + 2 * rank, first->found + i), is_bf16);
+        for (int64_t number = 0; number < at->count; number++)
+            finish(model, at->stream + number, layer, i);
     }
 }
 
@@ -332,8 +384,7 @@ static void recur(const float *before, float *after, int64_t size, const float *
     }
 }
 
-static void attend(const Step *at, int64_t layer, Thread thread) {
-    const Model *model = at->model;
+static void attend(const Model *model, const Stream *at, int64_t layer, Thread thread) {
     const Layer *of = model->layer + layer;
     int64_t size = model->width / model->heads;
     Range part = share(thread, model->heads);
@@ -371,21 +422,21 @@ static void attend(const Step *at, int64_t layer, Thread thread) {
 static void project_back(const Step *at, const Matrix *m, const float *input, Thread thread) {
     Range part = share(thread, m->out / BLOCK);
     for (int64_t block = part.from; block < part.to; block++) {
-        float found[BLOCK];
-        product(m, block, input, found, at->model->is_bf16);
-        for (int64_t lane = 0; lane < BLOCK; lane += LANES) {
-            float *x = at->x + block * BLOCK + lane;
-            store(x, add(load(x), load(found + lane)));
-        }
+        int64_t from = block * BLOCK;
+        product(m, block, rows_of(at, input, at->stream->found + from), at->model->is_bf16);
+        for (int64_t number = 0; number < at->count; number++)
+            for (int64_t i = from; i < from + BLOCK; i += LANES) {
+                const Stream *of = at->stream + number;
+                store(of->x + i, add(load(of->x + i), load(of->found + i)));
+            }
     }
 }
 
 static void add_attention(const Step *at, int64_t layer, Thread thread) {
-    project_back(at, &at->model->layer[layer].output, at->y, thread);
+    project_back(at, &at->model->layer[layer].output, at->stream->y, thread);
 }
 
-static void mix_channels(const Step *at, int64_t layer, Thread thread) {
-    const Model *model = at->model;
+static void mix_channels(const Model *model, const Stream *at, int64_t layer, Thread thread) {
     const Layer *of = model->layer + layer;
     Moments m = moments(at->x, model->width, LAYER_NORM_EPS);
     Range part = share_of_lanes(thread, model->width);
@@ -406,17 +457,17 @@ static void widen(const Step *at, int64_t layer, Thread thread) {
     const Matrix *m = &at->model->layer[layer].ffn_key;
     Range part = share(thread, m->out / BLOCK);
     for (int64_t block = part.from; block < part.to; block++) {
-        product(m, block, at->mixed, at->wide + block * BLOCK, at->model->is_bf16);
-        activate(at->wide + block * BLOCK, squared_relu);
+        Rows rows = rows_of(at, at->stream->mixed, at->stream->wide + block * BLOCK);
+        product(m, block, rows, at->model->is_bf16);
+        activate(rows, squared_relu);
     }
 }
 
 static void add_channels(const Step *at, int64_t layer, Thread thread) {
-    project_back(at, &at->model->layer[layer].ffn_value, at->wide, thread);
+    project_back(at, &at->model->layer[layer].ffn_value, at->stream->wide, thread);
 }
 
-static void norm_hidden(const Step *at, int64_t layer, Thread thread) {
-    const Model *model = at->model;
+static void norm_hidden(const Model *model, const Stream *at, int64_t layer, Thread thread) {
     Moments m = moments(at->x, model->width, LAYER_NORM_EPS);
     Range part = share_of_lanes(thread, model->width);
     (void)layer;
@@ -425,10 +476,19 @@ static void norm_hidden(const Step *at, int64_t layer, Thread thread) {
                                    load(model->ln_out_bias + i)), model->is_bf16);
 }
 
-typedef void Phase(const Step *, int64_t layer, Thread);
+typedef void OfAll(const Step *, int64_t layer, Thread);
+typedef void OfOne(const Model *, const Stream *, int64_t layer, Thread);
 
-static Phase *const OF_A_LAYER[] = {mix_time, project, expand, attend, add_attention,
-                                    mix_channels, widen, add_channels};
+/* What is computed for all streams at once, or for one after the other. */
+typedef struct {
+    OfAll *all;
+    OfOne *one;
+} Phase;
+
+static const Phase OF_A_LAYER[] = {
+    {.one = mix_time}, {.all = project},       {.all = expand}, {.one = attend},
+    {.all = add_attention}, {.one = mix_channels}, {.all = widen},  {.all = add_channels},
+};
 enum { PHASES = sizeof OF_A_LAYER / sizeof *OF_A_LAYER };
 
 /* --- calls ------------------------------------------------------------------------------------ */
@@ -444,63 +504,83 @@ static void run(const Team *team, void (*part)(void *), void *work, int64_t thre
         part(work);
 }
 
+/* A phase, and no further until every thread has done its part. */
+static void pass(const Step *at, Phase phase, int64_t layer, Thread thread) {
+    if (phase.all)
+        phase.all(at, layer, thread);
+    else
+        for (int64_t number = 0; number < at->count; number++)
+            phase.one(at->model, at->stream + number, layer, thread);
+    if (thread.count > 1)
+        at->team->barrier();
+}
+
 static void step_part(void *work) {
     const Step *at = work;
     Thread thread = thread_of(at->team);
-#define THEN(phase, layer)                             \
-    phase(at, layer, thread);                          \
-    if (thread.count > 1)                              \
-        at->team->barrier()
-    THEN(embed, 0);
-    THEN(norm_embedding, 0);
+    pass(at, (Phase){.one = embed}, 0, thread);
+    pass(at, (Phase){.one = norm_embedding}, 0, thread);
     for (int64_t layer = 0; layer < at->model->layers; layer++)
-        for (int phase = 0; phase < PHASES; phase++) {
-            THEN(OF_A_LAYER[phase], layer);
-        }
-#undef THEN
-    norm_hidden(at, 0, thread);
+        for (int phase = 0; phase < PHASES; phase++)
+            pass(at, OF_A_LAYER[phase], layer, thread);
+    pass(at, (Phase){.one = norm_hidden}, 0, thread);
 }
 
-/* How many floats `rwkv7_step` works in. */
+/* How many floats `rwkv7_step` works in for each stream. */
 int64_t rwkv7_scratch(const Model *model) {
     int64_t padded = model->layer->w2.out;
-    return 9 * padded + 6 * model->width + 4 * model->rank + model->ffn_width;
+    return 10 * padded + 6 * model->width + 4 * model->rank + model->ffn_width;
 }
 
-/* Read `token`: `before` -> `after`, which lies elsewhere, and the hidden vector [width]. */
-void rwkv7_step(const Model *model, const Team *team, int64_t threads, int64_t token,
-                const LayerState *before, const LayerState *after, void *hidden, float *scratch) {
+/* Read a token in each of `count` streams: `before` -> `after`, which lies elsewhere, and the hidden
+ * vectors. `before` and `after` are [count, layers]; `streams` and `scratch` are memory to work in.
+ */
+void rwkv7_step(const Model *model, const Team *team, int64_t threads, int64_t count,
+                const int64_t *token, const LayerState *before, const LayerState *after,
+                void *const *hidden, Stream *streams, float *scratch) {
     int64_t padded = model->layer->w2.out;
-    Step at = {.model = model, .team = team, .before = before, .after = after, .token = token,
-               .hidden = hidden};
-    float **vectors[] = {&at.x, &at.v_first, &at.r, &at.k, &at.v, &at.w, &at.a, &at.g, &at.y};
-    for (int i = 0; i < 9; i++, scratch += padded)
-        *vectors[i] = scratch;
-    at.mixed = scratch;
-    at.inner = at.mixed + 6 * model->width;
-    at.wide = at.inner + 4 * model->rank;
-    run(team, step_part, &at, threads);
+    Step step = {model, team, streams, count, rwkv7_scratch(model)};
+    for (int64_t number = 0; number < count; number++) {
+        Stream *at = streams + number;
+        float *next = scratch + number * step.stride;
+        float **vectors[] = {&at->x, &at->v_first, &at->r, &at->k, &at->v,
+                             &at->w, &at->a,       &at->g, &at->y, &at->found};
+        for (int i = 0; i < 10; i++, next += padded)
+            *vectors[i] = next;
+        at->mixed = next;
+        at->inner = at->mixed + 6 * model->width;
+        at->wide = at->inner + 4 * model->rank;
+        at->before = before + number * model->layers;
+        at->after = after + number * model->layers;
+        at->token = token[number];
+        at->hidden = hidden[number];
+    }
+    run(team, step_part, &step, threads);
 }
+
+/* Bytes of a `Stream`. */
+int64_t rwkv7_stream_bytes(void) { return sizeof(Stream); }
 
 typedef struct {
     const Model *model;
     const Team *team;
-    const float *hidden;
-    float *logits;
+    Rows rows; /* of the first block */
 } Scoring;
 
 static void score_part(void *work) {
     const Scoring *at = work;
-    Thread thread = thread_of(at->team);
-    Range part = share(thread, at->model->head.out / BLOCK);
-    for (int64_t block = part.from; block < part.to; block++)
-        product(&at->model->head, block, at->hidden, at->logits + block * BLOCK,
-                at->model->is_bf16);
+    const Matrix *head = &at->model->head;
+    Range part = share(thread_of(at->team), head->out / BLOCK);
+    for (int64_t block = part.from; block < part.to; block++) {
+        Rows rows = at->rows;
+        rows.out += block * BLOCK;
+        product(head, block, rows, at->model->is_bf16);
+    }
 }
 
-/* fp32 `hidden` [width] -> fp32 `logits` [vocabulary, filled up to whole blocks]. */
-void rwkv7_logits(const Model *model, const Team *team, int64_t threads, const float *hidden,
-                  float *logits) {
-    Scoring at = {model, team, hidden, logits};
+/* fp32 `hidden` [count, width] -> fp32 `logits` [count, vocabulary filled up to blocks]. */
+void rwkv7_logits(const Model *model, const Team *team, int64_t threads, int64_t count,
+                  const float *hidden, float *logits) {
+    Scoring at = {model, team, {hidden, logits, count, model->width, model->head.out}};
     run(team, score_part, &at, threads);
 }

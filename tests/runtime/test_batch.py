@@ -24,7 +24,7 @@ TEXTS = [[(31 * i * s + s) % 256 for i in range(10)] for s in range(1, 18)]
 KINDS = [(d, wide, "torch") for wide in (False, True) for d in DTYPES]
 
 
-@pytest.fixture(scope="module", params=[*KINDS, ("fp32", True, "native")])
+@pytest.fixture(scope="module", params=[*KINDS, *((d, True, "native") for d in DTYPES)])
 def engine(
     request: pytest.FixtureRequest, model_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Rwkv7Engine:
@@ -83,6 +83,25 @@ def test_a_batch_says_what_decoding_alone_says(engine: Rwkv7Engine) -> None:
         expected = engine.logits(output)
         bound = 1e-4 if engine.fingerprint.dtype == "fp32" else 0.1
         assert float((logits - expected).abs().max()) < bound * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("streams", [1, 2, 3, 4, 7, 16])
+def test_with_the_kernel_a_batch_says_bit_for_bit_what_decoding_alone_says(
+    model_path: Path, dtype: DTypeName, streams: int
+) -> None:
+    engine = load_engine(model_path, dtype=dtype, kernel="native", threads=2)
+    batch = Batch(engine, 16)
+    states = [read(engine, text) for text in TEXTS[:streams]]
+    places = [batch.join(state) for state in states]
+    for number in range(3):
+        tokens = {place: text[number] for place, text in zip(places, TEXTS, strict=False)}
+        found = batch.step(tokens)
+        for stream, place in enumerate(places):
+            output, states[stream] = engine.decode(tokens[place], states[stream])
+            assert torch.equal(found[place], engine.logits(output))
+    for place, state in zip(places, states, strict=True):
+        assert same(batch.leave(place), state)
 
 
 def test_a_state_that_joins_stays_as_it_is(engine: Rwkv7Engine) -> None:

@@ -60,6 +60,16 @@ def definite(architecture: Architecture, dtype: torch.dtype) -> WeightsFile:
     return WeightsFile(architecture, tensors)
 
 
+def run_beside(kernel: Kernel, state: ModelState, others: int) -> Run:
+    """The last of several streams, which begin at one state and read other tokens."""
+    logits, states = [], (state,) * (others + 1)
+    for token in TOKENS:
+        beside = [(token + 1 + other) % 50 for other in range(others)]
+        hidden, states = kernel.steps([*beside, token], states)
+        logits.append(kernel.logits(hidden)[-1])
+    return logits, states[-1]
+
+
 def run(kernel: Kernel, state: ModelState) -> Run:
     logits = []
     for token in TOKENS:
@@ -123,6 +133,8 @@ def test_the_revision_stands_for_these_bits(dtype: torch.dtype, build: str, thre
     torch.set_num_threads(threads)
     try:
         assert digest(run(kernel, begin(weights))) == GOLDEN[dtype], "raise REVISION"
+        for others in (1, 2, 3, 6) if build != "plain" else (3,):
+            assert digest(run_beside(kernel, begin(weights), others)) == GOLDEN[dtype]
     finally:
         torch.set_num_threads(before)
 
@@ -222,9 +234,11 @@ def test_what_does_not_fit_never_reaches_the_kernel(kernel: Kernel, weights: Wei
     for layer in wrong:
         with pytest.raises(StateError, match="the kernel expects contiguous"):
             kernel.step(1, (layer, *rest))
-    with pytest.raises(StateError, match="1 layers"):
+    with pytest.raises(StateError, match="a state of 1 layers"):
         kernel.step(1, (first,))
-    for hidden in (torch.zeros(49), torch.zeros(1, 48), torch.zeros(48).double()):
+    with pytest.raises(StateError, match="2 tokens for 1 states"):
+        kernel.steps((1, 2), (state,))
+    for hidden in (torch.zeros(49), torch.zeros(48, 2).mT, torch.zeros(48).double()):
         with pytest.raises(StateError, match="hidden"):
             kernel.logits(hidden)
 
