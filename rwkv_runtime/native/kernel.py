@@ -119,6 +119,8 @@ class Kernel:
         shape, count = self._shape, len(tokens)
         if count != len(states):
             raise StateError(f"{count} tokens for {len(states)} states")
+        if not count:
+            return torch.empty(0, shape.width, dtype=self._dtype), ()
         for token in tokens:
             if not 0 <= token < shape.vocabulary:
                 raise VocabularyError(

@@ -115,6 +115,13 @@ def test_a_state_that_joins_stays_as_it_is(engine: Rwkv7Engine) -> None:
     assert torch.equal(kept, before)
 
 
+def test_a_batch_without_streams_takes_its_step(engine: Rwkv7Engine) -> None:
+    """As the server does, to have paid for the first one."""
+    batch = Batch(engine, 8)
+    assert batch.step({}) == {}
+    assert batch.advance({}).shape == (0, engine.vocabulary)
+
+
 def test_what_cannot_be_stepped_is_refused_and_nothing_is_read(engine: Rwkv7Engine) -> None:
     batch = Batch(engine, 8)
     place = batch.join(read(engine, TEXTS[0]))

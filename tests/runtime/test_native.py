@@ -243,6 +243,12 @@ def test_what_does_not_fit_never_reaches_the_kernel(kernel: Kernel, weights: Wei
             kernel.logits(hidden)
 
 
+def test_no_streams_are_no_work(kernel: Kernel) -> None:
+    hidden, states = kernel.steps((), ())
+    assert (hidden.shape, states) == ((0, 48), ())
+    assert kernel.logits(hidden).shape == (0, 50)
+
+
 def test_what_it_does_not_compute_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "narrow.pth"
     write_random_weights(path, small_architecture(width=24, heads=3))

@@ -39,18 +39,19 @@ from tests.runtime.listening import (
 from tests.runtime.old_versions import write_old_weights
 
 
-@pytest.fixture(scope="module")
-def engine(model_path: Path) -> Rwkv7Engine:
-    made = load_engine(model_path, rule=RULE, threads=1)
+@pytest.fixture(scope="module", params=["torch", "native"])
+def engine(request: pytest.FixtureRequest, model_path: Path) -> Rwkv7Engine:
+    made = load_engine(model_path, rule=RULE, threads=1, kernel=request.param)
     assert isinstance(made, Rwkv7Engine)
     return made
 
 
 @pytest.fixture(scope="module")
 def running(engine: Rwkv7Engine) -> Iterator[Streams]:
-    streams = Streams(Runtime(engine, None), width=WIDTH, waiting=1000)
-    yield streams
-    assert streams.close()
+    with Runtime(engine, None) as runtime:
+        streams = Streams(runtime, width=WIDTH, waiting=1000)
+        yield streams
+        assert streams.close()
 
 
 visits = st.tuples(
