@@ -9,7 +9,7 @@ filter in a mapped file beside the SQLite catalog knows, so the catalog is asked
 * **A generation is begun empty**, inside a transaction that also writes its number into the catalog
   (``user_version``), and put in place at once, so that all who write from then on note in it. It is
   not believed until whoever began it has read all digests and added them, again inside a
-  transaction. Who dies at it is replaced after `_OVERDUE_S`.
+  transaction. Who dies at it is replaced after `_OVERDUE_S` and more.
 * **Nothing else is believed**: not a file of another boot, not a copy, not one whose number is not
   the catalog's (a backup was put back, a former release wrote). That is looked at every
   `_CHECKED_S`; that the file is still the one in place, at every lookup. Without a filter the
@@ -52,6 +52,7 @@ _FEW: Final = 8192  # entries: read in a few milliseconds
 _PATIENT_LOOKUPS: Final = 16  # without a filter, before a process reads all digests for one
 _CHECKED_S: Final = 1.0
 _OVERDUE_S: Final = 30.0
+_WORDS_PER_S: Final = 1 << 16  # a twentieth of what an idle processor fills
 _RETRY_S: Final = 60.0
 _PAGE: Final = 8192  # digests
 _SAMPLE: Final = 256
@@ -135,10 +136,10 @@ class LookupFilter:
             few = self._database.read(totals.usage).entries <= _FEW
         except BackendError:
             return
-        if few:
-            self.build()
-        else:
+        if not few:
             threading.Thread(target=self.build, name="lookup filter", daemon=True).start()
+        elif self.build():
+            self._retry_at = 0.0
 
     def mend(self) -> bool:
         """Whether it was right, as far as a sample tells; if not, or none is usable, it is made
@@ -155,15 +156,13 @@ class LookupFilter:
             return False
         self._builder = threading.current_thread()
         try:
-            made = self._complete(self._database.write(self._begin))
+            return self._complete(self._database.write(self._begin))
         except (OSError, BackendError) as error:
             if not self._closed:
                 log.warning("lookups go without a filter: %s: %s", self._path, error)
             return False
         finally:
             self._builder = None
-        self._retry_at = 0.0
-        return made
 
     def close(self) -> None:
         """End the thread that makes a filter, if one does; lookups go without."""
@@ -209,7 +208,8 @@ class LookupFilter:
         file = self._in_place()
         if file is None or file.complete or not file.believable:
             return False
-        return 0 <= time.monotonic() - file.begun_s < _OVERDUE_S
+        overdue_s = _OVERDUE_S + len(file.words) / _WORDS_PER_S
+        return 0 <= time.monotonic() - file.begun_s < overdue_s
 
     def _is_right(self) -> bool:
         file = self._usable()

@@ -234,7 +234,7 @@ def test_a_builder_killed_half_way_is_replaced(
     publish(backend, an_entry(1))  # leaves it alone: somebody else may still be at it
     assert not is_used(backend)
     assert_all_found(backend, range(2))
-    monkeypatch.setattr(lookup_filter, "_OVERDUE_S", 0.0)
+    monkeypatch.setattr(lookup_filter, "_OVERDUE_S", -1.0)
     publish(backend, an_entry(2))
     assert is_used(backend)
     assert_all_found(backend, range(3))
