@@ -381,6 +381,17 @@ def test_doctor_fails_over_a_catalog_of_a_newer_release(tmp_path: Path) -> None:
     assert "✗ tables" in run("--store", str(tmp_path / "s"), "doctor").stdout
 
 
+def test_doctor_minds_a_filter_that_hides_states_and_gc_mends_it(place: Path) -> None:
+    with (place / "catalog.sqlite3-filter").open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(8 << 12))
+    (doubt,) = findings(doctor("--store", str(place)), "warning").values()
+    assert doubt["check"] == "found"
+    assert "gc" in doubt["remedy"]
+    assert run("--store", str(place), "gc").returncode == 0
+    assert not findings(doctor("--store", str(place)), "warning")
+
+
 def test_doctor_of_servers_looks_at_each_tier(redis_url: str, tmp_path: Path) -> None:
     server = shared_server()
     database = server.create_database("template1")

@@ -50,6 +50,7 @@ def examine(place: Premises) -> Iterator[Finding]:
             usage, budget = store.usage(), _budget(store.backend)
             yield from _holdings(usage, budget)
             yield from _guarded("sample", lambda: _sample(store))
+            yield from _guarded("found", lambda: _found(store))
             yield from _guarded("leases", lambda: _leases(store))
             yield from _guarded("orphans", lambda: _orphans(store, usage))
     except StateStoreError as error:
@@ -142,6 +143,22 @@ def _sample(store: StateStore) -> Iterator[Finding]:
         yield Finding.bad("sample", error, remedy)
     elif newest:
         yield Finding.good("sample", f"sound: the newest {counted(len(newest), 'state')}")
+
+
+def _found(store: StateStore) -> Iterator[Finding]:
+    """The newest states are looked for, as requests do."""
+    now = store.now()
+    listed = islice(store.list(EntryFilter(status=Status.READY)), _SAMPLE)
+    newest = [entry for entry in listed if entry.expires_at is None or entry.expires_at > now]
+    missed = [entry for entry in newest if store.backend.longest([entry.key], now) is None]
+    missed = [entry for entry in missed if store.holds(entry)]
+    if missed:
+        yield Finding.doubtful(
+            "found",
+            f"{len(missed)} of the newest {len(newest)} are listed, and no lookup finds them: "
+            f"{missed[0].key}",
+            "`statestore gc` makes a file store's lookup filter anew",
+        )
 
 
 def _leases(store: StateStore) -> Iterator[Finding]:
