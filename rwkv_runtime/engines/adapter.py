@@ -242,9 +242,9 @@ def _checked(path: Path) -> Dimensions:
 
 def _own(model: Any) -> None:  # noqa: ANN401 - untyped
     """Copy weights that are views of the mapped file: overwriting it must not change a model."""
-    tensors = getattr(model, "z", None)
-    if tensors is not None:
-        model.z = {name: tensor.clone() for name, tensor in tensors.items()}
+    tensors = getattr(model, "z", {})
+    for name in list(tensors):  # one at a time, so that no more than one is there twice
+        tensors[name] = tensors[name].clone()
 
 
 def _start_of(model: Any, dimensions: Dimensions) -> PackageState:  # noqa: ANN401 - untyped

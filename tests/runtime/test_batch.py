@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from rwkv_runtime import Runtime
 from rwkv_runtime.engines import Rwkv7Engine, load_engine
 from rwkv_runtime.engines.batch import Batch
 from rwkv_runtime.engines.load import DTypeName
 from rwkv_runtime.errors import VocabularyError
+from rwkv_runtime.generation import Stop
 from rwkv_runtime.model import ModelState
+from rwkv_runtime.sampling import Sampling
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore.errors import InputError
 
@@ -140,3 +143,32 @@ def test_what_cannot_be_stepped_is_refused_and_nothing_is_read(engine: Rwkv7Engi
     for width in (0, 2, 6, 12):
         with pytest.raises(InputError, match="width"):
             Batch(engine, width)
+
+
+def test_a_seed_gives_one_text_at_every_place(engine: Rwkv7Engine) -> None:
+    """Whoever sits beside it, with every setting of sampling at work."""
+    sampling = Sampling(
+        temperature=1.0,
+        top_k=50,
+        top_p=0.9,
+        min_p=0.01,
+        presence_penalty=0.3,
+        frequency_penalty=0.2,
+        penalty_decay=0.996,
+        seed=7,
+    )
+    runtime = Runtime(engine, None)
+    prompt = runtime.prefill([list(b"It was a dark and stormy night. ")])
+    texts = set()
+    for place in (0, 3, 7):
+        batch = Batch(engine, 8)
+        others = [batch.join(runtime.prefill([[i + 1] * 5]).state) for i in range(place)]
+        mine = batch.join(prompt.state)
+        text = runtime.continuation(max_tokens=30, sampling=sampling, stop=Stop())
+        logits, tokens = prompt.logits, list[int]()
+        while text.ended is None:
+            text.take(text.choose(logits))
+            logits = batch.step(dict.fromkeys(others, place) | {mine: text.token})[mine]
+            tokens.append(text.token)
+        texts.add(tuple(tokens))
+    assert len(texts) == 1
