@@ -4,7 +4,7 @@ what the hardware allows, all in one run.
     prefill    `--tokens` tokens in chunks, and the logits at their end
     decode     one stream, token by token, with logits and their largest; also by the kernel that is
                compiled, where there is a compiler
-    batched    one step of full batches
+    batched    one step of full batches; by the kernel, too
 
 The limit of a prefill is the time of its matrix products alone: the same products in the same
 layout, and nothing else. The limit of a token decoded is the time to read every weight that it
@@ -117,7 +117,7 @@ def main(
                 with closing(Package(weights, f"cpu {dtype}", threads, clock)) as package:
                     timings = beside(engine, native, package, tokens, runs, Clock(clock))
                 if batches:
-                    timings |= batched(engine, runs, Clock(clock))
+                    timings |= batched(engine, native, runs, Clock(clock))
                 rows += [Row(shape, dtype, *row) for row in named(timings, tokens)]
             weights.unlink()
     if plots is not None:
@@ -144,7 +144,7 @@ def named(timings: dict[str, Timing], tokens: int) -> Iterator[tuple[str, int, T
     """Each with the number of tokens that it took."""
     for name, timing in timings.items():
         kind, _, width = name.partition(" ")
-        count = int(width) if kind == "batch" else tokens if kind == "prefill" else 1
+        count = int(width.split()[0]) if kind == "batch" else tokens if kind == "prefill" else 1
         yield name, count, timing
 
 
@@ -211,19 +211,23 @@ def decoding(engine: Rwkv7Engine, clock: Clock) -> Callable[[], float]:
     return lambda: clock(step) / DECODED
 
 
-def batched(engine: Rwkv7Engine, runs: int, clock: Clock) -> dict[str, Timing]:
+def batched(
+    engine: Rwkv7Engine, native: Rwkv7Engine | None, runs: int, clock: Clock
+) -> dict[str, Timing]:
     """A step of full batches, by width."""
-    state = engine.initial_state()
     things: dict[str, Callable[[], float]] = {}
     for width in WIDTHS:
-        batch = Batch(engine, width)
-        tokens = {batch.join(state): place + 1 for place in range(width)}
-
-        def step(batch: Batch = batch, tokens: dict[int, int] = tokens) -> float:
-            return clock(lambda: batch.advance(tokens).argmax(-1).tolist())
-
-        things[f"batch {width}"] = step
+        things[f"batch {width}"] = stepping(engine, width, clock)
+        if native is not None:
+            things[f"batch {width} native"] = stepping(native, width, clock)
     return alternate(2 * runs, things, warmup=1)
+
+
+def stepping(engine: Rwkv7Engine, width: int, clock: Clock) -> Callable[[], float]:
+    """Seconds of a step of a full batch."""
+    batch, state = Batch(engine, width), engine.initial_state()
+    tokens = {batch.join(state): place + 1 for place in range(width)}
+    return lambda: clock(lambda: batch.advance(tokens).argmax(-1).tolist())
 
 
 def prefill_products(

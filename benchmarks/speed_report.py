@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -52,7 +53,8 @@ def _ratios(name: str, found: dict[str, Measured]) -> tuple[str, str]:
     """A prefill's and a decoding's to package and limit; a batch's to decoding alone."""
     rate = found[name].tokens_per_s
     if name.startswith("batch"):
-        return f"{rate / found['decode'].tokens_per_s:.1f} x alone", ""
+        alone = "decode native" if name.endswith(" native") else "decode"
+        return f"{rate / found[alone].tokens_per_s:.1f} x alone", ""
     what, _, kind = name.partition(" ")
     if kind in ("package", "limit"):
         return "", ""
@@ -97,7 +99,8 @@ def _plot_batches(rows: Sequence[Measured], kinds: Sequence[tuple[str, str]], pa
     figure, axis = plt.subplots(figsize=(4.5, 2.8), layout="constrained")
     for shape, dtype in kinds:
         of_kind = [row for row in rows if (row.shape, row.dtype) == (shape, dtype)]
-        widths = {int(row.name.split()[1]): row for row in of_kind if row.name.startswith("batch")}
+        batches = [row for row in of_kind if re.fullmatch(r"batch \d+", row.name)]
+        widths = {int(row.name.split()[1]): row for row in batches}
         values = [_rate(rows, shape, dtype, "decode"), *(r.tokens_per_s for r in widths.values())]
         axis.plot([1, *widths], values, marker="o", label=f"{shape} {dtype}")
     axis.set_xscale("log", base=2)

@@ -532,9 +532,9 @@ int64_t rwkv7_scratch(const Model *model) {
     return 10 * padded + 6 * model->width + 4 * model->rank + model->ffn_width;
 }
 
-/* Read a token in each of `count` streams, one at least: `before` -> `after`, which lies elsewhere, and the hidden
- * vectors. `before` and `after` are [count, layers]; `streams` and `scratch` are memory to work in.
- */
+/* Read a token in each of `count` streams, one at least: `before` -> `after`, which lies elsewhere,
+ * and the hidden vectors. `before` and `after` are [count, layers]; `streams` and `scratch` are
+ * memory to work in. */
 void rwkv7_step(const Model *model, const Team *team, int64_t threads, int64_t count,
                 const int64_t *token, const LayerState *before, const LayerState *after,
                 void *const *hidden, Stream *streams, float *scratch) {

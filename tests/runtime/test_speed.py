@@ -18,7 +18,7 @@ TINY = replace(small_architecture(width=64, heads=1), vocabulary=65536)
 RUN = ["--shapes", "tiny", "--dtypes", "fp32", "--tokens", "64", "--runs", "1", "--threads", "1"]
 PREFILL = ["prefill", "prefill package", "prefill limit"]
 DECODE = ["decode", "decode native", "decode package", "decode limit"]
-BATCHES = [f"batch {width}" for width in WIDTHS]
+BATCHES = [f"batch {width}{by}" for width in WIDTHS for by in ("", " native")]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_every_row_is_measured_and_drawn(tmp_path: Path) -> None:
     found: dict[str, Any] = json.loads(run("--json", "--plots", str(tmp_path)))
     rows = {row["name"]: row for row in found["rows"]}
     assert list(rows) == [*PREFILL, *DECODE, *BATCHES]
-    tokens = [64] * 3 + [1] * 4 + list(WIDTHS)
+    tokens = [64] * 3 + [1] * 4 + [width for width in WIDTHS for _ in range(2)]
     assert [row["tokens"] for row in rows.values()] == tokens
     for row in rows.values():
         assert 0 < row["timing"]["median_s"] <= row["timing"]["p99_s"]
