@@ -326,15 +326,16 @@ class Session:
 
     def drop_stops(self, store: StateStore, plan: Plan, end: KeyedBoundary) -> None:
         """The end of a segment is stored: the stops on its way have served. Those below a prompt's
-        end may serve one that leaves it: where there is room, they stay for a while.
+        end may serve one that leaves it: where there is room, they stay for a while. A fork has an
+        end above it, which decides.
         """
-        if end.role is Role.SPARSE or not self.admission.transient:
+        if end.role in (Role.SPARSE, Role.FORK) or not self.admission.transient:
             return
         stay = end.role is Role.PROMPT and has_headroom(store.backend, self.namespace.name)
         try:
             for stop in stops_below(plan, end):
                 entry = store.backend.longest([stop.key], store.now())
-                if entry is None or not _is_transient(entry):
+                if entry is None or not _has_served(entry, end):
                     continue
                 if stay:
                     until = Change(expires_at=store.now() + STOP_S)
@@ -348,8 +349,12 @@ class Session:
             log.warning("left stops along a stored segment behind: %s", error)
 
 
-def _is_transient(entry: Entry) -> bool:
-    return entry.role is Role.SPARSE and not entry.pinned
+def _has_served(entry: Entry, end: KeyedBoundary) -> bool:
+    """Whether a stop below `end` may go. One that a prompt came back to may be come back to again;
+    below a segment's end it was somebody who took over.
+    """
+    used = entry.hits > 0 and end.role is Role.PROMPT
+    return entry.role is Role.SPARSE and not entry.pinned and not used
 
 
 @dataclass(frozen=True, slots=True)

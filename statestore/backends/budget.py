@@ -14,6 +14,8 @@ from statestore.errors import FullError, InputError
 FRESH_S: Final = 1.0
 #: Puts between two readings of the totals by a process that found itself alone.
 TRUST_LIMIT: Final = 16
+#: States in a budget below which each put drops no more than it needs.
+FEW: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,15 @@ class Budget:
         if not 0.0 < self.low <= self.high <= 1.0:
             raise InputError(f"budget: 0 < low {self.low} <= high {self.high} <= 1 does not hold")
 
+    def slack_bytes(self, limit: int, size: int) -> int:
+        """What to free of `limit` bytes beyond what a put of `size` needs: whole states, so that
+        not every put evicts. Nothing where few fit: there each of them counts.
+        """
+        if limit < FEW * size:
+            return 0
+        share = self.high - self.low
+        return int(share * limit // size) * size if size else int(share * limit)
+
 
 class Account:
     """What this process knows of one budget. Its caller holds `lock`."""
@@ -42,7 +53,7 @@ class Account:
         self.limit = limit  # bytes
         self.high = budget.high * limit
         self.promised = 0  # bytes on their way in, by this process
-        self._slack = (budget.high - budget.low) * limit
+        self._budget = budget
         self._read_bytes = 0
         self._read_pinned = 0
         self._pinned_bytes = 0
@@ -67,11 +78,9 @@ class Account:
         return self._trust == 1 and self.used > 0.9 * self.high
 
     def target(self, size: int) -> int:
-        """What to evict down to before `size` bytes: whole states of slack, so that a budget of
-        few states is not emptied for it.
-        """
-        slack = self._slack // size * size if size else self._slack
-        return max(int(self.high - slack) - size - self.promised, 0)
+        """What to evict down to before `size` bytes."""
+        slack = self._budget.slack_bytes(self.limit, size)
+        return max(int(self.high) - slack - size - self.promised, 0)
 
     def note_put(self, entry: Entry) -> None:
         """It was published; its bytes are promised no longer when their room is let go."""

@@ -85,6 +85,8 @@ class Learned:
         """A lookup of `keys`, deepest first, returned `found`."""
         if not keys:
             return
+        if found is not None and transient(found) and found.key == keys[0]:
+            return  # whoever looks after a stop; of a prompt that ends there `hit` tells
         with self._mine():
             end = keys[0].digest
             before = self._prompts.get(end)

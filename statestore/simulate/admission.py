@@ -19,8 +19,8 @@ from statestore.backends.sightings import SIGHTINGS, LocalSightings
 from statestore.errors import InputError
 from statestore.keys import Role, StateKey, fork_place, marks
 
-#: Tokens between two stops, and from the last one up to the prompt's end at most; as many as must
-#: be new for there to be any. What the runtime's default chunk rule makes of a segment.
+#: Tokens between two stops, counted from where the prompt's last segment begins: what the
+#: runtime's default chunk rule makes of it.
 STOP_TOKENS: Final = 4096
 #: Tokens that an end must spare, as in the runtime.
 GAIN_TOKENS: Final = 64
@@ -57,7 +57,7 @@ class Admission:
         if self.name == "every":
             wanted = dict.fromkeys(range(found, last), Role.SEGMENT)
         if "sparse" in self.name:
-            wanted = dict.fromkeys(stops(keys, found), Role.SPARSE)
+            wanted = dict.fromkeys(stops(keys, found, segments), Role.SPARSE)
         if "fork" in self.name and (fork := self._fork(keys, found)) is not None:
             wanted[fork] = Role.FORK
         wanted |= dict.fromkeys(segments, Role.SEGMENT)
@@ -87,20 +87,21 @@ class Admission:
         return fork_place(found + seen, found, len(keys) - 1)
 
 
-def stops(keys: Sequence[StateKey], found: int) -> list[int]:
-    """Places of the stops along a prompt of which `found` keys were found, deepest first.
-
-    The first is the one before the end: most prompts that leave another do so in what was asked
-    last. From there one every `STOP_TOKENS` back.
+def stops(keys: Sequence[StateKey], found: int, segments: Collection[int] = ()) -> list[int]:
+    """Places of the stops that a prompt leaves of which `found` keys were found: those along its
+    last segment. What lies along declared segments goes when their ends are stored.
     """
-    reached = keys[found - 1].n_tokens if found else 0
-    if keys[-1].n_tokens - reached < STOP_TOKENS:
-        return []
-    places = [len(keys) - 2]
-    for place in range(len(keys) - 3, found - 1, -1):
-        if keys[places[-1]].n_tokens - keys[place].n_tokens >= STOP_TOKENS:
-            places.append(place)
-    return [place for place in places if place >= found]
+    last = len(keys) - 1
+    ended = max((place for place in segments if place < last), default=-1)
+    begin = keys[ended].n_tokens if ended >= 0 else 0
+    chosen: list[int] = []
+    passed = 0
+    for place in range(ended + 1, last):
+        reached = (keys[place].n_tokens - begin) // STOP_TOKENS
+        if reached > passed and place >= found:
+            chosen.append(place)
+        passed = reached
+    return chosen
 
 
 def make_admission(name: str = ADMISSIONS[0], gain_tokens: float = GAIN_TOKENS) -> Admission:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from statestore.backends.base import Backend
 from statestore.backends.headroom import has_headroom
-from statestore.entry import Entry
+from statestore.entry import Entry, EntryFilter
 from statestore.eviction import make_policy
 from statestore.eviction.policy import STOP_S, transient
 from statestore.keys import StateKey
@@ -36,6 +36,7 @@ class BackendShelf:
 
     def __init__(self, *backends: Backend) -> None:
         self._backends = Dealt(backends)
+        self._now = 0.0
         self._put = 0
         self._before = self._backend.usage().entries
 
@@ -45,16 +46,18 @@ class BackendShelf:
 
     @property
     def kept(self) -> int:
-        """Entries kept."""
-        return self._backend.usage().entries
+        """Entries kept; what has expired takes up room, and no more."""
+        known = self._backend.entries(EntryFilter())
+        return sum(entry.expires_at is None or entry.expires_at > self._now for entry in known)
 
     @property
     def evictions(self) -> int:
         """Entries that went so far."""
-        return self._before + self._put - self.kept
+        return self._before + self._put - self._backend.usage().entries
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, with its blob."""
+        self._now = now
         found = self._backends.deal().longest(keys, now)
         return None if found is None or self._backend.read(found) is None else found
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final, Protocol
 
+from statestore.backends.budget import Budget
 from statestore.backends.headroom import SPARE
 from statestore.entry import Entry, Role
 from statestore.eviction import Policy, Verdict
@@ -81,16 +82,21 @@ class Shelf(Protocol):
 
 
 class ScoredShelf:
-    """Entries of equal size in the order of a policy's scores, at most `budget_states` of them."""
+    """Entries of equal size in the order of a policy's scores, at most `budget_states` of them:
+    what a backend with that budget does, without the backend. As there, what has expired takes up
+    room until others need it.
+    """
 
     def __init__(self, policy: Policy, budget_states: int | None) -> None:
         self.evictions = 0
         self._policy = policy
         self._budget = budget_states
+        self._slack = Budget().slack_bytes(budget_states or 0, 1)
         self._age = 0.0
         self._entries: dict[bytes, Entry] = {}
+        self._expired: dict[bytes, Entry] = {}  # the longest expired first
         self._order: list[tuple[float, int, bytes]] = []  # with what has been touched since
-        self._passing: deque[Entry] = deque()  # stops, the oldest first
+        self._passing: deque[tuple[float, bytes]] = deque()  # when which stops are to expire
         self._turn = count()
 
     @property
@@ -107,20 +113,23 @@ class ScoredShelf:
 
     def put(self, entry: Entry, now: float) -> bool:
         """Keep `entry`, once there is room. A passing stop takes nobody's place."""
-        kept = len(self._entries)
+        held = len(self._entries) + len(self._expired)
+        digest = entry.key.digest
         if transient(entry):
-            if self._budget is not None and kept >= SPARE * self._budget:
+            if self._budget is not None and held >= SPARE * self._budget:
                 return False
-            self._passing.append(entry)
-        elif self._budget is not None and kept >= self._budget:
-            self._evict()
+            entry = replace(entry, expires_at=now + STOP_S)
+            self._passing.append((now + STOP_S, digest))
+        if self._budget is not None and held >= self._budget:
+            self._make_room(self._budget - self._slack - 1)
+        self._expired.pop(digest, None)
         self._place(entry, self._policy.put(entry, self._age, now))
         return True
 
     def hit(self, entry: Entry, now: float) -> None:
-        """Score it anew."""
+        """Score it anew; a stop passes no longer."""
         verdict = self._policy.hit(entry, self._age, now)
-        self._place(replace(entry, hits=entry.hits + 1, used_at=now), verdict)
+        self._place(replace(entry, hits=entry.hits + 1, used_at=now, expires_at=None), verdict)
 
     def _place(self, entry: Entry, verdict: Verdict) -> None:
         digest, score = entry.key.digest, verdict.score
@@ -129,14 +138,21 @@ class ScoredShelf:
         heapq.heappush(self._order, (score, next(self._turn), digest))
 
     def _expire(self, now: float) -> None:
-        """Stops that nobody came back to in time go."""
-        while self._passing and now - self._passing[0].created_at > STOP_S:
-            stop = self._passing.popleft()
-            digest = stop.key.digest
+        """Stops that nobody came back to in time are found no more."""
+        while self._passing and self._passing[0][0] <= now:
+            at, digest = self._passing.popleft()
             entry = self._entries.get(digest)
-            if entry is not None and transient(entry) and entry.created_at == stop.created_at:
-                del self._entries[digest]
+            if entry is not None and entry.expires_at == at:
+                self._expired[digest] = self._entries.pop(digest)
                 self.evictions += 1
+
+    def _make_room(self, target: int) -> None:
+        """What has expired goes, then the lowest, until `target` are left."""
+        for _ in range(len(self._entries) + len(self._expired) - max(target, 0)):
+            if self._expired:
+                del self._expired[next(iter(self._expired))]
+            else:
+                self._evict()
 
     def _evict(self) -> None:
         """The lowest goes."""
@@ -145,8 +161,7 @@ class ScoredShelf:
             entry = self._entries.get(digest)
             if entry is not None and entry.score == score:
                 del self._entries[digest]
-                if not transient(entry):
-                    self._age = max(self._age, score)
+                self._age = max(self._age, score)
                 self.evictions += 1
                 return
 

@@ -120,6 +120,22 @@ def test_stops_below_a_prompts_end_stay_for_a_while_where_there_is_room(
     assert cached == 0
 
 
+def test_a_stop_that_a_prompt_came_back_to_stays(engine: Engine, tmp_path: Path) -> None:
+    """It passes no longer, also when another prompt's end is stored above it."""
+    prompt = [number % 200 for number in range(600)]
+    parts = [prompt[:450] + [last] * 150 for last in (7, 8)]
+    url = f"{(tmp_path / 'store').as_uri()}?budget=1GiB"
+    with open_store(url) as store, Runtime(engine, store) as runtime:
+        for one in (prompt, *parts):
+            runtime.prefill([one])
+            runtime.flush()
+        entries = {entry.key.n_tokens: entry for entry in store.list()}
+    assert entries[384].role is Role.SPARSE
+    assert entries[384].hits > 0
+    assert entries[384].expires_at is None
+    assert entries[256].expires_at is not None
+
+
 def test_stops_stay_where_the_reading_ended_and_serve_another(
     engine: Engine, store: StateStore
 ) -> None:

@@ -177,7 +177,17 @@ class BudgetContract(PlaceContract):
             assert backend.usage().blob_bytes <= 20 * KB
         assert backend.usage().blob_bytes > 12 * KB
 
-    def test_a_large_budget_is_emptied_by_whole_states_of_slack(self, backend: Backend) -> None:
+    def test_few_states_go_one_by_one(self, backend: Backend) -> None:
+        """Each of them counts."""
+        budgeted = Budgeted(backend, Budget(100 * KB, low=0.975), make_policy("lru"))
+        for number in range(101):
+            put(budgeted, number)
+        assert stored(backend) == set(range(1, 101))
+
+    def test_a_large_budget_is_emptied_by_whole_states_of_slack(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("statestore.backends.budget.FEW", 100)
         budgeted = Budgeted(backend, Budget(100 * KB, low=0.975), make_policy("lru"))
         for number in range(100):
             put(budgeted, number)
