@@ -437,12 +437,12 @@ def test_many_workers_are_ahead_of_guesses(production: list[Request], workers: i
         assert 100 * result.hit_token_share > percent
 
 
-@pytest.mark.parametrize("budget", [100, 400])
+@pytest.mark.parametrize("budget", [50, 200])
 def test_the_live_store_does_as_well(
     production: list[Request], tmp_path: Path, budget: int
 ) -> None:
     """Over part of the trace; `statestore simulate --real` does the whole."""
-    requests = production[:2000]
+    requests = production[:700]
     simulated = replay(requests, make_policy(), make_admission(PRODUCTION), budget)
     for url, tolerance in (("memory:", 0.0), ((tmp_path / "store").as_uri(), 0.005)):
         rule = make_admission(PRODUCTION)
