@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv_runtime import Runtime, Stop, load_engine
+from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Engine, LossyEngine, Rwkv7Engine, load_package_engine
 from rwkv_runtime.errors import BusyError, TokenizerError, VocabularyError
 from rwkv_runtime.serving import Ended, Failed, Piece, Request, Streams
@@ -252,8 +253,11 @@ def test_streams_and_long_prompts_take_turns(watched: Watched) -> None:
 
 
 def test_a_reading_that_is_cancelled_stops_between_chunks(watched: Watched, store_url: str) -> None:
-    with open_store(store_url) as store:
-        streams = watched.streams = serving(watched, store)
+    with (
+        open_store(store_url) as store,
+        Runtime(watched, store, admission=Everything()) as runtime,
+    ):
+        streams = watched.streams = Streams(runtime, width=WIDTH)
 
         def tire(listener: Listener) -> None:
             if len(watched.at) > 20 and reader.ticket is not None:
