@@ -57,7 +57,7 @@ def _check(
             raise WeightsError(
                 f"{path}: {_name(layer)} has shape {list(found)}, the model needs {list(shape)}"
             )
-    if _name(layers) in shapes:
+    if sum(name.endswith(".att.time_state") for name in shapes) > layers:
         raise WeightsError(f"{path}: it has more layers than the model's {layers}")
 
 
@@ -65,6 +65,8 @@ def _matrix(path: Path, tensor: Tensor, version: str) -> Tensor:
     """In memory of its own."""
     if not tensor.is_floating_point():
         raise WeightsError(f"{path}: its matrices are {tensor.dtype}, expected floating point")
+    if not torch.isfinite(tensor.float()).all():
+        raise WeightsError(f"{path}: its matrices hold NaN or infinity")
     turned = tensor if version.startswith("7") else tensor.transpose(1, 2)
     return turned.to(torch.float32, copy=True).contiguous()
 

@@ -105,6 +105,22 @@ def test_a_file_of_another_model_is_refused(
         load_engine(seven, initial=tmp_path / "other.pth", cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("blocks.7.att.time_state", torch.zeros(HEADS, SIZE, SIZE), "more layers"),
+        ("blocks.1.att.time_state", torch.zeros(HEADS, SIZE, SIZE).int(), "torch.int32"),
+        ("blocks.1.att.time_state", torch.full((HEADS, SIZE, SIZE), float("nan")), "NaN"),
+    ],
+)
+def test_matrices_that_nothing_begins_with_are_refused(
+    seven: Path, tuned: Path, name: str, value: torch.Tensor, what: str
+) -> None:
+    torch.save(torch.load(tuned) | {name: value}, tuned)
+    with pytest.raises(WeightsError, match=what):
+        load_engine(seven, initial=tuned, cache_dir=tuned.parent)
+
+
 def test_version_4_has_no_matrices(tmp_path: Path, tuned: Path) -> None:
     write_old_weights(tmp_path / "four.pth", "4")
     with pytest.raises(WeightsError, match="no matrices"):
