@@ -377,6 +377,11 @@ def _opened_pth(path: Path, size: int, *, mapped: bool = True) -> Opened:
         raise WeightsError(f"{path}: damaged or truncated .pth file: {reason}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected tensors by name, found a {type(content).__name__}")
+    if "_strategy" in content:
+        raise WeightsError(
+            f"{path}: found a model that the rwkv package has converted for one strategy; "
+            "take the file that it was made from"
+        )
     for name, tensor in content.items():
         if not (isinstance(name, str) and isinstance(tensor, Tensor)):
             raise WeightsError(

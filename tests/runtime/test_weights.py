@@ -205,6 +205,7 @@ def test_other_versions_are_refused_by_name(
         ([torch.zeros(2)], "found a list"),
         ({"state_dict": {"emb.weight": torch.zeros(2, 2)}}, "'state_dict': dict"),
         ({1: torch.zeros(2)}, "1: Tensor"),
+        ({"emb.weight": torch.zeros(2, 2), "_strategy": "cpu fp32"}, "has converted for one"),
         ({"emb.weight": Path("objects")}, "other objects than tensors"),
         ({"emb.weight": torch.zeros(1).expand(1 << 40, 64)}, "more than the file holds"),
         ({"emb.weight": torch.zeros(2, 2).to_sparse()}, "as torch.sparse_coo"),
