@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rwkv_runtime.digests import check_unchanged, weights_digest
 from rwkv_runtime.errors import WeightsError
-from rwkv_runtime.weights import open_tensors
+from rwkv_runtime.tensors import open_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,10 @@ from rwkv_runtime.engines.strategy import Strategy
 from rwkv_runtime.engines.threads import computing
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
+from rwkv_runtime.tensors import open_tensors
 from rwkv_runtime.tuned import TunedState, read_tuned
 from rwkv_runtime.versions import Dimensions, dimensions_of
-from rwkv_runtime.weights import check_kind, open_tensors
+from rwkv_runtime.weights import check_kind
 from statestore.errors import InputError, StateError
 from statestore.keys import ChunkRule, Fingerprint
 from statestore.schema import OUTPUT_LOGITS, DType, Schema, State, rwkv4, rwkv5, rwkv7
