@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from statestore.errors import SettingsError
 
 _PASSWORD: Final = re.compile(
-    r"(://[^:/?#@]*):(?s:.*)@"
+    r"((?::/{1,2}|^(?!\w[\w+.-]*:/))[^:/?#@]*):(?s:.*)@"  # also where // was forgotten
     r"|([?&](?:[a-z_]*password|secret_access_key|session_token|keys(?==[0-9a-fA-F]{64})))=[^&]*",
     re.IGNORECASE,
 )

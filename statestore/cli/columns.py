@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,7 +63,7 @@ def emit_listing(entries: Iterable[Entry], now: float) -> int:
         return 0
     columns, widths = _fitting(first, now, width)
     heading = _line([column.name for column in columns], columns, widths)
-    click.echo(click.style(heading, bold=True) if "NO_COLOR" not in os.environ else heading)
+    click.secho(heading, bold=True)
     count = 0
     for cells in _rows(chain(first, stream), columns, now):
         click.echo(_line(cells, columns, widths))

@@ -17,6 +17,7 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem
 
+from statestore.cli.terminal import is_plain
 from statestore.errors import BackendError, StateStoreError
 
 #: Of a stdout that goes to a disk which is full, or failing; a closed pipe is click's own matter.
@@ -28,7 +29,7 @@ class ErrorGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the chosen command."""
-        if os.environ.get("NO_COLOR"):  # tables know by themselves
+        if is_plain():  # tables know by themselves
             ctx.color = False
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a locale may lack what a model says

@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from statestore.cli.render import fitting, table
+from statestore.cli.terminal import is_dumb
 from statestore.errors import BackendError
 
 INTERVAL_S: Final = 2.0  # between two looks, by default
@@ -38,7 +39,7 @@ def watch(look: Callable[[], Glance], interval_s: float, *, as_json: bool) -> No
         if as_json:
             for moment in _moments(interval_s):
                 _print_json(look, moment)
-        elif sys.stdout.isatty():
+        elif sys.stdout.isatty() and not is_dumb():
             _live(look, interval_s)
         else:
             _lines(look, interval_s)

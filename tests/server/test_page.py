@@ -122,9 +122,21 @@ def test_documents_read_before_are_listed_used_and_deleted(
     item.get_by_role("button", name="Use").click()
     answer, _ = ask(page, fresh.questions[0].text)
     assert answer == fresh.questions[0].answer
-    item.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name=f"Delete {title}").click()
     expect(item).to_have_count(0)
     expect(page.locator("#ask")).to_be_disabled()
+
+
+def test_nothing_is_asked_about_what_was_deleted(server: Server, page: Page) -> None:
+    page.goto(server.url)
+    page.get_by_role("button", name="An example").click()
+    suggested = page.locator("#suggested button")
+    expect(suggested).to_have_count(6, timeout=PATIENCE_MS)
+    expect(page.locator("#about")).to_contain_text("not read again")
+    page.locator("#known summary").click()
+    page.get_by_role("button", name=f"Delete {demo_document().text[:40]}").click()
+    expect(page.locator("#about")).to_contain_text("it costs the question alone")
+    expect(suggested).to_have_count(0)
 
 
 def test_text_of_a_document_or_an_answer_is_never_markup(server: Server, page: Page) -> None:

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -273,7 +274,8 @@ def on_a_terminal(*arguments: str, until: str = "", **environ: str) -> tuple[str
         stdout=terminal, stderr=terminal, stdin=terminal, env=environment,
     )  # fmt: skip
     os.close(terminal)
-    shown = ""
+    shown, patience = "", threading.Timer(60, process.kill)  # where nothing comes
+    patience.start()
     try:
         while piece := os.read(keeper, 4096):
             shown += piece.decode(errors="replace")
@@ -283,6 +285,7 @@ def on_a_terminal(*arguments: str, until: str = "", **environ: str) -> tuple[str
     except OSError:  # Linux says so at the end of a terminal
         pass
     finally:
+        patience.cancel()
         os.close(keeper)
     return shown, process.wait(60)
 
@@ -294,6 +297,15 @@ def test_a_terminal_gets_a_live_table_and_colours(place: Path) -> None:
     assert (code, "\x1b[31m" in shown) == (2, True)
     shown, code = on_a_terminal("--store", str(place), "explain", "nowhere", NO_COLOR="1")
     assert (code, "nowhere" in shown, "\x1b[" in shown) == (2, True, False)
+
+
+def test_a_terminal_that_knows_no_escapes_gets_none(place: Path) -> None:
+    for command in ("ls", "stats", "doctor", "show 00", "config show"):
+        shown, _ = on_a_terminal("--store", str(place), *command.split(), TERM="dumb")
+        assert shown and "\x1b" not in shown, command
+    watch = ("--store", str(place), "stats", "--watch", "0.1")
+    shown, code = on_a_terminal(*watch, until="entries 3", TERM="dumb")
+    assert (code, "\x1b" in shown) == (0, False)
 
 
 # doctor

@@ -82,6 +82,20 @@ def test_no_secret_of_any_tier_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis:/u:s3cret@h:1/0", "redis:/u:***@h:1/0"),
+        ("redis:u:s3cret@h", "redis:***@h"),
+        ("u:s3cret@h/0", "u:***@h/0"),
+        ("memory: redis:/:s3cret@h", "memory:***@h"),
+        ("/var/a:b@c ./x@y", "/var/a:b@c ./x@y"),
+    ],
+)
+def test_no_secret_is_shown_where_the_slashes_were_forgotten(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize(
     ("url", "instead"),
     [
         ("postgres://u:s3cret@host/db", "write postgresql://"),

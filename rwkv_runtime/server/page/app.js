@@ -7,6 +7,7 @@ const POLL_MS = 2000;
 const TRACE_POINTS = 150; // five minutes
 
 const $ = (id) => document.getElementById(id);
+const UNASKED = $("about").textContent;
 const server = new Server();
 let current = null; // the document that questions are about
 let asking = null; // aborts the answer that is being written
@@ -53,10 +54,14 @@ function paint(element, cached, computed, all) {
   element.setAttribute("aria-label", `${count(cached)} tokens from the store, ${count(computed)} computed`);
 }
 
-function use(known) {
+/** Questions are about this document from now on; none are asked about `null`. */
+function use(known, questions = []) {
   current = known;
-  $("question").disabled = $("ask").disabled = false;
-  $("about").textContent = `About ${known.name || known.id}: ${count(known.tokens)} tokens that are not read again.`;
+  $("question").disabled = $("ask").disabled = known === null;
+  $("about").textContent = known === null
+    ? UNASKED
+    : `About ${known.name || known.id}: ${count(known.tokens)} tokens that are not read again.`;
+  suggest(questions);
 }
 
 async function read(text, questions) {
@@ -77,8 +82,7 @@ async function read(text, questions) {
         ? `${count(known.tokens)} tokens, all from the store, in ${seconds(took)}.`
         : `${count(known.tokens)} tokens: ${count(known.tokens - known.cached)} read in ${seconds(took)}, ${count(known.cached)} from the store.`;
       place.replaceChildren(bar(known.cached, known.tokens - known.cached), line);
-      use({ ...known, name: known.name || title(text) });
-      suggest(questions);
+      use({ ...known, name: known.name || title(text) }, questions);
       $("question").focus();
       await list();
     });
@@ -117,16 +121,15 @@ async function list() {
     const take = document.createElement("button");
     take.className = "quiet small";
     take.textContent = "Use";
-    take.addEventListener("click", () => { use(one); suggest([]); $("question").focus(); });
+    take.setAttribute("aria-label", `Use ${name.textContent}`);
+    take.addEventListener("click", () => { use(one); $("question").focus(); });
     const drop = document.createElement("button");
     drop.className = "quiet small";
     drop.textContent = "Delete";
+    drop.setAttribute("aria-label", `Delete ${name.textContent}`);
     drop.addEventListener("click", () => attempt($("reading"), async () => {
       await server.remove(one.id);
-      if (current?.id === one.id) {
-        current = null;
-        $("question").disabled = $("ask").disabled = true;
-      }
+      if (current?.id === one.id) use(null);
       await list();
     }));
     item.append(name, tokens, take, drop);

@@ -11,7 +11,7 @@ from statestore import codec
 from statestore.backends.base import Buffer
 from statestore.cli.columns import plain
 from statestore.cli.options import as_json_option
-from statestore.cli.render import age, digits, emit_fields, emit_json, record, size
+from statestore.cli.render import age, counted, digits, emit_fields, emit_json, record, size
 from statestore.entry import Entry
 from statestore.errors import ContainerError, LockedError
 from statestore.settings import open_store
@@ -74,7 +74,7 @@ class _Container:
         if self.header is not None:
             header = self.header
             sealed = header.seal and f", encrypted with key {header.seal.key_id.hex()}"
-            said["codec"] = f"{_codec(header)}, {len(header.frames)} frames{sealed or ''}"
+            said["codec"] = f"{_codec(header)}, {counted(len(header.frames), 'frame')}{sealed or ''}"
             names = {spec.name.rpartition(".")[2]: spec for spec in reversed(header.tensors)}
             said["tensors"] = f"{len(header.tensors)}: " + ", ".join(
                 f"{name} {spec.dtype}{list(spec.shape)}" for name, spec in names.items()
