@@ -74,7 +74,8 @@ class _Container:
         if self.header is not None:
             header = self.header
             sealed = header.seal and f", encrypted with key {header.seal.key_id.hex()}"
-            said["codec"] = f"{_codec(header)}, {counted(len(header.frames), 'frame')}{sealed or ''}"
+            frames = counted(len(header.frames), "frame")
+            said["codec"] = f"{_codec(header)}, {frames}{sealed or ''}"
             names = {spec.name.rpartition(".")[2]: spec for spec in reversed(header.tensors)}
             said["tensors"] = f"{len(header.tensors)}: " + ", ".join(
                 f"{name} {spec.dtype}{list(spec.shape)}" for name, spec in names.items()
