@@ -11,8 +11,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,37 @@ def test_stats_take_lookups_from_servers(place: Path) -> None:
     assert "servers  4 lookups, of which 75.0% found a state" in shown
     assert run("--store", str(place), "stats", "--metrics", url).returncode == 4
     assert run("--store", str(place), "stats", "--metrics", "ftp://h").returncode == 2
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """Metrics for those who know the password."""
+
+    def do_GET(self) -> None:
+        known = b64encode(b"me:s3cr/et").decode()
+        self.send_response(200 if self.headers["Authorization"] == f"Basic {known}" else 401)
+        self.end_headers()
+        self.wfile.write(b'statestore_lookups_total{outcome="hit"} 2.0\n')
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_password_of_servers_is_sent_and_not_shown(place: Path) -> None:
+    stats = ("--store", str(place), "stats", "--json", "--metrics")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        at = f"127.0.0.1:{server.server_port}/metrics"
+        known = run(*stats, f"http://me:s3cr%2Fet@{at}")
+        others = [run(*stats, url) for url in (f"http://me:s3cret@{at}", f"http://{at}?t=s3cret")]
+        server.shutdown()
+        thread.join()
+    assert json.loads(known.stdout)["servers"]["lookups"] == {"hit": 2}
+    others += [run(*stats, f"{url}@127.0.0.1:1") for url in ("http://me:s3cret", "me:s3cret")]
+    others.append(run(*stats, "http://127.0.0.1:s3cret@h:port/metrics"))
+    assert [done.returncode for done in others] == [4, 4, 4, 2, 2]
+    assert not any("s3cret" in done.stdout + done.stderr for done in others)
+    assert all(done.stderr.count("\n") == 1 for done in others)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
