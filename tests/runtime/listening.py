@@ -131,9 +131,19 @@ def by_itself(engine: Engine, prompt: int, sampling: int, tokens: int) -> list[i
     return alone(engine, request, WIDTH)
 
 
+_opened: list[Runtime] = []
+
+
 def serving(engine: Engine, store: StateStore | None, **options: int) -> Streams:
     """Streams that store the state at every boundary, worth it or not."""
-    return Streams(Runtime(engine, store, admission=Everything()), width=WIDTH, **options)
+    _opened.append(Runtime(engine, store, admission=Everything()))
+    return Streams(_opened[-1], width=WIDTH, **options)
+
+
+def close_runtimes() -> None:
+    """Those behind `serving`; before their stores."""
+    while _opened:
+        _opened.pop().close()
 
 
 def wait_until(streams: Streams, **wanted: int) -> None:

@@ -35,6 +35,7 @@ from tests.runtime.listening import (
     all_ended,
     alone,
     by_itself,
+    close_runtimes,
     serving,
     submit,
     wait_until,
@@ -55,6 +56,7 @@ def engine(model_path: Path) -> Rwkv7Engine:
 def store(store_url: str) -> Iterator[StateStore]:
     with open_store(store_url) as opened:
         yield opened
+        close_runtimes()
 
 
 def test_documents_are_read_beside_streams_and_found(
@@ -338,6 +340,7 @@ def test_closing_finishes_what_was_begun_and_stores_it(
     with open_store(store_url) as opened:  # beside the first: nothing is left in its hands
         kept = {entry.key.n_tokens for entry in opened.list()}
     assert {len(p) for p in PROMPTS} <= kept
+    runtime.close()
 
 
 ENDS = """
