@@ -1,20 +1,24 @@
 """Counts a process's lookups, and adds them to the place's tally aside from requests.
 
 A lookup costs a count in memory. A thread, started at the first, adds what was counted every
-`EVERY_S`; so do `flush`, `close` and the end of the process (`ending`). What the place does not
-take is kept and added later; what a killed process had not added is lost. Nothing here raises, and
-a place that fails is in nobody's way. A forked child begins with nothing counted.
+`EVERY_S`, and when `flush`, `close` or the end of the process (`ending`) tell it to: these only
+wait for it, since a signal's handler may run in the midst of what holds a lock, the place's or
+this one's. What the place does not take is kept and added later; what a killed process had not
+added is lost. Nothing here raises, and a place that fails is in nobody's way. A forked child begins
+with nothing counted.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from statestore.backends.base import Backend
@@ -28,6 +32,8 @@ log = logging.getLogger(__name__)
 EVERY_S: Final = 5.0
 
 _JOIN_S: Final = 1.0  # it has nothing left to do
+_LOCK_S: Final = 0.5  # whoever holds it counts, or was interrupted at it by a signal
+_LOOK_S: Final = 1.0  # whether the thread still lives
 
 #: The tier that answered, whether it had the whole prompt, namespace, fingerprint.
 _Ended: TypeAlias = tuple[str, bool, str, bytes]
@@ -55,8 +61,8 @@ class LookupTally:
     def renew(self) -> None:
         """Begin with nothing counted, as a forked child does: what was is its parent's."""
         self._lock = threading.Lock()  # guards `_counts` and `_thread`
-        self._writing = threading.Lock()  # one adds at a time
-        self._ended = threading.Event()
+        self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self._closed = False
         self._counts: dict[_Ended, _Count] = {}
         self._thread: threading.Thread | None = None
 
@@ -82,39 +88,51 @@ class LookupTally:
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Add what was counted now. ``False``: `timeout_s` passed, or the place did not take it."""
-        if not self._writing.acquire(timeout=-1 if timeout_s is None else timeout_s):
-            return False
-        try:
-            return self._write()
-        finally:
-            self._writing.release()
+        return self._tell(_Order(), timeout_s)
 
     def close(self) -> None:
         """Flush, once; what the place does not take is lost. A second call does nothing."""
-        if self._ended.is_set():
+        if self._closed:
             return
-        self._ended.set()
-        self.flush()
+        self._closed = True
+        self._tell(_Order(last=True), None)
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
+
+    def _tell(self, order: _Order, timeout_s: float | None) -> bool:
+        """Have the thread add what was counted, and wait; without one, add it here."""
         thread = self._thread
-        if thread is not None:
-            thread.join(_JOIN_S)
+        if thread is None or not thread.is_alive():
+            return self._write()
+        self._orders.put(order)
+        ends = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+        while not order.done.wait(max(0.0, min(_LOOK_S, ends - time.monotonic()))):
+            if not thread.is_alive() or time.monotonic() >= ends:
+                return False
+        return order.taken
 
     def _begin(self, ended: _Ended) -> _Count:
         """A new count, or that of the rest; under the lock."""
         if len(self._counts) >= ROWS:
             ended = (*ended[:2], "", b"")
-        if self._thread is None and not self._ended.is_set():
+        if self._thread is None and not self._closed:
             # A daemon: the interpreter waits for other threads before it runs what `atexit` holds.
-            work = (weakref.ref(self), self._ended)
-            self._thread = threading.Thread(
-                target=_write_now_and_then, args=work, name="lookup-tally", daemon=True
+            work = (weakref.ref(self), self._orders)
+            thread = threading.Thread(
+                target=_write_as_told, args=work, name="lookup-tally", daemon=True
             )
-            self._thread.start()
+            with suppress(RuntimeError):  # no more threads: `flush` adds what was counted
+                thread.start()
+                self._thread = thread
         return self._counts.setdefault(ended, _Count(since=self._clock()))
 
     def _write(self) -> bool:
-        with self._lock:
+        if not self._lock.acquire(timeout=_LOCK_S):
+            return False
+        try:
             counts, self._counts = self._counts, {}
+        finally:
+            self._lock.release()
         if not counts:
             return True
         try:
@@ -173,14 +191,33 @@ class _Count:
         )
 
 
-def _write_now_and_then(tally: weakref.ref[LookupTally], ended: threading.Event) -> None:
-    """Flush every `EVERY_S` until `ended`, or until the tally has gone."""
-    while not ended.wait(EVERY_S) and (mine := tally()) is not None:
+@dataclass(slots=True, eq=False)
+class _Order:
+    """To add what was counted, for somebody who waits."""
+
+    last: bool = False  # and to end
+    taken: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+def _write_as_told(tally: weakref.ref[LookupTally], orders: queue.SimpleQueue[_Order]) -> None:
+    """Write every `EVERY_S` and at each order, until the last one, or until the tally has gone."""
+    order = None
+    while order is None or not order.last:
+        order = None
+        with suppress(queue.Empty):
+            order = orders.get(timeout=EVERY_S)
+        if (mine := tally()) is None:
+            return
+        taken = False
         try:
-            mine.flush()
+            taken = mine._write()  # noqa: SLF001 - its thread
         except Exception:  # whatever it is: the next counts are to be added
             log.exception("a tally of lookups was not written; no request is affected")
         del mine
+        if order is not None:
+            order.taken = taken
+            order.done.set()
 
 
 _all: weakref.WeakSet[LookupTally] = weakref.WeakSet()
