@@ -77,9 +77,11 @@ class Account:
         """Whether others write here, and there is not much room."""
         return self._trust == 1 and self.used > 0.9 * self.high
 
-    def target(self, size: int) -> int:
-        """What to evict down to before `size` bytes."""
-        slack = self._budget.slack_bytes(self.limit, size)
+    def target(self, size: int, tries: int = 0) -> int:
+        """What to evict down to before `size` bytes, after `tries` whose room others have taken:
+        then room for as many more.
+        """
+        slack = self._budget.slack_bytes(self.limit, size) + tries * size
         return max(int(self.high) - slack - size - self.promised, 0)
 
     def note_put(self, entry: Entry) -> None:

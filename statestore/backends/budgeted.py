@@ -191,15 +191,16 @@ class Budgeted(Wrapper):
         """Evict until `size` bytes fit. Raises `FullError` where what stays leaves no room."""
         if account.hopeless(size):
             raise account.full(size)  # nothing goes for what has no place afterwards
-        in_vain = 0
+        tries = in_vain = 0
         while in_vain < ATTEMPTS:
-            target = account.target(size)
+            target = account.target(size, tries)
             gone = self._evict(account, target, now, "room")
             account.note_read(self._read(account.namespace), self._monotonic(), ours=True)
             if account.used + size <= account.limit:
                 return
             # Nothing to evict: there are pins, or another made room and a third has filled it.
             in_vain = in_vain + 1 if gone.entries == 0 else 0
+            tries += 1
         raise account.full(size)
 
     def _take_back(self, account: Account, now: float) -> None:

@@ -54,6 +54,9 @@ _BUSY: Final = frozenset(
 _FULL: Final = "53100"  # disk_full
 
 
+_OPENED_AT: Final = "statestore_opened_at"  # of a pool's entry, by the monotonic clock
+
+
 def open_database(url: URL, timeout_s: float) -> Database:
     """The database at `url`; nothing is asked of it yet.
 
@@ -115,6 +118,9 @@ class PostgresShortcut:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._lost_at = 0.0  # when a connection was lost: the others' server is the same
+        event.listen(engine, "connect", self._date)
+        event.listen(engine, "checkout", self._look)
 
     def rows(self, text: str, parameters: Mapping[str, Any]) -> list[Row]:
         """The rows of one SELECT."""
@@ -127,7 +133,7 @@ class PostgresShortcut:
         except psycopg.Error as error:
             if connection is not None and cast("BoundedConnection", connection).closed:
                 connection.invalidate(error)
-                self._engine.dispose()  # the others' server is the same
+                self._lost_at = time.monotonic()
             raise DBAPIError(text, None, error) from error
         finally:
             if connection is not None:
@@ -135,6 +141,13 @@ class PostgresShortcut:
 
     def clear(self) -> None:
         """The engine closes them."""
+
+    def _date(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[_OPENED_AT] = time.monotonic()
+
+    def _look(self, _connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        if record.info[_OPENED_AT] <= self._lost_at:
+            raise DisconnectionError("another connection to this server was lost")
 
 
 class _OverdueError(psycopg.OperationalError):
