@@ -200,7 +200,7 @@ def test_what_is_packed_otherwise_is_seen_and_copied(monkeypatch: pytest.MonkeyP
     weight = torch.randn(512, 512)
     given = packed(weight, 256)
     if not given.is_mkldnn:
-        pytest.skip("nothing is packed here")
+        pytest.skip("not run: oneDNN packs nothing on this processor")
     moved = torch.ops.mkldnn.data_ptr(given)
     ctypes.memset(moved + 4 * 512 * 512 - 4, 0x55, 4)  # the last element is another one now
     monkeypatch.setattr(Tensor, "to_dense", lambda _: weight)
