@@ -15,7 +15,7 @@ needs, the *output*: the last hidden vector or the logits.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
@@ -86,13 +86,38 @@ class Tensor:
     data: memoryview
 
     def __post_init__(self) -> None:
-        if self.data.format != "B" or self.data.ndim != 1 or not self.data.c_contiguous:
+        data = self.data
+        if data.format != "B" or data.ndim != 1 or not data.c_contiguous:
             raise StateError(f"tensor {self.spec}: data is a flat view of bytes, see Tensor.of")
-        if self.data.nbytes != self.spec.nbytes:
+        if data.nbytes != self.spec.nbytes:
             raise StateError(
-                f"tensor {self.spec}: {self.data.nbytes} bytes given, {self.spec.nbytes} expected"
+                f"tensor {self.spec}: {data.nbytes} bytes given, {self.spec.nbytes} expected"
             )
-        object.__setattr__(self, "data", self.data.toreadonly())
+        if not data.readonly:
+            object.__setattr__(self, "data", data.toreadonly())
+
+    @classmethod
+    def cut(
+        cls, run: memoryview, specs: Iterable[TensorSpec], offsets: Iterable[int]
+    ) -> tuple[Tensor, ...]:
+        """Tensors as views of one run of bytes, each from its offset on; by a third of the steps.
+
+        Raises `StateError` where one does not lie within it.
+        """
+        whole = cls(TensorSpec("run", DType.I8, (run.nbytes,)), run).data
+        return tuple(
+            [cls._within(whole, spec, at) for spec, at in zip(specs, offsets, strict=True)]
+        )
+
+    @classmethod
+    def _within(cls, whole: memoryview, spec: TensorSpec, offset: int) -> Tensor:
+        data = whole[offset : offset + spec.nbytes]
+        if len(data) != spec.nbytes:
+            return cls(spec, data)  # says what is wrong
+        tensor: Tensor = object.__new__(cls)
+        _set_spec(tensor, spec)
+        _set_data(tensor, data)
+        return tensor
 
     @classmethod
     def of(
@@ -118,6 +143,9 @@ class Tensor:
         if array.shape != spec.shape:
             raise StateError(f"tensor {spec}: the array has shape {list(array.shape)}")
         return cls(spec, _bytes_of(array))
+
+
+_set_spec, _set_data = (Tensor.__dict__[name].__set__ for name in ("spec", "data"))
 
 
 @dataclass(frozen=True, slots=True)

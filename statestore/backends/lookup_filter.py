@@ -35,7 +35,16 @@ import numpy as np
 from sqlalchemy import Connection, Select, bindparam, column, func, select, table
 
 from statestore.backends import totals
-from statestore.backends.bloom import HASH_BYTES, Hashes, add, hashes, hashes_of_hex, passing
+from statestore.backends.bloom import (
+    FEW,
+    HASH_BYTES,
+    Hashes,
+    add,
+    hashes,
+    hashes_of_hex,
+    passing,
+    passing_of_few,
+)
 from statestore.backends.database import Database
 from statestore.backends.filter_file import FilterFile
 from statestore.backends.rows import DIGEST_BYTES
@@ -97,7 +106,12 @@ class LookupFilter:
         """Those of `keys` that may be stored, in their order; all of them without a filter."""
         file = None if self._closed else self._usable()
         if file is not None:
-            return [keys[at] for at in passing(file.words, hashes([key.digest for key in keys]))]
+            digests = [key.digest for key in keys]
+            few = len(digests) <= FEW
+            places = (
+                passing_of_few(file.words, digests) if few else passing(file.words, hashes(digests))
+            )
+            return [keys[at] for at in places]
         self._without += 1
         if self._without >= _PATIENT_LOOKUPS:
             self._without = 0

@@ -47,7 +47,7 @@ from statestore.errors import (
     TruncatedError,
     UnsupportedVersionError,
 )
-from statestore.schema import State, Tensor, TensorSpec
+from statestore.schema import State, Tensor
 
 CodecName: TypeAlias = Literal["raw", "lossless"]
 CODEC_NAMES: tuple[CodecName, ...] = get_args(CodecName)
@@ -108,12 +108,46 @@ def decode(
             f"the container is encrypted with key {header.seal.key_id.hex()}: "
             "open the store with the option keys=, a key file's path"
         )
-    raw = all(frame.codec == "raw" for frame in header.frames)
-    load = _views if raw else _unpacked
-    data = load(view, header, image, threads)
-    tensors = tuple(map(Tensor, header.specs, data))
-    output = tensors[-1] if header.output is not None else None
-    return header, State(header.schema_id, tensors[: len(header.tensors)], output)
+    if not is_packed(header):
+        return header, _as_state(header, _checked_run(view, header, image, threads), image.kept_at)
+    unpacking = Unpacking(view, header, image)
+    for_each(len(header.frames), threads, unpacking.worker)
+    return header, unpacking.state()
+
+
+def is_packed(header: Header) -> bool:
+    """Whether a frame is compressed, so that tensors need memory of their own."""
+    return any(frame.codec != "raw" for frame in header.frames)
+
+
+class Unpacking:
+    """Frames decoded into one new buffer, in any order and by several threads.
+
+    Args:
+        view: the container, in which a frame lies whole once it is asked for.
+        header: the container's, checked.
+        image: the header's.
+    """
+
+    def __init__(self, view: memoryview, header: Header, image: Image) -> None:
+        self._view, self._header, self._image = view, header, image
+        self._decoded = _room(image.nbytes)
+
+    def worker(self) -> Callable[[int], None]:
+        """One thread's: checks and decodes a frame. Raises a `ContainerError`."""
+        decoder = _decoder()
+
+        def work(i: int) -> None:
+            piece = self._image.pieces[i]
+            out = self._decoded[piece.begin : piece.end]
+            data = _checked(self._view, self._header, i)
+            decoder.decode(f"frame {i}", self._header.frames[i].codec, data, out)
+
+        return work
+
+    def state(self) -> State:
+        """Once every frame is decoded. The tensors are views of the buffer."""
+        return _as_state(self._header, self._decoded.data.toreadonly(), self._image.offsets)
 
 
 def read_whole(blob: Buffer, limits: Limits) -> tuple[memoryview, Header, Image]:
@@ -225,42 +259,19 @@ def _check_padding(view: memoryview, header: Header, reached: int) -> None:
         reached = frame.offset + frame.length
 
 
-def _views(view: memoryview, header: Header, image: Image, threads: int | None) -> list[memoryview]:
-    """Each tensor as a view of the container, whose frames are all uncompressed."""
+def _checked_run(view: memoryview, header: Header, image: Image, threads: int | None) -> memoryview:
+    """The frames of a container, which are all uncompressed, as one run."""
     if image.nbytes < ALONE_BYTES:
         threads = 1
     for_each(len(header.frames), threads, lambda: lambda i: _checked(view, header, i).release())
-    begins = [piece.begin for piece in image.pieces]
-    places: list[memoryview] = []
-    for spec, offset in zip(header.specs, image.offsets, strict=True):
-        if spec.nbytes == 0:
-            places.append(memoryview(b""))
-            continue
-        i = bisect_right(begins, offset) - 1
-        begin = header.frames[i].offset + offset - begins[i]
-        places.append(view[begin : begin + spec.nbytes])
-    return places
+    return view[header.frames[0].offset :] if header.frames else view[:0]
 
 
-def _unpacked(
-    view: memoryview, header: Header, image: Image, threads: int | None
-) -> list[memoryview]:
-    """Each tensor as a view of one new buffer that the frames are decoded into."""
-    decoded = _room(image.nbytes)
-
-    def make_worker() -> Callable[[int], None]:
-        decoder = _decoder()
-
-        def work(i: int) -> None:
-            piece = image.pieces[i]
-            out = decoded[piece.begin : piece.end]
-            decoder.decode(f"frame {i}", header.frames[i].codec, _checked(view, header, i), out)
-
-        return work
-
-    for_each(len(header.frames), threads, make_worker)
-    whole = decoded.data.toreadonly()
-    return [_run(whole, spec, at) for spec, at in zip(header.specs, image.offsets, strict=True)]
+def _as_state(header: Header, run: memoryview, offsets: Sequence[int]) -> State:
+    """The state whose tensors lie at these offsets of `run`."""
+    tensors = Tensor.cut(run, header.specs, offsets)
+    output = tensors[-1] if header.output is not None else None
+    return State(header.schema_id, tensors[: len(header.tensors)], output)
 
 
 class _Own(threading.local):
@@ -294,7 +305,3 @@ def _checked(view: memoryview, header: Header, i: int) -> memoryview:
     data = view[frame.offset : frame.offset + frame.length]
     check_sum(f"frame {i}", data, frame.checksum)
     return data
-
-
-def _run(whole: memoryview, spec: TensorSpec, offset: int) -> memoryview:
-    return whole[offset : offset + spec.nbytes]

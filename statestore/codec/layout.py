@@ -34,6 +34,7 @@ class Image:
 
     order: tuple[int, ...]  # indices of the specs in the image's order
     offsets: tuple[int, ...]  # by index of the spec: bytes from the image's start
+    kept_at: tuple[int, ...]  # the same, of uncompressed frames from the first one's start on
     pieces: tuple[Piece, ...]
     nbytes: int
 
@@ -49,15 +50,18 @@ def image_of(specs: tuple[TensorSpec, ...]) -> Image:
     order: list[int] = []
     offsets = [0] * len(specs)
     pieces: list[Piece] = []
-    reached = 0
+    kept_at = [0] * len(specs)
+    reached = gaps = 0
     for itemsize in ITEM_SIZES:
         begin = reached
+        gaps = aligned(begin + gaps) - begin
         for i in [i for i, spec in enumerate(specs) if spec.dtype.itemsize == itemsize]:
             order.append(i)
             offsets[i] = reached
+            kept_at[i] = reached + gaps
             reached += specs[i].nbytes
         pieces += (
             Piece(cut, min(cut + PIECE_BYTES, reached), itemsize)
             for cut in range(begin, reached, PIECE_BYTES)
         )
-    return Image(tuple(order), tuple(offsets), tuple(pieces), reached)
+    return Image(tuple(order), tuple(offsets), tuple(kept_at), tuple(pieces), reached)

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestore.backends import lookup_filter
-from statestore.backends.bloom import add, hashes, passing
+from statestore.backends.bloom import FEW, add, hashes, passing, passing_of_few
 from statestore.backends.file import CATALOG, FILTER, open_file_backend
 from statestore.backends.filter_file import FilterFile
 from statestore.backends.revisions import of_file
@@ -105,6 +105,26 @@ def test_little_else_passes() -> None:
     add(words, hashes([digest(f"stored {number}") for number in range(2 << 12)]))
     foreign = hashes([digest(f"foreign {number}") for number in range(40_000)])
     assert len(passing(words, foreign)) < 60  # about 20 at the fullest
+
+
+@given(
+    kept=st.sets(st.integers(0, 400), max_size=200),
+    asked=st.lists(st.integers(0, 400), max_size=FEW),
+    log2=st.integers(1, 6),
+)
+def test_of_few_the_same_pass_as_of_many(kept: set[int], asked: list[int], log2: int) -> None:
+    words = np.zeros(1 << log2, np.uint64)
+    add(words, hashes([digest(f"{number}") for number in kept]))
+    digests = [digest(f"{number}") for number in asked]
+    assert passing_of_few(words, digests) == passing(words, hashes(digests))
+
+
+@pytest.mark.parametrize("foreign", [0, 1, FEW - 1, FEW, FEW + 1, 200])
+def test_an_entry_is_found_behind_few_keys_and_many(backend: Any, foreign: int) -> None:
+    entry = an_entry(0)
+    publish(backend, entry)
+    assert backend.longest([*FOREIGN[:foreign], entry.key], CREATED_AT) == entry
+    assert backend.longest(FOREIGN[:foreign], CREATED_AT) is None
 
 
 def test_a_miss_does_not_ask_the_catalog(backend: Any) -> None:

@@ -18,6 +18,7 @@ from statestore.schema import (
     Schema,
     State,
     Tensor,
+    TensorSpec,
     rwkv4,
     rwkv5,
     rwkv7,
@@ -215,6 +216,28 @@ def test_data_that_is_no_flat_view_of_bytes_is_refused() -> None:
     spec = Tensor.of("t", DType.F32, [2], bytes(8)).spec
     with pytest.raises(StateError, match="flat view of bytes"):
         Tensor(spec, memoryview(np.zeros(2, "f4")))
+
+
+def test_tensors_are_cut_from_one_run_of_bytes() -> None:
+    run = bytearray(range(32))
+    specs = [TensorSpec("a", DType.I8, (3,)), TensorSpec("b", DType.F32, (2, 2))]
+    specs.append(TensorSpec("none", DType.F32, (0,)))
+    tensors = Tensor.cut(memoryview(run), specs, [1, 8, 99])
+    assert tensors == (
+        Tensor(specs[0], memoryview(bytes(range(1, 4)))),
+        Tensor(specs[1], memoryview(bytes(range(8, 24)))),
+        Tensor(specs[2], memoryview(b"")),
+    )
+    assert all(tensor.data.readonly for tensor in tensors)
+    assert all(tensor.data.obj is run for tensor in tensors)
+
+
+def test_a_tensor_that_reaches_beyond_the_run_is_refused() -> None:
+    spec = TensorSpec("b", DType.F32, (2, 2))
+    with pytest.raises(StateError, match="15 bytes given, 16 expected"):
+        Tensor.cut(memoryview(bytes(32)), [spec], [17])
+    with pytest.raises(StateError, match="flat view of bytes"):
+        Tensor.cut(memoryview(np.zeros(8, "<f4")), [spec], [0])
 
 
 def test_a_name_that_is_not_there_is_an_error() -> None:
