@@ -58,7 +58,7 @@ class Patience:
     Twice that for one on another machine. Longer for one beside us: it shares the processors with
     those who wait, so it is slow when all of them are, and who gives up makes it slower still. And
     on, if the lease lapses sooner than one would have computed: then one goes on from the other's
-    last checkpoint, and alone.
+    last checkpoint, and alone. But no longer than that for one that is renewed again and again.
     """
 
     compute_s: float
@@ -76,7 +76,7 @@ class Patience:
         """Seconds for which to wait on after `waited_s`; 0 or less: no longer."""
         self.consult()
         left_s = self.seconds(beside=is_beside(lease.owner)) - waited_s
-        if left_s <= 0 and lease.remaining_s <= self.compute_s:
+        if left_s <= 0 and lease.remaining_s <= self.compute_s + left_s:
             return lease.remaining_s + _A_MOMENT_S
         return left_s
 

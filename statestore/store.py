@@ -200,10 +200,13 @@ class StateStore:
         """Wait until what was put is where others look for it; ``False``: not within `timeout_s`.
 
         Only a store of several tiers has anything to wait for. Lookups that were counted are
-        written too, if the place takes them.
+        written too, if the place takes them within the same time.
         """
-        self._tally.flush(timeout_s)
-        return self.backend.flush(timeout_s) if isinstance(self.backend, Deferring) else True
+        began = time.monotonic()
+        done = self.backend.flush(timeout_s) if isinstance(self.backend, Deferring) else True
+        passed_s = time.monotonic() - began
+        self._tally.flush(None if timeout_s is None else max(0.0, timeout_s - passed_s))
+        return done
 
     def reject(self, entry: Entry, problem: str) -> bool:
         """Bar an entry that a request found unusable: quarantine it, count it, log it.

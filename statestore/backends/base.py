@@ -168,3 +168,6 @@ class Mendable(Protocol):
 
     def recount(self, *, mend: bool) -> bool:
         """Whether the totals were those of the entries; with `mend`, they are afterwards."""
+
+    def hidden(self, *, mend: bool) -> int:
+        """How many entries are there and no lookup finds them; with `mend`, it does afterwards."""

@@ -164,6 +164,19 @@ class LookupFilter:
             self.build()
         return right
 
+    def hidden(self) -> int:
+        """How many entries of the catalog lookups do not find, because it lacks them. Raises as
+        `Database.read`.
+        """
+        file = self._usable()
+        if file is None:
+            return 0
+        after, lacking, count = b"", 0, 1
+        while count:
+            found, after, count = self._page(_PAGE_OF_DIGESTS, after)
+            lacking += count - len(passing(file.words, found))
+        return lacking if self._usable() is file else 0  # what came since is in its successor
+
     def build(self) -> bool:
         """Make a new generation; ``False``: it failed, or somebody else makes one."""
         if self._builder is not None and self._builder.is_alive():

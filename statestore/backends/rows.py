@@ -125,7 +125,7 @@ def to_entry(row: Sequence[Any]) -> Entry | None:
     """
     try:
         return _entry(row)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         where = bytes(row[0]).hex()
         log.warning("the catalog's row of digest %s is damaged, and passed over: %s", where, error)
         return None
@@ -138,17 +138,19 @@ def to_entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
 
 
 def to_holding(row: RowMapping) -> Holding:
-    """What a row takes up. SQLite keeps any value in any column: what is no number counts as 0."""
+    """What a row takes up. SQLite keeps any value in any column: what is no number counts as 0, and
+    what is no text is spelt as Python does.
+    """
     expires_at = row["expires_at"]
     return Holding(
         key=StateKey(bytes(row["digest"]), _whole(row["n_tokens"])),
-        namespace=row["namespace"],
-        blob=row["blob"],
+        namespace=str(row["namespace"]),
+        blob=str(row["blob"]),
         blob_bytes=_whole(row["blob_bytes"]),
         state_bytes=_whole(row["state_bytes"]),
-        status=row["status"],
+        status=str(row["status"]),
         score=row["score"] if isinstance(row["score"], float) else 0.0,
-        pinned=row["pinned"],
+        pinned=row["pinned"] in (1, True),
         expires_at=expires_at if isinstance(expires_at, float) else None,
     )
 

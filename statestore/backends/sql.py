@@ -255,12 +255,19 @@ class SqlBackend:
 
     def recount(self, *, mend: bool) -> bool:
         """Whether the totals were those of the entries; with `mend`, they are afterwards."""
-        if mend:
-            self._mend_filter()
         right = self._database.read(agree)
         if mend and not right:
             self._database.write(recount)
         return right
+
+    def hidden(self, *, mend: bool) -> int:
+        """How many entries no lookup finds, for want of their bits in the lookup filter."""
+        if self._filter is None:
+            return 0
+        hidden = self._filter.hidden()
+        if hidden and mend:
+            self._filter.build()
+        return hidden
 
     def close(self) -> None:
         """Release connections; a second call does nothing."""

@@ -181,7 +181,12 @@ def _one(connection: Connection, statement: Any, given: dict[str, Any]) -> Lease
     row = connection.execute(statement, given).one_or_none()
     if row is None:
         return None
-    return Lease(row.owner, float(row.left), Outcome(row.outcome) if row.outcome else None)
+    return Lease(row.owner, float(row.left), _outcome(row.outcome) if row.outcome else None)
+
+
+def _outcome(stored: str) -> Outcome:
+    """What this release does not know is no reason to wait."""
+    return Outcome(stored) if stored in list(Outcome) else Outcome.NOT_STORED
 
 
 def _is_over(seen: Lease | None, deadline: float) -> bool:

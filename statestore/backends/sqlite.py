@@ -126,9 +126,15 @@ class SqliteShortcut:
 
 def _prepare(connection: sqlite3.Connection, place: str) -> None:
     connection.isolation_level = None  # transactions are begun by `begin`, not by the driver
+    connection.text_factory = _text
     _enter_wal(connection, place)
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+
+
+def _text(stored: bytes) -> str:
+    """Text as far as it is some: the driver would refuse every row beside a damaged one."""
+    return stored.decode(errors="replace")
 
 
 def _enter_wal(connection: sqlite3.Connection, place: str) -> None:

@@ -150,7 +150,18 @@ def damage(database: Database, columns: str) -> None:
     database.write(lambda tx: tx.exec_driver_sql(f"UPDATE entries SET {columns}"))
 
 
-DAMAGE = ("role = 'x', labels = '['", "n_tokens = 'many'", "n_tokens = -1", "blob = '../x'")
+DAMAGE = (
+    "role = 'x', labels = '['",
+    f"labels = '{'[' * 5000}'",
+    "n_tokens = 'many'",
+    "n_tokens = -1",
+    "hits = 9e999",
+    "blob = '../x'",
+    "blob = x'ff'",
+    "blob = CAST(x'ff' AS TEXT)",  # no UTF-8
+    "namespace = CAST(x'ff' AS TEXT), role = 'x'",
+    "namespace = x'ff', role = 'x'",
+)
 
 
 @pytest.mark.parametrize("columns", DAMAGE)
@@ -170,6 +181,22 @@ def test_a_damaged_row_goes_like_any_other(
     assert remove(backend)
     usage = backend.usage()
     assert (usage.entries, usage.blob_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("columns", DAMAGE)
+def test_a_damaged_row_is_in_nobodys_way(
+    database: Database, backend: SqlBackend, columns: str
+) -> None:
+    """A lookup goes on to the next key, and who makes room finds some beside it."""
+    publish(backend, an_entry(0, score=2.0))
+    damage(database, columns)
+    for number in (1, 2):
+        publish(backend, an_entry(number, score=1.0))
+    found = backend.longest([a_key(0), a_key(1)], CREATED_AT)
+    assert found is not None
+    assert found.key == a_key(1)
+    assert len(list(backend.entries(EntryFilter()))) == 2
+    assert backend.evict(0, CREATED_AT).entries == 3
 
 
 def test_a_damaged_row_is_deleted_or_replaced_by_its_key(

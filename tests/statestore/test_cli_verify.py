@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from statestore import open_store
+from statestore.backends.file import FILTER
 from tests.statestore.redis_servers import running
 from tests.statestore.test_cli import fill, run, run_json
 from tests.statestore.test_cli_moving import damage, entries, here
@@ -96,6 +97,19 @@ def test_totals_that_drifted_are_summed_anew(root: Path) -> None:
     assert (fixed.exit_code, json.loads(fixed.stdout)["totals"]) == (3, "summed anew")
     assert here("--store", root, "verify").exit_code == 0
     assert run_json("--store", str(root), "stats")["entries"] == COUNT
+
+
+def test_states_that_the_lookup_filter_hides_are_told_and_found_again(root: Path) -> None:
+    with (root / FILTER).open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(8 << 12))
+    looked = here("--store", root, "verify")
+    assert looked.exit_code == 3
+    assert "no lookup found 4 states, which the lookup filter lacks: --fix" in looked.stdout
+    assert here("--store", root, "verify", "--model", "random.pth").exit_code == 0
+    fixed = here("--store", root, "verify", "--fix", "--json")
+    assert (fixed.exit_code, json.loads(fixed.stdout)["hidden"]) == (3, COUNT)
+    assert run_json("--store", str(root), "verify") == {"checked": COUNT, "unsound": []}
 
 
 def test_every_tier_is_looked_at(root: Path, tmp_path: Path) -> None:

@@ -427,6 +427,27 @@ def test_a_lost_page_is_mended_by_a_sweep(
     assert_all_found(backend, range(8))
 
 
+def test_what_a_lost_page_hides_is_counted_while_others_put(tmp_path: Path, backend: Any) -> None:
+    for number in range(8):
+        publish(backend, an_entry(number))
+    assert backend.hidden(mend=True) == 0
+    words = filter_of(backend)._file.words
+    words[int(hashes([a_key(3).digest])[0, 0]) % len(words)] = 0
+    other: Any = open_file_backend(tmp_path)
+    page = filter_of(backend)._page
+
+    def page_then_put(*arguments: Any) -> Any:
+        read = page(*arguments)
+        publish(other, an_entry(100 + read[2]))
+        return read
+
+    filter_of(backend)._page = page_then_put
+    assert backend.hidden(mend=True) == 1
+    assert backend.hidden(mend=False) == 0
+    assert_all_found(backend, range(8))
+    other.close()
+
+
 def test_a_lost_page_is_mended_by_the_next_put(tmp_path: Path, backend: Any) -> None:
     publish(backend, an_entry(0))
     overwrite(tmp_path, 4096, bytes(8 << 12))

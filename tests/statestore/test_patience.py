@@ -27,7 +27,13 @@ def test_one_waits_longer_for_a_neighbour(owner: str, waited_s: float, left_s: f
 
 
 def test_a_lease_that_lapses_soon_is_waited_for() -> None:
-    assert PATIENCE.left_s(100, Lease(ELSEWHERE, 9.0)) == pytest.approx(9.0, abs=0.1)
+    assert PATIENCE.left_s(21.5, Lease(ELSEWHERE, 9.0)) == pytest.approx(9.0, abs=0.1)
+    assert PATIENCE.left_s(25, Lease(ELSEWHERE, 5.5)) == pytest.approx(5.5, abs=0.1)
+
+
+@pytest.mark.parametrize("remaining_s", [0.0, 3.0, 9.0])  # 0.0: of one that never lapses
+def test_a_lease_that_is_renewed_again_and_again_is_not(remaining_s: float) -> None:
+    assert PATIENCE.left_s(32, Lease(ELSEWHERE, remaining_s)) < 0
 
 
 def test_who_wants_no_more_ends_the_waiting() -> None:

@@ -335,3 +335,20 @@ def held_by(node: RedisServer, number: int) -> bool:
         slot = int(client.execute_command("CLUSTER", "KEYSLOT", tag))
         mine = client.execute_command("CLUSTER NODES")[f"127.0.0.1:{node.port}"]["slots"]
         return any(int(first) <= slot <= int(last) for first, last in mine)
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b"h", b"n", b"xyz", b"h \xff", b"q somebody", b"h somebody"], ids=repr
+)
+def test_what_a_hand_left_in_place_of_a_lease_is_nobodys(
+    server: RedisServer, backend: Backend, left: bytes
+) -> None:
+    """The last one would be, but that it never expires."""
+    leases = leases_of(backend)
+    leases.acquire(a_key(0), A, LONG_S)
+    with server.client() as client:
+        (name,) = client.keys("*:lease:*")
+        client.set(name, left)
+    assert leases.wait(a_key(0), LONG_S) is None
+    assert leases.acquire(a_key(0), B, LONG_S).owner == B
+    assert leases.renew(a_key(0), B, LONG_S)

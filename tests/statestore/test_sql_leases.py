@@ -198,3 +198,14 @@ def test_a_catalog_that_is_busy_is_not_waited_for_long(tmp_path: Path, call: str
         other.execute("ROLLBACK")
     assert time.monotonic() - started < LONG_S / 2
     backend.close()
+
+
+def test_an_outcome_of_a_later_release_is_no_reason_to_wait(
+    catalog: Catalog, backend: SqlBackend
+) -> None:
+    leases = leases_of(backend)
+    leases.acquire(a_key(0), "a", LONG_S)
+    catalog.run("UPDATE leases SET outcome = 'postponed'")
+    for seen in (leases.wait(a_key(0), LONG_S), leases.acquire(a_key(0), "b", LONG_S)):
+        assert seen is not None
+        assert seen.outcome is Outcome.NOT_STORED

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 
 from statestore import Identity, PutOutcome, Role, StateStore, open_store
+from statestore.backends.faulty import Fault, Faulty, Hang
 from statestore.backends.file import open_file_backend
+from statestore.backends.memory import MemoryBackend
+from statestore.backends.tiered import Tier, Tiered
 from statestore.codec import Limits
 from statestore.entry import Entry, Status
 from statestore.errors import InputError, SettingsError, StateStoreError, UnavailableError
@@ -225,3 +228,20 @@ def test_explain_names_a_whole_prompt_without_its_output(store: StateStore) -> N
     verdicts = explain(store, OURS, boundaries)
     assert [verdict.why for verdict in verdicts] == [Why.FOUND, Why.NO_OUTPUT]
     assert not verdicts[-1].found
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_flush_has_one_time_for_all(hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the home leaves nothing to the tally of lookups."""
+    hang = Hang()
+    faults = [Fault(("publish",), hang)] if hangs else []
+    home = Faulty(MemoryBackend(), *faults)
+    with StateStore(Tiered([Tier("near", MemoryBackend()), Tier("home", home)])) as store:
+        given: list[float | None] = []
+        monkeypatch.setattr(store._tally, "flush", given.append)
+        put(store, 0)
+        assert store.flush(0.2 if hangs else 60.0) is not hangs
+        (left_s,) = given
+        assert left_s is not None
+        assert (left_s == 0.0) is hangs
+        hang.released.set()

@@ -34,13 +34,14 @@ _TTL_MOST_S: Final = 1e9
 
 _dice: Final = random.Random()  # noqa: S311 - spreads callers in time, keeps no secret
 
-#: ARGV: owner, ttl (ms). How the lease stands after that, and for how long (ms).
+#: ARGV: owner, ttl (ms). How the lease stands after that, and for how long (ms). What is no lease,
+#: or would never expire, is nobody's: a hand left it there.
 _ACQUIRE: Final = """
-local held = redis.call('GET', KEYS[1])
-if held then
-  local letter = held:sub(1, 1)
+local held, left = redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
+if held and left >= 0 then
+  local letter = held:match('^([hn]) .')
   if letter == 'n' or (letter == 'h' and held:sub(3) ~= ARGV[1]) then
-    return {held, redis.call('PTTL', KEYS[1])}
+    return {held, left}
   end
 end
 redis.call('SET', KEYS[1], 'h ' .. ARGV[1], 'PX', ARGV[2])
@@ -142,10 +143,11 @@ class RedisLeases:
 
 
 def _to_lease(held: bytes | None, left_ms: int) -> Lease | None:
-    if held is None:
+    """The lease; ``None``: there is none, or what only a hand can have left in its place."""
+    letter, _, owner = (held or b"").decode(errors="replace").partition(" ")
+    if letter not in _OUTCOMES or not owner or left_ms < 0:
         return None
-    letter, owner = held.decode().split(" ", 1)
-    return Lease(owner, max(0, left_ms) / 1000, _OUTCOMES[letter])
+    return Lease(owner, left_ms / 1000, _OUTCOMES[letter])
 
 
 def _is_over(lease: Lease | None, until: float) -> bool:

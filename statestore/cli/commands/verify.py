@@ -50,8 +50,9 @@ def verify(
     Exits with 3 if anything is unsound. With --fix a damaged state is quarantined, and one
     whose blob has gone is removed: the next put replaces it. Sound blobs that no entry names
     are catalogued again, unless they were removed on purpose: so a lost catalog comes back, but
-    for hits, labels, pins and expiry. Totals are summed anew; on Redis, what a gc does. With a
-    filter, only the selected states are checked and mended. Every tier is looked at but memory.
+    for hits, labels, pins and expiry. Totals are summed anew, and a file store's lookup filter
+    that lacks states is made anew; on Redis, what a gc does. When states are selected, only they
+    are checked and mended. Every tier is looked at but memory.
 
     \b
     Examples:
@@ -82,11 +83,12 @@ class _Report:
     unsound: list[tuple[Entry, str, str]] = field(default_factory=list)  # problem, what was done
     left: list[LeftOver] = field(default_factory=list)
     wrong_totals: int = 0  # places whose totals were
+    hidden: int = 0  # states that are there and no lookup found
 
     @property
     def damaged(self) -> bool:
         """Whether anything was unsound."""
-        return bool(self.unsound or self.wrong_totals)
+        return bool(self.unsound or self.wrong_totals or self.hidden)
 
     @property
     def adopted(self) -> int:
@@ -110,6 +112,8 @@ class _Report:
             ]
         if self.wrong_totals:
             said["totals"] = "summed anew" if fix else "wrong"
+        if self.hidden:
+            said["hidden"] = self.hidden
         return said
 
     def show(self, *, fix: bool) -> None:
@@ -121,6 +125,10 @@ class _Report:
             click.echo(line)
         if self.wrong_totals:
             click.echo("totals: wrong" + (", summed anew" if fix else "; --fix sums them anew"))
+        if self.hidden:
+            remedy = "made anew" if fix else "--fix makes it anew"
+            said = counted(self.hidden, "state")
+            click.echo(f"no lookup found {said}, which the lookup filter lacks: {remedy}")
         click.echo(f"checked {self.checked}, unsound {len(self.unsound)}")
 
     def _left(self, sound: list[LeftOver], *, fix: bool) -> Iterator[str]:
@@ -157,6 +165,7 @@ def _reconcile(store: StateStore, report: _Report, grace_s: float, *, fix: bool)
             store.sweep(grace_s)
         return
     report.wrong_totals += not place.recount(mend=fix)
+    report.hidden += place.hidden(mend=fix)
 
 
 def _said(blobs: list[LeftOver]) -> str:
