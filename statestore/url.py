@@ -21,13 +21,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from statestore.errors import SettingsError
 
 _PASSWORD: Final = re.compile(
-    r"((?::/{1,2}|^(?!\w[\w+.-]*:/))[^:/?#@]*):(?s:.*)@"  # also where // was forgotten
+    # also where // was forgotten, or the scheme of a further tier
+    r"((?::/{1,2}|(?:^|(?<=\s))(?!\w[\w+.-]*:/))[^:/?#@]*):(?s:.*)@"
     r"|([?&](?:[a-z_]*password|secret_access_key|session_token|keys(?==[0-9a-fA-F]{64})))=[^&]*",
     re.IGNORECASE,
 )
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _BARE_OPTIONS: Final = re.compile(r"\?(?=[a-z_]+(?:\.[^=]*)?=)")
-_NEXT_PLACE: Final = re.compile(r"\s+(?=memory:|[a-z][a-z0-9+]*://|(?:\.{0,2}|~[^/\s]*)/)")
+_NEXT_PLACE: Final = re.compile(r"\s+(?=(?i:memory:|[a-z][a-z0-9+]*://)|(?:\.{0,2}|~[^/\s]*)/)")
 
 _BYTES: Final = {
     "": 1,
@@ -122,6 +123,8 @@ class StoreURL:
             raise SettingsError(f"store URL {redacted(text)!r}: {error}") from None
         if parts.fragment:
             raise SettingsError(f"store URL {redacted(text)!r}: in a path, write %23 for #")
+        if parts.scheme != "file" and not _is_text(text):  # a directory's name may be any bytes
+            raise SettingsError(f"store URL {redacted(text)!r}: it is no UTF-8")
         options = _options(parts.query, text)
         return cls(parts.scheme, parts.netloc, unquote(parts.path), options, text)
 
@@ -164,6 +167,15 @@ def _options(query: str, text: str) -> dict[str, str]:
             raise SettingsError(f"store URL {redacted(text)!r}: {name} is given twice")
         options[name] = value
     return options
+
+
+def _is_text(given: str) -> bool:
+    """Whether it can be sent: the system hands over bytes that are no UTF-8 as lone surrogates."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _absolute(path: str) -> str:

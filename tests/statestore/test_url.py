@@ -23,6 +23,7 @@ from statestore.url import StoreURL, duration_s, places, redacted, size_bytes
         ("/a/b c?codec=raw ~/d ../e", ["/a/b c?codec=raw", "~/d", "../e"]),
         ("file:///a and /or", ["file:///a and", "/or"]),
         ("./my states redis://h", ["./my states", "redis://h"]),
+        ("MEMORY: Redis://h", ["MEMORY:", "Redis://h"]),
     ],
 )
 def test_places(text: str, found: list[str]) -> None:
@@ -89,6 +90,8 @@ def test_no_secret_of_any_tier_is_shown() -> None:
         ("u:s3cret@h/0", "u:***@h/0"),
         ("memory: redis:/:s3cret@h", "memory:***@h"),
         ("/var/a:b@c ./x@y", "/var/a:b@c ./x@y"),
+        ("memory: u:s3cret@h/0", "memory:***@h/0"),
+        ("redis://h/0?prefix=a u:s3cret@h", "redis://h/0?prefix=a u:***@h"),
     ],
 )
 def test_no_secret_is_shown_where_the_slashes_were_forgotten(text: str, shown: str) -> None:
@@ -110,3 +113,9 @@ def test_what_other_programs_call_a_place_is_put_right(url: str, instead: str) -
     with pytest.raises(SettingsError, match=instead) as caught:
         parse_place(url)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://h\udcff/0", "redis://h?prefix=\udcff", "unix:///\udcff"])
+def test_bytes_that_no_server_can_be_sent_are_named(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"'.*\\udcff.*': it is no UTF-8"):
+        parse_place(url)
