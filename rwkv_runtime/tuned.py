@@ -36,19 +36,21 @@ def read_tuned(
     Raises:
         WeightsError: the file cannot be read, or is of a model of other dimensions.
     """
-    if heads == 0:
-        raise WeightsError(f"{path}: RWKV-{version} has no matrices to begin with")
     digest, identity = weights_digest(path, cache_dir=cache_dir)
     with open_tensors(path) as (shapes, load):
-        _check(path, shapes, layers, (heads, head_size, head_size))
+        check_shapes(path, shapes, layers, heads, head_size)
         matrices = tuple(_matrix(path, load(_name(layer)), version) for layer in range(layers))
     check_unchanged(path, identity)
     return TunedState(digest.hex(), matrices)
 
 
-def _check(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], layers: int, shape: tuple[int, ...]
+def check_shapes(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], layers: int, heads: int, head_size: int
 ) -> None:
+    """Raise WeightsError unless each layer has its matrix, and there are no others."""
+    if heads == 0:
+        raise WeightsError(f"{path}: RWKV-4 has no matrices to begin with")
+    shape = (heads, head_size, head_size)
     for layer in range(layers):
         found = shapes.get(_name(layer))
         if found is None:

@@ -33,6 +33,8 @@ _REFUSED: Final = (
     (r"blocks\.\d+\.qkv\.", "RWKV-7b (DeepEmbed attention): its state grows with the text"),
     (r"blocks\.\d+\.ffn\.enn", "RWKV-8, which no engine here computes"),
     (r"blocks\.\d+\.(attn|self_attn)\.", "a hybrid with attention: its state grows with the text"),
+    (r"blocks\.\d+\.tiny_", "RWKV-4 with tiny attention: its state grows with the text"),
+    (r".*\blora_", "an adapter: merge it into its base first"),
     (r"model\.", "weights with Hugging Face names: they load into the project's own engine"),
 )
 _VERSIONS: Final = (

@@ -28,7 +28,7 @@ from rwkv_runtime.engines.threads import computing
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
 from rwkv_runtime.tensors import open_tensors
-from rwkv_runtime.tuned import TunedState, read_tuned
+from rwkv_runtime.tuned import TunedState, check_shapes, read_tuned
 from rwkv_runtime.versions import Dimensions, dimensions_of
 from rwkv_runtime.weights import check_kind
 from statestore.errors import InputError, StateError
@@ -236,6 +236,8 @@ def _checked(path: Path) -> Dimensions:
         raise WeightsError(f"{path}: the rwkv package reads files whose names end in .pth")
     with open_tensors(path) as (shapes, load):
         dimensions = dimensions_of(path, shapes)
+        if dimensions.tuned:
+            check_shapes(path, shapes, dimensions.layers, dimensions.heads, dimensions.head_size)
         for name in shapes:  # the package would take whole numbers for values
             check_kind(path, name, load(name))
     return dimensions

@@ -409,6 +409,11 @@ def test_a_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
         ),
         ({"blocks.0.att.r_k": (1, 4), "blocks.0.ffn.enn.weight": (8, 4)}, "RWKV-8, which no"),
         ({"emb.weight": (8, 4), "blocks.0.attn.q.weight": (4, 4)}, "grows"),
+        (
+            {"blocks.0.att.time_decay": (4,), "blocks.1.tiny_q.weight": (4, 4)},
+            "tiny attention: .* grows",
+        ),
+        ({"blocks.0.att.r_k": (1, 4), "blocks.0.att.key.lora_A": (2, 4)}, "an adapter: merge it"),
         ({"model.layers.0.attn.r_k": (1, 4)}, "Hugging Face"),
         ({"something": (3,)}, "expected the tensor names"),
         ({"emb.weight": (2, 2), "blocks.99999.att.r_k": (1, 4)}, "expected the tensor names"),

@@ -121,6 +121,25 @@ def test_matrices_that_nothing_begins_with_are_refused(
         load_engine(seven, initial=tuned, cache_dir=tuned.parent)
 
 
+@pytest.mark.parametrize("version", ["4", "5", "6"])
+@pytest.mark.parametrize(
+    ("matrices", "what"),
+    [
+        ({0: (HEADS, SIZE, SIZE)}, "blocks.1.att.time_state is missing"),
+        ({0: (HEADS, SIZE, SIZE), 1: (SIZE,)}, r"time_state has shape \[64\]"),
+    ],
+)
+def test_weights_that_bring_too_little_along_are_refused(
+    tmp_path: Path, version: str, matrices: dict[int, tuple[int, ...]], what: str
+) -> None:
+    path = tmp_path / "within.pth"
+    write_old_weights(path, version)
+    brought = {f"blocks.{i}.att.time_state": torch.zeros(shape) for i, shape in matrices.items()}
+    torch.save(torch.load(path) | brought, path)
+    with pytest.raises(WeightsError, match="no matrices" if version == "4" else what):
+        load_package_engine(path, cache_dir=tmp_path)
+
+
 def test_version_4_has_no_matrices(tmp_path: Path, tuned: Path) -> None:
     write_old_weights(tmp_path / "four.pth", "4")
     with pytest.raises(WeightsError, match="no matrices"):
