@@ -5,6 +5,9 @@
   come back.
 * Stops along a long segment are kept while it is read, so that another worker can take over. They
   are transient: the segment's own end replaces them.
+* In a prompt that grows, a chat, messages are no such segments, but for the first: the next turn
+  begins at the end. What else is kept lies the denser the nearer to the end it is, for whoever says
+  something else there: each must spare an eighth of what follows it, up to `apart_tokens`.
 * Forks, where a prompt leaves one that was read before it, are kept the second time their prefix
   is seen: without a word from the caller, the third prompt begins there.
 * Anything else, forks included, must spare `gain_tokens` against the nearest state below it, and
@@ -17,8 +20,12 @@ Measured times decide what is stored, and never a bit of an answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from rwkv_runtime.pace import Costs
+
+#: In a chat a state must spare one part in so many of what follows it.
+_SHARE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,7 @@ class Candidate:
     gain_tokens: int  # back to the nearest state that is stored, or will be
     declared_tokens: int  # of the declared segment that ends here; 0: none does
     named: bool  # asked for by name
+    left_tokens: int = 0  # of a prompt that grows: from here to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class Admission:
 
     declared_tokens: int = 256
     gain_tokens: int = 64
+    apart_tokens: int = 4096  # nowhere in a chat is more than this and a message between two states
     transient: bool = True  # stops are dropped when their segment's end is stored
     forks: bool = True  # are looked for at all
 
@@ -46,8 +55,9 @@ class Admission:
             return True
         if candidate.declared_tokens >= self.declared_tokens:
             return True
+        thinned = min(candidate.left_tokens // _SHARE, self.apart_tokens)
         return (
-            candidate.gain_tokens >= self.gain_tokens
+            candidate.gain_tokens >= max(self.gain_tokens, thinned)
             and candidate.gain_tokens * costs.token_s > costs.fetch_s
         )
 

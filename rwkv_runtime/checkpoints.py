@@ -34,7 +34,8 @@ def to_save(
         admission: the rule.
         costs: what computing and fetching take.
         named_segments: so many, from the first on, were asked for by name.
-        grows: the next prompt will begin with this one, so the last end that stays is named too.
+        grows: the next prompt will begin with this one, so the last end that stays is named too,
+            and the ends of messages are thinned out.
         fork: where other prompts leave this one.
     """
     last = max((b.position for b in plan.boundaries if b.stable), default=0) if grows else 0
@@ -43,12 +44,16 @@ def to_save(
         stop = boundary.role is Role.SPARSE
         parts = boundary.role is Role.FORK
         if boundary.position > resumed_at:
+            message = grows and boundary.segment > 0
+            seen_before = fork is not None and boundary.position == fork.position
+            undeclared = parts or message or not boundary.stable
             candidate = Candidate(
                 transient=stop,
                 gain_tokens=boundary.position - lasting,
-                declared_tokens=0 if parts or not boundary.stable else boundary.position - declared,
+                declared_tokens=0 if undeclared else boundary.position - declared,
                 named=not parts
                 and (boundary.segment < named_segments or boundary.position == last),
+                left_tokens=plan.n_tokens - boundary.position if message and not seen_before else 0,
             )
             if admission.admits(candidate, costs):
                 yield boundary

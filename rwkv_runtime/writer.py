@@ -4,7 +4,8 @@ A request hands a state over and goes on; encoding and writing happen here. The 
 because states are large. Where it is full, a put that may be dropped gives way to one that should
 not be. Else the request waits; if the queue stays full for `patience_s`, the oldest put that may be
 dropped, or else the new one, is dropped, counted and logged, and the request goes on. Until there
-is room again, nobody waits.
+is room again, nobody waits. Who cannot wait, as an answer has begun, hands over a prompt's end,
+which the next prompt goes on from: for those there is as much room again.
 
 `flush` waits until all that was handed over is written; `close` flushes, and so do the end of the
 interpreter and, where `statestore.backends.ending` handles it, SIGTERM. So nothing is lost unless
@@ -82,16 +83,17 @@ class Writer:
 
         Args:
             put: what to run.
-            wait: for room.
+            wait: for room; who does not has twice as much.
             small: it holds no state; `SMALL` of them have room, and take none.
             drop: called if it gives way to another later; ``None``: it should not.
         """
-        gone = self._give_way() if drop is None and not small else None
+        depth = self._depth if wait else 2 * self._depth
+        gone = self._give_way(depth) if drop is None and not small else None
         try:
             with self._changed:
-                if not small and not self._has_room(wait=wait):
-                    gone = gone or self._give_way()
-                if self._closed or not (self._small_room() if small else self._room()):
+                if not small and not self._has_room(depth, wait=wait):
+                    gone = gone or self._give_way(depth)
+                if self._closed or not (self._small_room() if small else self._room(depth)):
                     self.dropped += 1
                     return False
                 self._start()
@@ -119,10 +121,10 @@ class Writer:
             thread.join()
             atexit.unregister(self.close)
 
-    def _give_way(self) -> Put | None:
+    def _give_way(self, depth: int) -> Put | None:
         """Take something out, if there is no room; what is to be called for it."""
         with self._changed:
-            if self._closed or self._room():
+            if self._closed or self._room(depth):
                 return None
             gone = next((waiting for waiting in self._waiting if waiting.drop is not None), None)
             if gone is None:
@@ -131,8 +133,8 @@ class Writer:
             self.dropped += 1
             return gone.drop
 
-    def _room(self) -> bool:
-        return sum(not waiting.small for waiting in self._waiting) < self._depth
+    def _room(self, depth: int) -> bool:
+        return sum(not waiting.small for waiting in self._waiting) < depth
 
     def _small_room(self) -> bool:
         return sum(waiting.small for waiting in self._waiting) < SMALL
@@ -143,16 +145,17 @@ class Writer:
             return self._running
         return self._waiting[0].number if self._waiting else self._submitted + 1
 
-    def _has_room(self, *, wait: bool) -> bool:
+    def _has_room(self, depth: int, *, wait: bool) -> bool:
         """Whether there is room, now or soon; what was full a put ago is not waited for."""
         patience_s = self._patience_s if wait and not self._stalled else 0.0
-        room = self._changed.wait_for(lambda: self._closed or self._room(), patience_s)
+        room = self._changed.wait_for(lambda: self._closed or self._room(depth), patience_s)
         if self._closed:
             log.warning("dropped a put: the runtime was closed before it")
             return False
         if not room and not self._stalled:
             log.warning("dropping puts: the store is slower than the requests")
-        self._stalled = not room
+        if wait or not room:  # the other room says nothing of this one
+            self._stalled = not room
         return room
 
     def _start(self) -> None:

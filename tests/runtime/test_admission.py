@@ -9,11 +9,13 @@ import pytest
 
 from rwkv_runtime import Runtime, load_engine
 from rwkv_runtime.admission import Admission, Candidate, Everything
+from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.pace import UNMEASURED_FETCH_S, UNMEASURED_TOKEN_S, Costs, Pace
 from statestore import ChunkRule, Role, StateStore, open_store
 from statestore.entry import Entry
 from statestore.eviction.policy import STOP_S
+from statestore.keys import KeyedBoundary, Namespace, Plan, plan
 
 RULE = ChunkRule(chunk=32, min_chunk=8, stride=4)
 DOCUMENT = [1 + i % 250 for i in range(400)]
@@ -35,6 +37,11 @@ def candidate(**fields: object) -> Candidate:
         (candidate(gain_tokens=1, declared_tokens=256), True),
         (candidate(gain_tokens=1, declared_tokens=255), False),
         (candidate(gain_tokens=1, transient=True), True),
+        (candidate(gain_tokens=99, left_tokens=800), False),
+        (candidate(gain_tokens=100, left_tokens=800), True),
+        (candidate(gain_tokens=4095, left_tokens=10**6), False),
+        (candidate(gain_tokens=4096, left_tokens=10**6), True),
+        (candidate(gain_tokens=1, named=True, left_tokens=800), True),
     ],
 )
 def test_the_rule(what: Candidate, kept: bool) -> None:
@@ -178,6 +185,45 @@ def test_what_is_warmed_is_kept_however_short(engine: Engine, store: StateStore)
         runtime.warm([QUESTION])
         runtime.flush()
         assert stored(store) == [(4, Role.PROMPT, 0)]
+
+
+CHAT_RULE = ChunkRule()
+
+
+def chat_of(messages: int, tokens: int) -> Plan:
+    """So many messages, and the prompt that calls for a reply."""
+    said = [[1 + (number + i) % 250 for i in range(tokens)] for number in range(messages)]
+    return plan([*said, [5] * 4], bytes(32), CHAT_RULE, Namespace())
+
+
+def kept_of(prompt: Plan, *, fork: KeyedBoundary | None = None, named: int = 0) -> list[int]:
+    saved = to_save(prompt, 0, 0, Admission(), Costs(), named, grows=True, fork=fork)
+    return [boundary.position for boundary in saved]
+
+
+@pytest.mark.parametrize("tokens", [43, 400])
+def test_a_long_chat_read_cold_is_thinned_out_towards_its_beginning(tokens: int) -> None:
+    """Wherever somebody says something else, little more is read again than an eighth of what
+    followed; and the next turn begins at the end.
+    """
+    prompt = chat_of(1000, tokens)
+    kept = kept_of(prompt)
+    assert kept[-1] == 1000 * tokens
+    assert len(kept) < 120
+    for message in range(1, 1001):
+        turned = message * tokens
+        below = max((place for place in kept if place <= turned), default=0)
+        again = turned - below
+        assert again <= max(64, min((prompt.n_tokens - below) // 8, 4096)) + tokens
+
+
+def test_the_first_message_a_document_and_a_fork_of_a_chat_are_kept() -> None:
+    prompt = chat_of(1000, 300)
+    assert kept_of(prompt)[0] == 300
+    assert kept_of(prompt, named=3)[:3] == [300, 600, 900]
+    (fork,) = (boundary for boundary in prompt.boundaries if boundary.position == 3000)
+    assert 3000 not in kept_of(prompt)
+    assert 3000 in kept_of(prompt, fork=fork)
 
 
 def test_the_document_of_a_question_is_kept_however_short(

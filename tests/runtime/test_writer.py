@@ -61,6 +61,20 @@ def test_puts_without_a_state_take_no_room_and_are_bounded_all_the_same(gate: Ga
     writer.close()
 
 
+def test_a_prompts_end_finds_room_where_others_wait(gate: Gate) -> None:
+    writer, done = Writer(depth=2, patience_s=0.0), list[int]()
+    assert writer.submit(gate)
+    assert gate.entered.wait(60)
+    told = [writer.submit(lambda n=n: done.append(n), wait=True) for n in range(3, 6)]  # type: ignore[misc]
+    assert told == [True, True, False]
+    told = [writer.submit(lambda n=n: done.append(n), wait=False) for n in range(6, 9)]  # type: ignore[misc]
+    assert told == [True, True, False]
+    gate.opened.set()
+    writer.flush()
+    assert done == [3, 4, 6, 7]
+    writer.close()
+
+
 def test_a_put_that_fails_does_not_end_the_writer(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     writer, done = Writer(), list[int]()
