@@ -42,6 +42,7 @@ class Fault(Enum):
 
     BUSY = "busy"  # another transaction was in the way: try again
     FULL = "full"
+    READS_ONLY = "reads only"
     OTHER = "other"
 
 
@@ -51,6 +52,7 @@ class Dialect:
 
     classify: Callable[[DBAPIError], Fault]
     remedy: str  # ends the message of an unexpected failure
+    where_writes: str = ""  # and that of a server that only reads
     #: How statements are spelt that go past SQLAlchemy; ``None``: as the engine's.
     spelling: DialectOfSQLAlchemy | None = None
 
@@ -202,4 +204,8 @@ class Database:
                 f"{self.place} was busy for {patience_s:g} s: another process holds it"
             )
         what = " ".join(str(error.orig).split())  # one line, whatever the driver
-        return UnavailableError(f"{self.place}: {what}; {self._dialect.remedy}")
+        return UnavailableError(f"{self.place}: {what}; {self._remedy(fault)}")
+
+    def _remedy(self, fault: Fault) -> str:
+        reads_only = fault is Fault.READS_ONLY and self._dialect.where_writes
+        return reads_only or self._dialect.remedy

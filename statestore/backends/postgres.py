@@ -3,6 +3,8 @@
 * **Deadlines.** The server ends a statement after `timeout_s`, and its wait for a row after half
   of that, which is busy and tried again. One that hangs or is cut off cannot: then the connection
   gives up by itself, a little later, and all of the pool are replaced.
+* **A server that only reads** (a standby) is connected to anew once a write has found that out:
+  the name, or another host of the URL, may lead to the primary by now.
 * **Idle connections** that the server has ended are replaced unnoticed: their socket has news when
   there should be none. Looking there is free; a ping would double a lookup's round trips.
 * **Reads** are single statements, outside a transaction: one round trip instead of three. Lookups
@@ -25,7 +27,7 @@ import psycopg
 from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -52,6 +54,7 @@ _BUSY: Final = frozenset(
     }
 )
 _FULL: Final = "53100"  # disk_full
+_READS_ONLY: Final = "25006"  # read_only_sql_transaction
 
 
 _OPENED_AT: Final = "statestore_opened_at"  # of a pool's entry, by the monotonic clock
@@ -90,7 +93,7 @@ def classify(error: DBAPIError) -> Fault:
     code = getattr(error.orig, "sqlstate", None)
     if code in _BUSY:
         return Fault.BUSY
-    return Fault.FULL if code == _FULL else Fault.OTHER
+    return {_FULL: Fault.FULL, _READS_ONLY: Fault.READS_ONLY}.get(str(code), Fault.OTHER)
 
 
 def without_secret(url: URL) -> str:
@@ -118,7 +121,9 @@ class PostgresShortcut:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lost_at = 0.0  # when a connection was lost: the others' server is the same
+        # when a connection was lost, or found to take no writes: the others' server is the same
+        self._lost_at = 0.0
+        event.listen(engine, "handle_error", self._judge)
         event.listen(engine, "connect", self._date)
         event.listen(engine, "checkout", self._look)
 
@@ -142,12 +147,16 @@ class PostgresShortcut:
     def clear(self) -> None:
         """The engine closes them."""
 
+    def _judge(self, context: ExceptionContext) -> None:
+        if getattr(context.original_exception, "sqlstate", None) == _READS_ONLY:
+            self._lost_at = time.monotonic()
+
     def _date(self, _connection: object, record: ConnectionPoolEntry) -> None:
         record.info[_OPENED_AT] = time.monotonic()
 
     def _look(self, _connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
         if record.info[_OPENED_AT] <= self._lost_at:
-            raise DisconnectionError("another connection to this server was lost")
+            raise DisconnectionError("another connection to this server was of no use")
 
 
 class _OverdueError(psycopg.OperationalError):
@@ -226,5 +235,6 @@ def _writes(connection: Connection) -> bool:
 def _database(engine: Engine, url: URL, patience_s: float) -> Database:
     remedy = "look at the server, and at what this user may do there"
     place = f"catalog {without_secret(url.set(query={}))}"
-    dialect = Dialect(classify, remedy)
+    primary = "is it a standby? name the primary: host=a,b&target_session_attrs=read-write finds it"
+    dialect = Dialect(classify, remedy, where_writes=primary)
     return Database(engine, place, dialect, patience_s, PostgresShortcut(engine))

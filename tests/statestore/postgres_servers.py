@@ -52,9 +52,11 @@ def _free_port() -> int:
 
 
 class PostgresServer:
-    """A server of its own: `start`, `stop`, `kill`, `pause`, `resume`, as an operator would."""
+    """A server of its own: `start`, `stop`, `kill`, `pause`, `resume`, as an operator would; or the
+    standby of a `primary`, until it is told to `promote`.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, primary: PostgresServer | None = None) -> None:
         self._bin = _binaries()
         self._account = "postgres" if os.geteuid() == 0 else None
         self.root = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
@@ -63,7 +65,10 @@ class PostgresServer:
         if self._account:
             owner = pwd.getpwnam(self._account)
             os.chown(self.root, owner.pw_uid, owner.pw_gid)
-        self._initialise()
+        if primary is None:
+            self._initialise()
+        else:
+            self._copy(primary)
 
     def start(self) -> None:
         settings = {
@@ -89,6 +94,11 @@ class PostgresServer:
     def kill(self) -> None:
         """As a crash: connections break, and the next start recovers."""
         self._end(signal.SIGQUIT)
+
+    def promote(self) -> None:
+        """From now on it writes."""
+        command = [self._bin / "pg_ctl", "promote", "-D", self.root / "data"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._as_account())
 
     def pause(self) -> None:
         """Nobody answers any more, but connections stay."""
@@ -174,6 +184,12 @@ class PostgresServer:
         command = [self._bin / "initdb", "-D", self.root / "data", "-U", USER, "-E", "UTF8"]
         command += ["--locale=C", "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._as_account())
+
+    def _copy(self, primary: PostgresServer) -> None:
+        command = [self._bin / "pg_basebackup", "-D", self.root / "data", "-R", "-c", "fast"]
+        command += ["--no-sync", "-h", primary.root, "-p", str(primary.port), "-U", USER]
+        environ = {**os.environ, "PGPASSWORD": SECRET}
+        subprocess.run(command, check=True, env=environ, **self._as_account())
 
     def _as_account(self) -> dict[str, Any]:
         if self._account is None:

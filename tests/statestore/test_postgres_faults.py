@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, text
 
-from statestore import Identity, PutOutcome, StateStore
+from statestore import Identity, PutOutcome, StateStore, open_store
 from statestore.entry import EntryFilter, Role
 from statestore.errors import BackendError, FullError, UnavailableError
 from statestore.schema import State, Tensor, rwkv7
@@ -24,6 +24,7 @@ from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry,
 from tests.statestore.backend_worker import BUDGET, KEYS, KILLS, step
 from tests.statestore.postgres_servers import PostgresPlace, PostgresServer
 from tests.statestore.postgres_worker import open_backend, run_worker, start_worker
+from tests.statestore.redis_load import under_load
 
 SHORT = {"timeout_s": "0.4"}
 SCHEMA = rwkv7(layers=1, width=64, heads=1, head_size=64)
@@ -224,7 +225,7 @@ def backend_database(place: PostgresPlace) -> Any:
         ("40P01", UnavailableError, "was busy for"),
         ("55P03", UnavailableError, "was busy for"),
         ("42501", UnavailableError, "made by hand.*look at the server"),
-        ("25006", UnavailableError, "made by hand.*look at the server"),
+        ("25006", UnavailableError, "made by hand.*target_session_attrs=read-write"),
     ],
 )
 def test_what_the_server_reports_is_translated(
@@ -346,3 +347,49 @@ def test_processes_outlive_two_crashes_of_the_server(
     backend.sweep(time.time() + 1, grace_s=0)
     backend.close()
     assert place.blob_names() == named(place)
+
+
+def reads_only(server: PostgresServer) -> None:
+    """As managed servers do it for a planned switch: connections stay."""
+    with server.connect() as connection:
+        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+def writes_again(server: PostgresServer) -> None:
+    with server.connect() as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+@pytest.mark.parametrize(
+    ("fall", "rise"),
+    [(PostgresServer.kill, PostgresServer.start), (reads_only, writes_again)],
+    ids=["crash", "switch"],
+)
+def test_a_failover_in_mid_load(
+    tmp_path: Path,
+    fragile: PostgresServer,
+    fall: Callable[[PostgresServer], None],
+    rise: Callable[[PostgresServer], None],
+) -> None:
+    """The URL names both servers, and the one that writes is found."""
+    place = PostgresPlace(tmp_path, fragile)
+    standby = PostgresServer(fragile)
+    standby.start()
+    both = f"host=127.0.0.1,127.0.0.1&port={standby.port},{fragile.port}"
+    url = place.url.replace(f"127.0.0.1:{fragile.port}", "")
+    try:
+        with (
+            open_store(f"{url}&{both}&target_session_attrs=read-write") as store,
+            under_load(store) as load,
+        ):
+            fall(fragile)
+            load.until(5, "dropped")
+            standby.promote()
+            load.until(5, "published")
+            load.until(5, "hit")
+    finally:
+        standby.remove()
+        rise(fragile)
