@@ -52,9 +52,9 @@ class Dialect:
 
     classify: Callable[[DBAPIError], Fault]
     remedy: str  # ends the message of an unexpected failure
-    where_writes: str = ""  # and that of a server that only reads
     #: How statements are spelt that go past SQLAlchemy; ``None``: as the engine's.
     spelling: DialectOfSQLAlchemy | None = None
+    where_writes: str = ""  # the remedy where a server only reads, if it is another
 
 
 class Shortcut(Protocol):

@@ -1,24 +1,28 @@
 """The embedded default: a directory with ``catalog.sqlite3``, files of SQLite, a `LookupFilter` and
 a `Reserve` beside it, and ``blobs/``.
 
-Many processes of one host may open it at once. What is created is for its owner alone (0700,
-0600).
+Many processes of one host may open it at once; on a network's file system nothing keeps those of
+another host out, so it is said in the log. What is created is for its owner alone (0700, 0600).
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 from pathlib import Path
 
 from statestore.backends.database import Database
 from statestore.backends.filter_file import is_possible
 from statestore.backends.lookup_filter import LookupFilter
 from statestore.backends.migrate import bring_to_head
+from statestore.backends.mounts import NETWORK, file_system
 from statestore.backends.reserve import Reserve
 from statestore.backends.sql import SqlBackend
 from statestore.backends.sqlite import open_database
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error
 from statestore.errors import FullError, SettingsError
+
+log = logging.getLogger(__name__)
 
 CATALOG = "catalog.sqlite3"
 FILTER = "catalog.sqlite3-filter"
@@ -40,6 +44,13 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
         SchemaVersionError: a newer release made it.
     """
     root = path.absolute()
+    if (kind := file_system(root)) in NETWORK:
+        log.warning(
+            "%s is on a network's file system (%s), where SQLite's locks fail: one host alone may "
+            "use it; share states by postgresql:// or redis://",
+            root,
+            kind,
+        )
     reserve = Reserve(root / RESERVE)
     try:
         database = _open_catalog(root, patience_s)

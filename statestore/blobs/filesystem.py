@@ -112,6 +112,9 @@ class FilesystemBlobs:
                 self._require_root()
                 return None
             except OSError as error:
+                if error.errno == errno.ESTALE:  # over NFS: another host has removed it
+                    self._require_root()
+                    return None
                 if error.errno in _BAD_FILE:
                     raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
                 raise

@@ -363,6 +363,16 @@ def doctor(*options: str, code: int = 0) -> dict[str, Any]:
     return seen
 
 
+#: What a busy machine may be too slow for: `doctor` says so then, and is right.
+TIMED = ("put", "find", "lookup", "sync")
+
+
+def doubts_of(seen: dict[str, Any]) -> dict[str, Any]:
+    """Its warnings, but for those that tell of this moment."""
+    doubts = findings(seen, "warning")
+    return {name: doubt for name, doubt in doubts.items() if doubt["check"] not in TIMED}
+
+
 def test_doctor_finds_a_directory_healthy_and_leaves_nothing(place: Path) -> None:
     before = listed(str(place)), files(place)
     seen = doctor("--store", f"{place}?budget=1MiB")
@@ -401,7 +411,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text("[store]\nurl = './s?budget=20KiB'\nsalts = {a = 'hush'}\n")
     config.chmod(0o644)
-    doubts = findings(doctor("--config", str(config)), "warning")
+    doubts = doubts_of(doctor("--config", str(config)))
     assert set(doubts) == {
         "settings settings", "file budget", "file quarantined", "file orphans", "file access"
     }  # fmt: skip
@@ -430,11 +440,11 @@ def test_doctor_minds_a_filter_that_hides_states_and_gc_mends_it(place: Path) ->
     with (place / "catalog.sqlite3-filter").open("r+b") as file:
         file.seek(4096)
         file.write(bytes(8 << 12))
-    (doubt,) = findings(doctor("--store", str(place)), "warning").values()
+    (doubt,) = doubts_of(doctor("--store", str(place))).values()
     assert doubt["check"] == "found"
     assert "gc" in doubt["remedy"]
     assert run("--store", str(place), "gc").returncode == 0
-    assert not findings(doctor("--store", str(place)), "warning")
+    assert not doubts_of(doctor("--store", str(place)))
 
 
 def test_doctor_of_servers_looks_at_each_tier(redis_url: str, tmp_path: Path) -> None:
@@ -447,7 +457,7 @@ def test_doctor_of_servers_looks_at_each_tier(redis_url: str, tmp_path: Path) ->
     assert set(failures) == {"redis2 opens", "postgresql opens"}
     assert "db upgrade" in failures["postgresql opens"]["text"]
     assert "server" in failures["redis2 opens"]["remedy"]
-    doubts = findings(seen, "warning")
+    doubts = doubts_of(seen)
     assert set(doubts) == {"redis memory", "redis policy", "postgresql tables"}
     assert doubts["postgresql tables"]["remedy"] == "statestore db upgrade"
     assert "noeviction" in doubts["redis policy"]["remedy"]

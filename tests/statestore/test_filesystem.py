@@ -231,6 +231,25 @@ def test_a_directory_that_cannot_be_synced_leaves_nothing(
     assert files(root) == {"00warm"}
 
 
+def test_what_another_host_removes_meanwhile_is_a_miss(
+    blobs: FilesystemBlobs, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over NFS a file that is open does not outlive its name."""
+
+    def stale(_descriptor: int, _buffers: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    blobs.put(NAME, [b"x"])
+    monkeypatch.setattr("statestore.blobs.filesystem.os.readv", stale)
+    assert blobs.get(NAME) is None
+    shutil.move(root, root.with_name("elsewhere"))
+    (root / "00").mkdir(parents=True)
+    (root / "00" / NAME).write_bytes(b"x")
+    monkeypatch.setattr("statestore.blobs.filesystem.os.path.isdir", lambda _: False)
+    with pytest.raises(UnavailableError, match="is its file system mounted"):
+        blobs.get(NAME)
+
+
 def test_no_space_is_named_and_leaves_nothing(root: Path) -> None:
     """A limit on the size of files fails a write half-way, as a full disk does."""
     child = run_child(

@@ -167,6 +167,22 @@ def test_a_large_blob_is_read_on_several_connections(server: S3Server, bucket: s
         assert 1 < proxy.connections <= LANES
 
 
+def test_a_blob_that_is_removed_between_its_ranges_is_a_miss(server: S3Server, bucket: str) -> None:
+    """Unlike a file that is open, an object does not outlive its name."""
+    blobs, evictor = server.open(bucket), server.open(bucket)
+    blobs.put(NAME, [content(LARGE)])
+    fetch = blobs._range
+
+    def fetch_then_remove(name: str, begin: int, end: int) -> object:
+        result = fetch(name, begin, end)
+        if begin == 0:
+            evictor.delete(name)
+        return result
+
+    blobs._range = fetch_then_remove  # type: ignore[method-assign,assignment]
+    assert blobs.get(NAME, limit_bytes=LARGE + 1) is None
+
+
 def test_a_server_that_knows_no_ranges(server: S3Server, bucket: str) -> None:
     server.open(bucket).put(NAME, [content(LARGE)])
     with Proxy(server.port, replaced=(b"206 Partial Content", b"200 OK")) as proxy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from tests.statestore.backend_places import (
     digest,
     publish,
 )
+from tests.statestore.backend_worker import step
 from tests.statestore.redis_places import RedisPlace, open_url
 from tests.statestore.redis_servers import (
     RedisServer,
@@ -35,6 +37,7 @@ from tests.statestore.redis_servers import (
     wait_until,
 )
 from tests.statestore.test_lease_contract import leases_of
+from tests.statestore.test_redis_concurrency import check_store
 from tests.statestore.test_store import OURS, put
 
 NOW = CREATED_AT + 10_000
@@ -407,3 +410,28 @@ def test_a_user_with_the_rights_that_are_named_and_one_without() -> None:
             for name in ("longest", "publish", "acquire"):
                 with pytest.raises(UnavailableError, match=re.escape(f"needs {rights}")):
                     CALLS[name](eve)
+
+
+@pytest.mark.parametrize("command", ["zadd", "hset", "hincrby", "unlink", "hmget", "evalsha"])
+def test_a_right_that_is_taken_away_in_mid_life(command: str) -> None:
+    """Scripts end half-way then: what they leave is mended, and no call fails otherwise."""
+    rights = "~* &* +@read +@write +@scripting +@pubsub +@connection +cluster"
+    with running() as server:
+        client = server.client()
+        client.execute_command("ACL SETUSER", "bob", "on", ">pass", *rights.split())
+        place = RedisPlace(server.url, [server], "p")
+        rest = f"bob:pass@127.0.0.1:{server.port}?prefix=p&timeout_s=30&connect_timeout_s=10"
+        dice, refused, failed = random.Random(1), 0, 0
+        with closing(open_url(f"redis://{rest}")) as bob:
+            for number in range(120):
+                if number in (40, 80):
+                    change = "-" if number == 40 else "+"
+                    client.execute_command("ACL SETUSER", "bob", f"{change}{command}")
+                try:
+                    step(bob, dice)
+                except UnavailableError as error:
+                    failed += 1
+                    refused += "this user needs ~p:* &p:* +@read" in str(error)
+            bob.sweep(NOW, 0.0)
+        check_store(place)
+    assert 0 < refused == failed

@@ -44,6 +44,7 @@ from statestore.backends.redis.wire import IN_FLIGHT, OddReplyError, Wires
 from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
 
 _SCAN_KEYS: Final = 1000  # looked at in one step
+_IN_A_SCRIPT: Final = "The user executing the script can't"  # run this, or reach that key
 _RIGHTS: Final = "+@read +@write +@scripting +@pubsub +@connection +cluster"
 
 
@@ -232,7 +233,7 @@ class Server:
         return UnavailableError(f"{self.place}: {said}{self._remedy(error)}")
 
     def _remedy(self, error: Exception) -> str:
-        if isinstance(error, NoPermissionError):
+        if isinstance(error, NoPermissionError) or _IN_A_SCRIPT in str(error):
             mine = f"{self._address.prefix}:*"
             return f"; this user needs ~{mine} &{mine} {_RIGHTS}"
         if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from statestore.backends.mounts import NETWORK, file_system
 from statestore.cli.checkup.finding import Finding
 from statestore.cli.checkup.settings import open_to_others
 from statestore.cli.plain import nameless
@@ -21,7 +22,6 @@ _SLOW_SYNC_S: Final = 0.05
 _LOW_SHARE: Final = 0.05  # of the disk
 _LOW_BYTES: Final = 1 << 30  # 1 GiB
 _NONE_BYTES: Final = 64 << 20  # 64 MiB: less than two large states
-_NETWORK: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "ceph")
 
 
 def disk_findings(
@@ -37,7 +37,7 @@ def disk_findings(
             f"chmod 700 {directory}, unless servers share it through their group",
         )
     kind = file_system(directory)
-    if holds_catalog and kind in _NETWORK:
+    if holds_catalog and kind in NETWORK:
         yield Finding.doubtful(
             "disk",
             f"{directory} is on a network's file system ({kind}), where SQLite's locks fail",
@@ -91,15 +91,3 @@ def _sync_once(file: BinaryIO) -> float:
     begun = time.perf_counter()
     os.fsync(file.fileno())
     return time.perf_counter() - begun
-
-
-def file_system(directory: Path) -> str:
-    """Its kind, as Linux calls it; ``""`` where that cannot be told."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    place = directory.resolve()
-    found = [line.split()[1:3] for line in mounts.splitlines() if len(line.split()) > 2]
-    over = [(point, kind) for point, kind in found if place.is_relative_to(point)]
-    return max(over, key=lambda pair: len(pair[0]))[1] if over else ""
