@@ -1,4 +1,5 @@
-"""``make bench``: every benchmark, one after the other, each in a process of its own.
+"""``make bench``: every benchmark, one after the other, each in a process of its own. One that
+fails keeps no other from being run.
 
 ``python -m benchmarks --full`` measures stores of a million entries too: some minutes more.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import click
 
@@ -35,12 +37,25 @@ FULL = {"benchmarks.storage_scale": ["--full"]}
 @click.option("--full", is_flag=True, help="A million entries too.")
 def main(full: bool) -> None:
     """Run all; the exit code is the first failure's."""
-    for title, command in BENCHMARKS.items():
+    _say(
+        f"{len(BENCHMARKS)} benchmarks: a quarter of an hour on a quiet machine. Ctrl-C ends them."
+    )
+    codes: dict[str, int] = {}
+    for number, (title, command) in enumerate(BENCHMARKS.items(), start=1):
         command = command + (FULL.get(command[0], []) if full else [])
-        print(f"\n# {title}: python -m {' '.join(command)}\n", flush=True)
-        code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
-        if code:
-            sys.exit(code)
+        line = f"python -m {' '.join(command)}"
+        print(f"\n# {number} of {len(BENCHMARKS)}. {title}: {line}\n", flush=True)
+        began = time.monotonic()
+        codes[line] = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+        _say(f"({time.monotonic() - began:.0f} s)")
+    failed = {line: code for line, code in codes.items() if code}
+    for line, code in failed.items():
+        _say(f"failed with exit code {code}: {line}")
+    sys.exit(next(iter(failed.values()), 0))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,15 @@
 >>> engine = load_engine("model.pth", dtype="bf16")  # doctest: +SKIP
 >>> with open_store("file:///tmp/states") as store, Runtime(engine, store) as runtime:
 ...     result = runtime.prefill([document_tokens, question_tokens])  # doctest: +SKIP
+
+Names are loaded when they are first asked for: `rwkv-runtime --help`, and a shell that completes
+its words, need not wait for torch.
 """
 
-try:
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
     from rwkv_runtime.chat import Message
     from rwkv_runtime.conversation import Conversation
     from rwkv_runtime.engines import Engine, load_engine
@@ -16,11 +22,6 @@ try:
     from rwkv_runtime.sampling import Sampling
     from rwkv_runtime.session import Prefill
     from rwkv_runtime.tokenizer import Tokenizer, tokenizer_for
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith(("rwkv_runtime", "statestore")):
-        raise
-    message = f"rwkv_runtime needs {error.name}: pip install 'rwkv-statestore[runtime]'"
-    raise ModuleNotFoundError(message, name=error.name) from None
 
 __all__ = [
     "Answer",
@@ -36,3 +37,33 @@ __all__ = [
     "load_engine",
     "tokenizer_for",
 ]
+
+_PLACES = {
+    **dict.fromkeys(("Answer", "Runtime"), "runtime"),
+    **dict.fromkeys(("Engine", "load_engine"), "engines"),
+    **dict.fromkeys(("Generated", "Stop"), "generation"),
+    **dict.fromkeys(("Tokenizer", "tokenizer_for"), "tokenizer"),
+    "Conversation": "conversation",
+    "Message": "chat",
+    "Prefill": "session",
+    "Sampling": "sampling",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"{__name__}.{_PLACES[name]}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("rwkv_runtime", "statestore")):
+            raise
+        message = f"{__name__}.{name} needs {error.name}: pip install 'rwkv-statestore[runtime]'"
+        raise ModuleNotFoundError(message, name=error.name) from None
+    value: object = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,7 +22,7 @@ from platformdirs import user_cache_path
 from rwkv_runtime.commands.options import json_option
 from rwkv_runtime.demo import MODEL_PATH
 from rwkv_runtime.demo.corpus import Document, Question, demo_document
-from statestore.cli.render import emit_json, emit_table
+from statestore.cli.render import emit_json
 from statestore.errors import StateStoreError
 
 Row = dict[str, Any]
@@ -59,9 +59,15 @@ def demo(directory: Path | None, fresh: bool, as_json: bool) -> None:
         if not as_json:
             _introduce(document, directory)
         alone = document.questions[:: max(1, len(document.questions) // ALONE)][:ALONE]
-        questions = [_asked(path, directory, [q], not as_json)[0] for q in alone]
-        restart = _asked(path, directory, document.questions, not as_json)
         afresh = _asked(path, Path(scratch, "empty"), alone[:1], not as_json)
+        show = _silence if as_json else _Lines(document.questions, afresh[0])
+        show("Each question in a process of its own, over that store", ())
+        questions: list[Row] = []
+        for question in alone:
+            questions += _asked(path, directory, [question], not as_json)
+            show("", questions[-1:])
+        restart = _asked(path, directory, document.questions, not as_json)
+        show("After a restart, all in one process", restart)
     again = {row["question"]: row for row in restart}
     pairs = [(afresh[0], questions[0]), *((row, again[row["question"]]) for row in questions)]
     equal = all(_same_bits(one, other) for one, other in pairs)
@@ -76,7 +82,7 @@ def demo(directory: Path | None, fresh: bool, as_json: bool) -> None:
             }
         )
     else:
-        _report(questions, restart, afresh[0], equal)
+        _conclude([*questions, *restart], equal)
     if not equal:
         raise StateStoreError("an answer from the store differs from the fresh one")
 
@@ -101,52 +107,58 @@ def _same_bits(one: Row, other: Row) -> bool:
 
 def _introduce(document: Document, directory: Path) -> None:
     click.secho("The document", bold=True)
-    click.echo(click.wrap_text(document.text, 100, preserve_paragraphs=True))
+    click.echo(click.wrap_text(document.text, 80, preserve_paragraphs=True))
     click.echo(f"\nStates are kept in {directory}\n")
 
 
-def _report(questions: Sequence[Row], restart: Sequence[Row], afresh: Row, equal: bool) -> None:
-    cold_s = afresh["ttft_s"]
-    columns = [
-        "question",
-        "answer",
-        "expected",
-        ">from store",
-        ">computed",
-        ">first token",
-        ">faster",
-    ]
-    rows = [_cells(row, cold_s) for row in questions]
-    emit_table(columns, rows, "Each question in a process of its own")
-    click.echo()
-    rows = [_cells(row, cold_s) for row in restart]
-    emit_table(columns, rows, "After a restart, all in one process")
-    click.echo()
-    right = sum(row["answer"] == row["expected"] for row in (*questions, *restart))
-    click.echo(f"{right} of {len(questions) + len(restart)} answers are right.")
-    tokens = afresh["computed_tokens"]
-    click.echo(
-        f"Reading all {tokens} tokens afresh takes {cold_s * 1e3:.0f} ms to the first token."
-    )
+def _silence(title: str, rows: Sequence[Row]) -> None:
+    """What is shown where JSON is printed at the end."""
+
+
+class _Lines:
+    """A line for each answer as it comes, beside the same question on a document read afresh."""
+
+    def __init__(self, questions: Sequence[Question], afresh: Row) -> None:
+        self._question = max(len(question.text) for question in questions)
+        self._answer = max(len(question.answer) for question in questions) + 2
+        self._cold_s = afresh["ttft_s"]
+        click.echo(
+            f"Without a store: {afresh['computed_tokens']} tokens are read, the first token of "
+            f"the answer comes after {_ms(self._cold_s)}."
+        )
+
+    def __call__(self, title: str, rows: Sequence[Row]) -> None:
+        """Print `rows`, below a title and the columns' names where there is a title."""
+        if title:
+            click.secho(f"\n{title}", bold=True)
+            names = ("question", "answer", "stored", "read", "first token", "faster")
+            click.secho(self._line(*names), dim=True)
+        for row in rows:
+            mark = "✓" if row["answer"] == row["expected"] else "✗"
+            cells = (f"{row['answer']} {mark}", row["cached_tokens"], row["computed_tokens"])
+            faster = f"{self._cold_s / row['ttft_s']:.0f}x"
+            click.echo(self._line(row["question"], *cells, _ms(row["ttft_s"]), faster))
+
+    def _line(self, question: str, answer: str, *cells: object) -> str:
+        cached, computed, first, faster = cells
+        return (
+            f"{question:<{self._question}} {answer:<{self._answer}} "
+            f"{cached:>6} {computed:>4} {first:>11} {faster:>6}"
+        )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f} ms"
+
+
+def _conclude(rows: Sequence[Row], equal: bool) -> None:
+    right = sum(row["answer"] == row["expected"] for row in rows)
+    click.echo(f"\n{right} of {len(rows)} answers are right.")
     if equal:
         click.secho(
             "From the store or afresh, the answers and their logits are the same, bit for bit.",
             fg="green",
         )
-
-
-def _cells(row: Row, cold_s: float) -> list[str]:
-    right = row["answer"] == row["expected"]
-    mark = click.style("✓", fg="green") if right else click.style("✗", fg="red")
-    return [
-        row["question"],
-        f"{row['answer']} {mark}",
-        row["expected"],
-        str(row["cached_tokens"]),
-        str(row["computed_tokens"]),
-        f"{row['ttft_s'] * 1e3:.1f} ms",
-        f"{cold_s / row['ttft_s']:.0f}x",
-    ]
 
 
 def _empty(directory: Path) -> None:

@@ -245,14 +245,6 @@ def runtime_options(command: Command) -> Command:
     return model_options(_with(_STORE, run))
 
 
-def defaults_of(settings: Config) -> dict[str, object]:
-    """What settings say, by the names of the commands' parameters."""
-    given = settings.given("store") | settings.given("runtime") | settings.given("server")
-    if "initial_state" in given:
-        given["initial"] = given.pop("initial_state")
-    return given
-
-
 def read_text(path: Path) -> str:
     """A text file's content; ``-`` is standard input.
 

@@ -18,7 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from statestore.cli.terminal import is_plain
-from statestore.errors import BackendError, StateStoreError
+from statestore.errors import BackendError, SettingsError, StateStoreError
 
 #: Of a stdout that goes to a disk which is full, or failing; a closed pipe is click's own matter.
 _UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -65,11 +65,23 @@ class Line:
     place: str  # "package.module:attribute"
     summary: str  # the first sentence of its help
     section: str
+    extra: str = ""  # what it needs beyond the package itself
 
     def load(self) -> click.Command:
-        """Import the command."""
+        """Import the command.
+
+        Raises:
+            SettingsError: what it needs is not installed.
+        """
         module, _, attribute = self.place.partition(":")
-        command = getattr(import_module(module), attribute)
+        try:
+            command = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if not self.extra or (error.name or "").startswith(("statestore", "rwkv_runtime")):
+                raise
+            raise SettingsError(
+                f"{self.name} needs {error.name}: pip install 'rwkv-statestore[{self.extra}]'"
+            ) from error
         assert isinstance(command, click.Command)
         return command
 
@@ -85,10 +97,19 @@ class LazyGroup(ErrorGroup):
         """Names in the table's order."""
         return list(self._lines)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import the command, unless there is none of that name."""
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command, unless there is none of that name.
+
+        Raises:
+            SettingsError: what it needs is not installed; completion finds none then.
+        """
         line = self._lines.get(cmd_name)
-        return None if line is None else line.load()
+        try:
+            return None if line is None else line.load()
+        except SettingsError:
+            if ctx.resilient_parsing:
+                return None
+            raise
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Names from the table, and this group's options."""

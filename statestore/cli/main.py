@@ -75,7 +75,12 @@ _LINES: Final = [
 ]
 
 
-@click.group(cls=LazyGroup, lines=_LINES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "statestore",
+    cls=LazyGroup,
+    lines=_LINES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--store",
     "url",

@@ -13,19 +13,28 @@ from statestore.config import FILE_VARIABLE
 _LONGEST_S: Final = 1e9  # thirty years; beyond a few centuries the clock's own numbers end
 
 
-class Seconds(click.FloatRange):
+class Seconds(click.ParamType):
     """A number of seconds that a clock can count: neither infinite nor no number at all."""
 
+    name = "seconds"
+
     def __init__(self, least: float = 0.0) -> None:
-        super().__init__(min=least, max=_LONGEST_S)
+        self._least = least
 
     def convert(
-        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Raises `click.BadParameter`."""
-        number = float(super().convert(value, param, ctx))
-        if math.isnan(number):  # which is out of no range
-            self.fail(f"{value} is no number of seconds.", param, ctx)
+        try:
+            number = float(str(value))
+        except ValueError:
+            number = math.nan
+        if not self._least <= number <= _LONGEST_S:  # nan is in no range
+            self.fail(
+                f"{value} is not a number of seconds from {self._least:g} to {_LONGEST_S:g}.",
+                param,
+                ctx,
+            )
         return number
 
 

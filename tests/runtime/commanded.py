@@ -13,7 +13,12 @@ import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import click
+
 from rwkv_runtime.__main__ import main
+
+for _name in main.list_commands(click.Context(main)):
+    main.get_command(click.Context(main), _name)  # its modules are loaded once, for all processes
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.runtime.commanded"])

@@ -9,8 +9,9 @@ from typing import Any
 import click
 import pytest
 
-from rwkv_runtime.__main__ import main
-from rwkv_runtime.commands.options import defaults_of
+from rwkv_runtime.__main__ import defaults_of
+from rwkv_runtime.commands.ask import ask
+from rwkv_runtime.commands.serve import serve
 from rwkv_runtime.demo import MODEL_PATH
 from rwkv_runtime.engines import LOSSY
 from statestore import open_store
@@ -73,7 +74,7 @@ def test_every_setting_of_the_runtime_is_an_option() -> None:
     given |= {"RWKV_RUNTIME_KERNEL": "native"}
     given |= {"RWKV_STATESTORE_URL": "./x", "RWKV_STATESTORE_NAMESPACE": "n"}
     defaults = defaults_of(load(None, given))
-    options = {option.name: option for option in main.commands["ask"].params}
+    options = {option.name: option for option in ask.params}
     assert set(defaults) <= set(options)
     for name in ("dtype", "device", "tokenizer", "kernel"):
         kind, key = options[name].type, keys_of("runtime")[name].metadata["kind"]
@@ -84,6 +85,6 @@ def test_every_setting_of_the_runtime_is_an_option() -> None:
 
 
 def test_the_servers_settings_are_its_options() -> None:
-    options = {option.name for option in main.commands["serve"].params}
+    options = {option.name for option in serve.params}
     assert set(keys_of("server")) - {"cors_origins"} <= options, "a list is for the file"
     assert defaults_of(Config(server=ServerSettings(port=1))) == {}, "a default is no setting"

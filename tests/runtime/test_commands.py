@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+import rwkv_runtime
+from rwkv_runtime.__main__ import main
 from statestore import open_store
 from tests.runtime.commanded import run
 from tests.runtime.old_versions import write_old_weights, write_tuned
@@ -213,10 +216,44 @@ def test_ctrl_c_ends_quietly_and_keeps_what_was_read(common: list[str], tmp_path
         assert not any(store.check(entry) for entry in entries)
 
 
-def test_without_torch_the_way_to_get_it_is_said() -> None:
-    code = "import sys; sys.modules['torch'] = None; import rwkv_runtime"
+@pytest.mark.parametrize(
+    "words",
+    [
+        "from rwkv_runtime import Runtime",
+        "import sys; from rwkv_runtime.__main__ import main; main(['ask'], 'rwkv-runtime')",
+    ],
+    ids=["python", "command"],
+)
+def test_without_torch_the_way_to_get_it_is_said(words: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None; {words}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'rwkv-statestore[runtime]'" in done.stderr.splitlines()[-1]
+    assert "needs torch: pip install 'rwkv-statestore[runtime]'" in done.stderr.splitlines()[-1]
+
+
+def test_help_and_the_package_itself_do_not_load_torch() -> None:
+    code = (
+        "import sys, rwkv_runtime\nfrom rwkv_runtime.__main__ import main\n"
+        "main(['--help'], 'rwkv-runtime', standalone_mode=False)\n"
+        "print([name for name in ('torch', 'sqlalchemy', 'redis') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(f"  {name} " in done.stdout for name in ("demo", "ask", "warm", "serve"))
+
+
+def test_a_line_of_the_help_begins_as_the_command_does() -> None:
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+
+
+@pytest.mark.parametrize("name", rwkv_runtime.__all__)
+def test_public_names_are_there(name: str) -> None:
+    assert rwkv_runtime.__all__ == sorted(rwkv_runtime.__all__)
+    assert getattr(rwkv_runtime, name).__module__.startswith("rwkv_runtime.")
+    assert name in dir(rwkv_runtime)
 
 
 @pytest.mark.parametrize("tuned", [False, True], ids=["plain", "tuned"])

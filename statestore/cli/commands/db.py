@@ -16,10 +16,14 @@ def database() -> None:
 
     A fleet's catalog is upgraded by an operator, with these commands; a file store upgrades itself
     when it is opened.
+
+    \b
+    Example:
+      statestore --store 'postgresql://me@host/db?blobs=file:///shared/states' db current
     """
 
 
-@database.command()
+@database.command(short_help="Show the revision there is, and the one that is needed.")
 @as_json_option
 @click.pass_obj
 def current(url: str, as_json: bool) -> None:
@@ -43,7 +47,7 @@ def current(url: str, as_json: bool) -> None:
         emit_fields({**fields, "revision": status.found or "none"})
 
 
-@database.command()
+@database.command(short_help="Create or upgrade the catalog's tables.")
 @click.pass_obj
 def upgrade(url: str) -> None:
     """Create or upgrade the catalog's tables; nothing where they are up to date.
@@ -64,7 +68,7 @@ def upgrade(url: str) -> None:
         click.echo(f"upgraded from {before.found or 'nothing'} to {after.found}")
 
 
-@database.command()
+@database.command(short_help="Take the tables back for an older release.")
 @click.argument("revision")
 @yes_option
 @click.pass_obj

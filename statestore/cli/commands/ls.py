@@ -35,7 +35,7 @@ SORTS: Final[dict[str, Callable[[Entry], Any]]] = {
     "--sort", type=click.Choice(list(SORTS)), default="used", help="What is highest comes first."
 )
 @click.option("--reverse", is_flag=True, help="What is lowest comes first.")
-@click.option("--limit", type=click.IntRange(1, sys.maxsize), help="At most so many.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
 @as_json_option
 @click.pass_obj
 def list_entries(
@@ -67,7 +67,7 @@ def _ordered(
 ) -> Iterable[Entry]:
     """The first `limit` entries in the order asked for."""
     if sort == "used" and not reverse:
-        return islice(entries, limit)
+        return islice(entries, None if limit is None else min(limit, sys.maxsize))
     if limit is not None:
         best = heapq.nsmallest if reverse else heapq.nlargest
         return best(limit, entries, SORTS[sort])

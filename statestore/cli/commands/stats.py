@@ -150,15 +150,16 @@ def _fields(tier: Standing) -> dict[str, object]:
         own = "not to be seen from here: every process has its own memory"
         return {"entries": own, **(lookups if tier.total.lookups else {})}
     usage, total, limit = tier.usage, tier.total, tier.budget_bytes
-    ratio = usage.blob_bytes / usage.state_bytes if usage.state_bytes else 0.0
+    ratio = f", stored at {usage.blob_bytes / (usage.state_bytes or 1):.2f} of it"
     within = "" if limit is None else f" of {size(limit)}, {usage.blob_bytes / limit:.0%}"
     return {
         "entries": usage.entries,
         "stored": size(usage.blob_bytes) + within,
-        "decoded": f"{size(usage.state_bytes)}, stored at {ratio:.2f} of it",
+        "decoded": size(usage.state_bytes) + (ratio if usage.state_bytes else ""),
         "quarantined": usage.quarantined,
         "pinned": usage.pinned,
-        "hits": f"{total.hits:,}, on {_share(total)} of the states",
+        "hits": f"{total.hits:,}"
+        + (f", on {_share(total)} of the states" if total.entries else ""),
         "saved": f"{total.tokens_saved:,} tokens, {age(total.seconds_saved)} of computing",
         **lookups,
     }
