@@ -91,7 +91,9 @@ class Watched:
         self._instruments.requests.labels(endpoint, str(status or GONE)).inc()
         self._instruments.seconds.labels(endpoint).observe(seconds)
         spent = scope.get("spent", Spent())
-        log.info(
+        looked = status == 200 and endpoint in standing.LOOKS
+        log.log(
+            logging.DEBUG if looked else logging.INFO,
             "%s %s %d %.3fs prompt=%d cached=%d completion=%d",
             scope["method"], endpoint, status or GONE, seconds,
             spent.prompt_tokens, spent.cached_tokens, spent.completion_tokens,

@@ -28,6 +28,8 @@ from statestore.keys import Namespace, StateKey
 NOWHERE: Final = StateKey(bytes(32), 0)
 FRESH_S: Final = 1.0
 COST_FACTOR: Final = 20  # sums that cost a second to make are made again after twenty
+#: Asked again and again by whoever watches: no line in the log while all is well.
+LOOKS: Final = frozenset(("/healthz", "/readyz", "/metrics", "/v1/store"))
 
 
 def routes(service: Service) -> list[Route]:

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from rwkv_runtime.demo.corpus import Document
+from rwkv_runtime.server import standing
 from tests.server.servers import Server, wait_until
 
 QUIET = {"temperature": 0, "max_tokens": 32}
@@ -340,3 +341,16 @@ def test_no_text_is_logged(server: Server, text: Document) -> None:
     assert "POST /v1/completions 200" in server.log
     assert secret not in server.log
     assert text.text[:40] not in server.log
+
+
+def test_who_only_looks_fills_no_log(server: Server) -> None:
+    before = server.log.count("GET /v1/models 200")
+    for look in standing.LOOKS:
+        assert server.request("GET", look).status_code == 200
+        assert server.request("POST", look).status_code == 405
+    for _ in range(8):  # so that each worker has answered something else since
+        assert server.request("GET", "/v1/models").status_code == 200
+    wait_until(lambda: server.log.count("GET /v1/models 200") >= before + 8, "the lines behind")
+    for look in standing.LOOKS:
+        assert f"GET {look} 200" not in server.log
+        assert f"POST {look} 405" in server.log
