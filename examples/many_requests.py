@@ -22,8 +22,11 @@ async def answer(streams: Streams, prompt: list[list[int]]) -> AsyncIterator[str
     """The pieces of one answer, as they are written."""
     loop = asyncio.get_running_loop()
     events = asyncio.Queue[Event]()
-    request = Request(prompt, max_tokens=16, stop=Stop.at("\n"))
-    ticket = streams.submit(request, lambda e: loop.call_soon_threadsafe(events.put_nowait, e))
+
+    def pass_on(event: Event) -> None:  # from the streams' thread to the loop's
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    ticket = streams.submit(Request(prompt, max_tokens=16, stop=Stop.at("\n")), pass_on)
     try:
         while not isinstance(event := await events.get(), Ended):
             if isinstance(event, Failed):

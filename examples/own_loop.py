@@ -9,20 +9,23 @@ For the project's own RWKV-7: `load_engine(path, dtype="bf16")` in place of `loa
 import sys
 from pathlib import Path
 
-from rwkv_runtime import Runtime, tokenizer_for
+from rwkv_runtime import Runtime
 from rwkv_runtime.engines import load_package_engine
 from statestore import open_store
 
 weights, document, question = sys.argv[1:4]
 engine = load_package_engine(weights, "cpu fp32")
-text = tokenizer_for(engine.vocabulary)
-segments = [text.encode(Path(document).read_text("utf-8")), text.encode(f"\n\nQ: {question}\n\nA:")]
-
 with open_store("./states") as store, Runtime(engine, store) as runtime:
+    text = runtime.tokenizer
+    segments = [
+        text.encode(Path(document).read_text("utf-8")),
+        text.encode(f"\n\nQ: {question}\n\nA:"),
+    ]
     prompt = runtime.prefill(segments)  # from the store, or computed and kept for the next time
 print(f"{prompt.cached_tokens} tokens from the store, {prompt.computed_tokens} computed")
 
-logits, state, answer = prompt.logits, prompt.state, []
+logits, state = prompt.logits, prompt.state
+answer: list[int] = []
 for _ in range(32):
     answer.append(int(logits.argmax()))  # or your sampler
     output, state = engine.decode(answer[-1], state)  # a new state: the old one stays as it was

@@ -13,7 +13,7 @@ from statestore.config import FILE_VARIABLE
 _LONGEST_S: Final = 1e9  # thirty years; beyond a few centuries the clock's own numbers end
 
 
-class Seconds(click.ParamType):
+class Seconds(click.types.FloatParamType):
     """A number of seconds that a clock can count: neither infinite nor no number at all."""
 
     name = "seconds"

@@ -20,7 +20,7 @@ SCHEMES: Final = (
 )
 
 
-class StoreUrl(click.ParamType[str]):
+class StoreUrl(click.types.StringParamType):
     """A store's URL: any text; a shell offers the schemes, and the files that it knows."""
 
     name = "url"
