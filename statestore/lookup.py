@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from statestore import codec
-from statestore.backends.base import Backend
+from statestore.backends.base import Backend, read_followed
 from statestore.entry import Change, Entry, Status
 from statestore.errors import BackendError, ContainerError, LockedError
 from statestore.keys import StateKey
@@ -144,10 +144,14 @@ class Lookup:
     def _sound(self, entry: Entry) -> State | None:
         limits = self._limits
         limits.check("the blob's size in bytes", entry.blob_bytes, limits.container_bytes)
-        blob = self._backend.read(entry)
+        following = codec.Following(entry.blob_bytes, limits)
+        if entry.blob_bytes < codec.FOLLOWED_BYTES:
+            blob = self._backend.read(entry)
+        else:
+            blob = read_followed(self._backend, entry, following)
         if blob is None:
             return None
         self._metrics.read_bytes.inc(len(blob))
-        header, state = codec.decode(blob, limits)
+        header, state = following.decode(blob)
         codec.expect(header, entry.key, entry.fingerprint, entry.namespace)
         return state

@@ -13,7 +13,7 @@ not looked into here: whether a blob is sound is the store's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -126,6 +126,44 @@ class Deferring(Protocol):
         """Return once all that was handed over so far is done; ``False``: `timeout_s` passed."""
 
 
+class Follower(Protocol):
+    """Told of a blob on its way, on the thread that reads it. What it raises ends the read."""
+
+    def begin(self, buffer: memoryview) -> None:
+        """A try begins, perhaps not the first: what comes is put into `buffer`, from its start.
+
+        Whatever it knew of an earlier try holds no more.
+        """
+
+    def came(self, count: int) -> None:
+        """So many first bytes of the buffer have come, and stay as they are in this try."""
+
+    def spare(self) -> bool:
+        """Nothing is there to receive just now: do a piece of work of a millisecond or less.
+
+        ``False``: there is none.
+        """
+
+
+class Arriving(Protocol):
+    """A `Backend` that has a blob bit by bit. Wrappers that change no byte of it pass this on."""
+
+    def read_followed(self, entry: Entry, follower: Follower) -> memoryview | None:
+        """`Backend.read`. `follower` may be told of it; then the blob is the front of the last
+        try's buffer.
+        """
+
+
+_Read: TypeAlias = Callable[[Entry, Follower], memoryview | None]
+
+
+def read_followed(backend: Backend, entry: Entry, follower: Follower) -> memoryview | None:
+    """The blob of `entry`; `follower` is told how far it has come where the place is `Arriving`."""
+    # Not `isinstance`: for a protocol that takes 20 microseconds, at every fetch.
+    read: _Read | None = getattr(backend, "read_followed", None)
+    return backend.read(entry) if read is None else read(entry, follower)
+
+
 class NotAtHandError(Exception):
     """There is no open connection to a place: ask the usual way."""
 
@@ -141,8 +179,10 @@ class Punctual(Protocol):
     def longest_within(self, keys: Sequence[StateKey], now: float, limit_s: float) -> Entry | None:
         """`Backend.longest`, in time."""
 
-    def read_within(self, entry: Entry, limit_s: float) -> memoryview | None:
-        """`Backend.read`, in time."""
+    def read_within(
+        self, entry: Entry, limit_s: float, follower: Follower | None = None
+    ) -> memoryview | None:
+        """`Backend.read`, in time; `follower` may be told of it, as by `Arriving`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final
 
-from statestore.backends.base import Backend, Blob
+from statestore.backends.base import (
+    Backend,
+    Blob,
+    Follower,
+    NotAtHandError,
+    Punctual,
+    read_followed,
+)
 from statestore.backends.budget import Account, Budget
 from statestore.backends.headroom import SPARE
 from statestore.backends.wrapper import Wrapper
@@ -63,6 +70,7 @@ class Budgeted(Wrapper):
         metrics: Metrics | None = None,
     ) -> None:
         super().__init__(inner)
+        self._punctual = inner if isinstance(inner, Punctual) else None
         self.budget = budget
         self.policy = policy
         self.ttl_s = ttl_s
@@ -80,6 +88,22 @@ class Budgeted(Wrapper):
         found = self.inner.longest(keys, now)
         self.policy.seen(keys, found, now)
         return found
+
+    def longest_within(self, keys: Sequence[StateKey], now: float, limit_s: float) -> Entry | None:
+        """As `longest`; see `Punctual`."""
+        found = self._at_hand().longest_within(keys, now, limit_s)
+        self.policy.seen(keys, found, now)
+        return found
+
+    def read_followed(self, entry: Entry, follower: Follower) -> memoryview | None:
+        """See `Arriving`."""
+        return read_followed(self.inner, entry, follower)
+
+    def read_within(
+        self, entry: Entry, limit_s: float, follower: Follower | None = None
+    ) -> memoryview | None:
+        """See `Punctual`."""
+        return self._at_hand().read_within(entry, limit_s, follower)
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
         """As the port says, with the policy's score and the default expiry.
@@ -139,6 +163,11 @@ class Budgeted(Wrapper):
                 if account is not None:
                     account.doubt()
         return changed
+
+    def _at_hand(self) -> Punctual:
+        if self._punctual is None:
+            raise NotAtHandError
+        return self._punctual
 
     def _begin(self) -> None:
         """Of this process: a forked child has its own, with locks that nobody holds."""

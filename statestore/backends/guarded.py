@@ -32,7 +32,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
-from statestore.backends.base import Backend, Blob, NotAtHandError, Punctual
+from statestore.backends.base import Backend, Blob, Follower, NotAtHandError, Punctual
 from statestore.backends.breaker import Breaker, Circuit, Pauses
 from statestore.backends.deadline import Deadlines, OverdueError, Threads
 from statestore.backends.leases import Lease, Leases, Outcome
@@ -54,7 +54,6 @@ T = TypeVar("T")
 OPTIONS: Final = ("find_ms", "fetch_ms")
 
 _NEAR: Final = frozenset({"file", "memory"})
-
 _CLOSE_S: Final = 5.0  # as long as connections are closed in; then it goes on behind the caller
 _CALLS: Final = {"all": "all calls", "writes": "calls that write"}
 _NUMBERS: Final = {Circuit.CLOSED: 0.0, Circuit.HALF_OPEN: 1.0, Circuit.OPEN: 2.0}
@@ -154,9 +153,18 @@ class Guarded(Wrapper):
 
     def read(self, entry: Entry) -> memoryview | None:
         """As the port says."""
+        return self._fetch(entry, None)
+
+    def read_followed(self, entry: Entry, follower: Follower) -> memoryview | None:
+        """As `read`; told of on this thread or not at all: on another, an overdue call goes on."""
+        return self._fetch(entry, follower)
+
+    def _fetch(self, entry: Entry, follower: Follower | None) -> memoryview | None:
         limit_s = self._deadlines.of_fetch(entry.blob_bytes)
         punctual = self._punctual()
-        quick = None if punctual is None else partial(punctual.read_within, entry, limit_s)
+        quick = (
+            None if punctual is None else partial(punctual.read_within, entry, limit_s, follower)
+        )
         return self._read("read", partial(self.inner.read, entry), limit_s, quick)
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:

@@ -8,11 +8,12 @@ is the store's business.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
 from statestore import codec
-from statestore.backends.base import Backend, Blob
+from statestore.backends.base import Backend, Blob, Follower, read_followed
 from statestore.backends.wrapper import Wrapper
 from statestore.codec.auto import AutoCodec
 from statestore.entry import Entry
@@ -28,8 +29,15 @@ class Recoded(Wrapper):
 
     def read(self, entry: Entry) -> memoryview | None:
         """As the port says; how long it takes is noted for `auto`."""
+        return self._timed(lambda: self.inner.read(entry))
+
+    def read_followed(self, entry: Entry, follower: Follower) -> memoryview | None:
+        """As `read` and `Arriving` say; what the follower does counts as waiting for the place."""
+        return self._timed(lambda: read_followed(self.inner, entry, follower))
+
+    def _timed(self, read: Callable[[], memoryview | None]) -> memoryview | None:
         began = time.perf_counter()
-        blob = self.inner.read(entry)
+        blob = read()
         if blob is not None and isinstance(self._codec_name, AutoCodec):
             self._codec_name.note_read(len(blob), time.perf_counter() - began)
         return blob

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from statestore.backends.base import Backend, Blob, Buffer, Swept
+from statestore.backends.base import Backend, Blob, Buffer, Follower, Swept, read_followed
 from statestore.backends.fields import check_entry
 from statestore.backends.headroom import has_headroom
 from statestore.backends.leases import Leases
@@ -131,10 +131,19 @@ class Tiered:
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry` in the tier that had it, or wherever it is; ``None``: it has gone."""
+        return self._read_by(lambda backend: backend.read(entry), entry)
+
+    def read_followed(self, entry: Entry, follower: Follower) -> memoryview | None:
+        """As `read` and `Arriving` say."""
+        return self._read_by(lambda backend: read_followed(backend, entry, follower), entry)
+
+    def _read_by(
+        self, read: Callable[[Backend], memoryview | None], entry: Entry
+    ) -> memoryview | None:
         place = self._places.get(entry.tier)
         if place is None:
             return self._read_anywhere(entry)
-        blob = self._tiers[place].backend.read(entry)
+        blob = read(self._tiers[place].backend)
         if blob is None or place == 0:
             return blob
         blob = blob.toreadonly()

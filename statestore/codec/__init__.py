@@ -26,16 +26,19 @@ from statestore.codec.container import (
     encode,
     read_header,
 )
+from statestore.codec.following import FOLLOWED_BYTES, Following
 from statestore.codec.frames import Buffer
 from statestore.codec.header import Frame, Header, check_limits, expect
 from statestore.codec.limits import Limits
 
 __all__ = [
     "CODEC_NAMES",
+    "FOLLOWED_BYTES",
     "FORMAT_VERSION",
     "MAGIC",
     "Buffer",
     "CodecName",
+    "Following",
     "Frame",
     "Header",
     "Limits",

@@ -172,9 +172,16 @@ def read_header(start: Buffer, limits: Limits | None = None) -> Header:
     Raises `TruncatedError` where the header itself is not complete, else a `ContainerError` as
     `decode`.
     """
-    header, _, reached = _read(memoryview(start).toreadonly().cast("B"), limits or Limits())
-    check_places(header, reached)
-    return header
+    return read_start(memoryview(start), limits or Limits())[0]
+
+
+def read_start(start: memoryview, limits: Limits) -> tuple[Header, Image, int]:
+    """Header and image of a container of which at least the first bytes are given, and its size.
+
+    Raises as `read_header`.
+    """
+    header, image, reached = _read(start.toreadonly().cast("B"), limits)
+    return header, image, check_places(header, reached)
 
 
 def _encode_pieces(

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from statestore.backends.base import NotAtHandError
+from statestore.backends.budget import Budget
+from statestore.backends.budgeted import Budgeted
 from statestore.backends.deadline import Deadlines
 from statestore.backends.guarded import Guarded
 from statestore.backends.redis.parts import PART_BYTES
 from statestore.backends.redis.wire import KEPT
 from statestore.errors import UnavailableError
+from statestore.eviction import DEFAULT, make_policy
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
 from tests.statestore.redis_places import RedisPlace, open_url
 from tests.statestore.redis_servers import RedisServer, running
@@ -110,11 +113,13 @@ def test_a_server_that_stops_costs_the_limit(server: RedisServer, backend: Any) 
     assert backend.read(entry) == a_blob(entry.key, entry.blob_bytes)
 
 
-def test_a_guard_asks_on_the_callers_thread(backend: Any) -> None:
+@pytest.mark.parametrize("within", [None, Budget(1 << 30)])
+def test_a_guard_asks_on_the_callers_thread(backend: Any, within: Budget | None) -> None:
     entry = an_entry(0)
     publish(backend, entry)
     backend.longest([entry.key], NOW)
-    guard = Guarded(backend, Deadlines(20.0, 20.0))
+    inner = backend if within is None else Budgeted(backend, within, make_policy(DEFAULT))
+    guard = Guarded(inner, Deadlines(20.0, 20.0))
     assert guard.longest([entry.key], NOW) == entry
     assert guard.read(entry) == a_blob(entry.key)
     assert guard._threads.running == 0

@@ -17,7 +17,7 @@ from heapq import merge
 from operator import attrgetter
 from typing import Any, Final
 
-from statestore.backends.base import Blob, NotAtHandError, Swept
+from statestore.backends.base import Blob, Follower, NotAtHandError, Swept
 from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
@@ -155,10 +155,16 @@ class RedisBackend:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where a part has gone."""
         return parts.read(self._server, self._names(entry), entry.blob_bytes)
 
-    def read_within(self, entry: Entry, limit_s: float) -> memoryview | None:
+    def read_followed(self, entry: Entry, follower: Follower) -> memoryview | None:
+        """As `read`; see `Arriving`."""
+        return parts.read(self._server, self._names(entry), entry.blob_bytes, None, follower)
+
+    def read_within(
+        self, entry: Entry, limit_s: float, follower: Follower | None = None
+    ) -> memoryview | None:
         """As `read`, in time; see `Punctual`."""
         until = time.monotonic() + limit_s
-        return parts.read(self._server, self._names(entry), entry.blob_bytes, until)
+        return parts.read(self._server, self._names(entry), entry.blob_bytes, until, follower)
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:  # noqa: ARG002 - it always is
         """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from statestore import buffers
-from statestore.backends.base import Blob
+from statestore.backends.base import Blob, Follower
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command
 
@@ -43,14 +43,21 @@ def write(server: Server, names: Names, blob: Blob) -> None:
         server.run(commands)
 
 
-def read(server: Server, names: Names, size: int, until: float | None = None) -> memoryview | None:
+def read(
+    server: Server,
+    names: Names,
+    size: int,
+    until: float | None = None,
+    follower: Follower | None = None,
+) -> memoryview | None:
     """The blob, cut one byte beyond `size`; ``None`` if a part is missing.
 
-    Where a part has another length than it should, so has the result. `until`: see `Server.ask`.
+    Where a part has another length than it should, so has the result. `until` and `follower`: see
+    `Server.gather`.
     """
     buffer = buffers.take(size + 1)
     commands = [_reads(names(index), index, size) for index in range(count_parts(size))]
-    lengths = server.gather(commands, buffer, until)
+    lengths = server.gather(commands, buffer, until, follower)
     if size == 0:
         return buffer[:0].toreadonly() if server.ask(("EXISTS", names(0)), until) else None
     return buffer[: sum(lengths)].toreadonly() if all(lengths) else None

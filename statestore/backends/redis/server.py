@@ -34,7 +34,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import MasterNotFoundError
 
-from statestore.backends.base import NotAtHandError
+from statestore.backends.base import Follower, NotAtHandError
 from statestore.backends.redis import fanout
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.connect import new_client
@@ -115,16 +115,24 @@ class Server:
         return self.run([command])[0]
 
     def gather(
-        self, commands: Sequence[Command], buffer: memoryview, until: float | None = None
+        self,
+        commands: Sequence[Command],
+        buffer: memoryview,
+        until: float | None = None,
+        follower: Follower | None = None,
     ) -> list[int]:
         """Put the strings that are the replies into `buffer`, one behind the other, those that are
         cut short by its end included; their lengths. Raises as `ask`.
+
+        `follower` is told how far it has come, over a wire; by the client it has all at once.
         """
         with self._using() as client, suppress(OddReplyError):
             if wires := self._wires_of(client):
-                return wires.use(lambda wire: wire.gather(commands, buffer), until)
+                return wires.use(lambda wire: wire.gather(commands, buffer, follower), until)
         if until is not None:
             raise NotAtHandError
+        if follower is not None:
+            follower.begin(buffer)  # what it was told of is written over
         lengths: list[int] = []
         for first in range(0, len(commands), IN_FLIGHT):
             for reply in self.run(commands[first : first + IN_FLIGHT]):

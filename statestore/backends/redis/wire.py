@@ -13,6 +13,7 @@ client, which has a name for everything.
 from __future__ import annotations
 
 import math
+import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from statestore.backends.base import NotAtHandError
+from statestore.backends.base import Follower, NotAtHandError
 from statestore.backends.redis.shard import Command
 
 T = TypeVar("T")
@@ -55,6 +56,9 @@ class Wire:
         self._socket: socket.socket = self._connection._sock  # noqa: SLF001 - it shows it nowhere
         self._patience_s: float = self._connection.socket_timeout  # of one send or receive
         self.until = math.inf  # by `time.monotonic`, the end of all patience
+        self._arrivals = select.poll()
+        self._arrivals.register(self._socket, select.POLLIN)
+        self._follower: Follower | None = None
         self._reader = hiredis.Reader()
         self._ahead = b""  # received, and not yet looked at
 
@@ -66,17 +70,25 @@ class Wire:
             self._reader.feed(self._receive(_READ_BYTES))
         return reply
 
-    def gather(self, commands: Sequence[Command], buffer: memoryview) -> list[int]:
+    def gather(
+        self, commands: Sequence[Command], buffer: memoryview, follower: Follower | None = None
+    ) -> list[int]:
         """Put the strings that are the replies into `buffer`, one behind the other; their lengths.
 
-        Raises `OddReplyError` where they do not fit, too; ``OSError``.
+        `follower` works whenever nothing is there to receive. Raises `OddReplyError` where they do
+        not fit, too; ``OSError``.
         """
+        self._follower = follower
+        if follower is not None:
+            follower.begin(buffer)
+        came = 0
         lengths: list[int] = []
         self._send(commands[:IN_FLIGHT])
         for place in range(IN_FLIGHT, len(commands) + IN_FLIGHT):
-            lengths.append(self._string(buffer))
-            buffer = buffer[lengths[-1] :]
+            lengths.append(self._string(buffer, came))
+            came += lengths[-1]
             self._send(commands[place : place + 1])
+        self._follower = None
         return lengths
 
     def close(self) -> None:
@@ -89,8 +101,9 @@ class Wire:
             self._limit()
             self._socket.sendall(b"".join(map(packed, commands)))
 
-    def _string(self, room: memoryview) -> int:
-        """Receive one string into `room`; its length."""
+    def _string(self, buffer: memoryview, start: int) -> int:
+        """Receive one string into `buffer`, from `start` on; its length."""
+        room = buffer[start:]
         while _END not in self._ahead:
             if len(self._ahead) > _LENGTH_DIGITS:
                 raise OddReplyError
@@ -102,7 +115,7 @@ class Wire:
         got = min(length, len(self._ahead))
         room[:got], self._ahead = self._ahead[:got], self._ahead[got:]
         while got < length:
-            self._limit()
+            self._await(start + got)
             count = self._socket.recv_into(room[got:length])
             if not count:
                 raise ConnectionResetError("the server hung up")
@@ -111,6 +124,15 @@ class Wire:
             self._ahead += self._receive(_PEEK_BYTES)
         self._ahead = self._ahead[len(_END) :]
         return length
+
+    def _await(self, came: int) -> None:
+        """Before bytes are received: use the time until the next ones are there."""
+        follower = self._follower
+        if follower is not None:
+            follower.came(came)
+            while not self._arrivals.poll(0) and follower.spare():
+                pass
+        self._limit()
 
     def _limit(self) -> None:
         """Let the next step take what time is left."""
