@@ -56,9 +56,11 @@ class Pool:
         return lent.data
 
     def _idle_block(self, size: int) -> _Block | None:
-        """The smallest that fits, and it is nobody else's any more."""
+        """The smallest that fits, and it is nobody else's any more. Of equal ones the last that
+        came back, which the processor's caches may still hold.
+        """
         fitting = [b for b in list(self._idle.values()) if size <= _room(b) <= 2 * size]
-        for block in sorted(fitting, key=_room):
+        for block in sorted(reversed(fitting), key=_room):
             if self._idle.pop(id(block), None) is not None:  # else another has just taken it
                 return block
         return None

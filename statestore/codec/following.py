@@ -15,7 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from statestore.codec.container import Unpacking, decode, is_packed, read_start, read_whole
+from statestore.codec.container import (
+    Unpacking,
+    decode,
+    is_packed,
+    read_start,
+    read_whole,
+    threads_for,
+)
 from statestore.codec.header import Header
 from statestore.codec.limits import Limits
 from statestore.codec.parallel import for_each
@@ -75,7 +82,7 @@ class Following:
         unpacking, decoded = self._unpacking, self._next
         if unpacking is None or blob.obj is not self._buffer.obj:
             return decode(blob, self._limits)
-        _, header, _ = read_whole(blob, self._limits)
+        _, header, image = read_whole(blob, self._limits)
         if header != self._header:
             return decode(blob, self._limits)
 
@@ -83,7 +90,7 @@ class Following:
             work = unpacking.worker()
             return lambda i: work(decoded + i)
 
-        for_each(len(header.frames) - decoded, None, make_worker)
+        for_each(len(header.frames) - decoded, threads_for(image, None), make_worker)
         return header, unpacking.state()
 
     def _open(self) -> bool:

@@ -44,6 +44,16 @@ def test_what_nobody_looks_at_is_used_again() -> None:
     assert address(pool.take(3 * LEAST_BYTES)) == first
 
 
+def test_of_equal_ones_the_last_that_came_back_is_used_first() -> None:
+    pool = Pool()
+    views = [pool.take(2 * LEAST_BYTES) for _ in range(3)]
+    places = [address(view) for view in views]
+    for _ in range(3):
+        views.pop(0)
+        gc.collect()
+    assert address(pool.take(2 * LEAST_BYTES)) == places[-1]
+
+
 @pytest.mark.parametrize(
     "look",
     [
