@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -43,6 +43,7 @@ class Fault(Enum):
     BUSY = "busy"  # another transaction was in the way: try again
     FULL = "full"
     READS_ONLY = "reads only"
+    DAMAGED = "damaged"
     OTHER = "other"
 
 
@@ -54,7 +55,8 @@ class Dialect:
     remedy: str  # ends the message of an unexpected failure
     #: How statements are spelt that go past SQLAlchemy; ``None``: as the engine's.
     spelling: DialectOfSQLAlchemy | None = None
-    where_writes: str = ""  # the remedy where a server only reads, if it is another
+    #: The remedies of faults that have one of their own.
+    remedies: Mapping[Fault, str] = field(default_factory=dict)
 
 
 class Shortcut(Protocol):
@@ -207,5 +209,4 @@ class Database:
         return UnavailableError(f"{self.place}: {what}; {self._remedy(fault)}")
 
     def _remedy(self, fault: Fault) -> str:
-        reads_only = fault is Fault.READS_ONLY and self._dialect.where_writes
-        return reads_only or self._dialect.remedy
+        return self._dialect.remedies.get(fault, self._dialect.remedy)

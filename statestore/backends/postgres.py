@@ -236,5 +236,5 @@ def _database(engine: Engine, url: URL, patience_s: float) -> Database:
     remedy = "look at the server, and at what this user may do there"
     place = f"catalog {without_secret(url.set(query={}))}"
     primary = "is it a standby? name the primary: host=a,b&target_session_attrs=read-write finds it"
-    dialect = Dialect(classify, remedy, where_writes=primary)
+    dialect = Dialect(classify, remedy, remedies={Fault.READS_ONLY: primary})
     return Database(engine, place, dialect, patience_s, PostgresShortcut(engine))

@@ -35,6 +35,11 @@ _IDLE_CONNECTIONS: Final = (
 # tokens took a third longer.
 _CACHE_KIB: Final = 64 << 10
 _NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR_SHMSIZE})  # the WAL's index could not grow
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_MAKE_ANEW: Final = (
+    "stop who uses it, move its files away (catalog.sqlite3*), and `statestore verify --fix "
+    "--grace 0` makes it anew from the blobs"
+)
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
 
@@ -64,7 +69,8 @@ def open_database(path: Path, patience_s: float) -> Database:
 
     remedy = "is it a SQLite database, on a local disk that this user may write?"
     shortcut = SqliteShortcut(path, place, patience_s)
-    dialect = Dialect(classify, remedy, SQLiteDialect(paramstyle="named"))
+    spelling = SQLiteDialect(paramstyle="named")
+    dialect = Dialect(classify, remedy, spelling, {Fault.DAMAGED: _MAKE_ANEW})
     return Database(engine, place, dialect, patience_s, shortcut)
 
 
@@ -74,6 +80,8 @@ def classify(error: DBAPIError) -> Fault:
     primary = code & 0xFF
     if primary in _BUSY:
         return Fault.BUSY
+    if primary in _DAMAGED:
+        return Fault.DAMAGED
     return Fault.FULL if primary == sqlite3.SQLITE_FULL or code in _NO_ROOM else Fault.OTHER
 
 

@@ -75,6 +75,20 @@ def test_a_lost_catalog_is_made_anew(root: Path) -> None:
     assert run_json("--store", str(root), "verify") == {"checked": COUNT, "unsound": []}
 
 
+def test_a_damaged_catalog_says_how_it_is_made_anew(root: Path) -> None:
+    before = entries(root)
+    catalog = root / "catalog.sqlite3"
+    catalog.write_bytes(b"damaged by a disk" * 1000)
+    looked = here("--store", root, "ls")
+    assert looked.exit_code == 4
+    assert "move its files away (catalog.sqlite3*)" in looked.stderr
+    assert "`statestore verify --fix --grace 0` makes it anew" in looked.stderr
+    for file in root.glob("catalog.sqlite3*"):
+        file.rename(root.with_name(file.name))
+    assert here("--store", root, "verify", "--fix", "--grace", "0").exit_code == 0
+    assert set(entries(root)) == set(before)
+
+
 def test_what_cannot_be_catalogued_is_named(root: Path) -> None:
     junk = root / "blobs" / "00" / ("0" * 64 + "-1." + "f" * 16)
     junk.parent.mkdir(exist_ok=True)
