@@ -164,15 +164,17 @@ def check_config_beside(path: Path) -> None:
 
 def check_sizes(path: Path, sizes: Mapping[str, int]) -> None:
     """Hold `sizes`, the tensors' by the names of the configuration, against the configuration of
-    the weights at `path`, if there is one.
+    the weights at `path`, if there is one. Their number of heads counts only where no size of a
+    head is given: converted models say 32 whatever they have, and nobody reads it.
 
     Raises:
         WeightsError: it says otherwise, or heads are of a size that is computed otherwise there.
     """
     config = (path if path.is_dir() else path.parent) / CONFIG
     said = _read_json(config) if config.is_file() else {}
+    unread = {"num_heads"} if said.get("head_dim") is not None else set()
     for name, size in sizes.items():
-        if said.get(name, size) not in (size, None):
+        if name not in unread and said.get(name, size) not in (size, None):
             raise WeightsError(f"{config}: {name} is {said[name]!r}, the tensors' is {size}")
     if sizes["head_dim"] != _HEAD_SIZE:
         raise WeightsError(

@@ -172,6 +172,12 @@ def test_another_model_is_refused_by_what_differs(
         load_engine(directory / "model.safetensors")
 
 
+def test_a_number_of_heads_beside_their_size_means_nothing(directory: Path, ours: Path) -> None:
+    """As the models have it that flash-linear-attention's script has converted."""
+    (directory / "config.json").write_text(json.dumps(CONFIG | {"head_dim": 64, "num_heads": 32}))
+    assert torch.equal(logits_of(directory), logits_of(ours))
+
+
 def test_the_six_mixes_may_be_one_tensor(ours: Path, directory: Path, theirs: Tensors) -> None:
     """As flash-linear-attention wrote them at first."""
     for layer in range(3):
