@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -137,6 +138,18 @@ def test_the_revision_stands_for_these_bits(dtype: torch.dtype, build: str, thre
             assert digest(run_beside(kernel, begin(weights), others)) == GOLDEN[dtype]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("build", BUILDS)
+def test_compilers_agree(compiler: str, build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"not run: {compiler} is not installed")
+    monkeypatch.setenv("CC", compiler)
+    for dtype, golden in GOLDEN.items():
+        weights = definite(SHAPES["wide"], dtype)
+        kernel = Kernel(weights, library(flags=BUILDS[build]))
+        assert digest(run(kernel, begin(weights))) == golden
 
 
 @pytest.mark.parametrize("shape", SHAPES)
