@@ -98,9 +98,15 @@ def official(path: Path, shapes: Shapes, load: Load) -> tuple[Shapes, Load]:
                 raise WeightsError(f"{path}: {twice} are one tensor, {official_name}")
             source[official_name] = part
 
+    mixes: dict[str, Tensor] = {}  # a file may give each of its tensors once only
+
     def load_official(name: str) -> Tensor:
         part = source[name]
-        return part.take(load(part.name))
+        if not _MIXED.fullmatch(part.name):
+            return part.take(load(part.name))
+        if part.name not in mixes:
+            mixes[part.name] = load(part.name).clone()
+        return part.take(mixes[part.name])
 
     return {name: part.shape for name, part in source.items()}, load_official
 

@@ -187,6 +187,17 @@ def test_the_six_mixes_may_be_one_tensor(ours: Path, directory: Path, theirs: Te
     assert torch.equal(logits_of(directory), logits_of(ours))
 
 
+def test_the_six_mixes_in_a_file_of_the_oldest_format(
+    ours: Path, tmp_path: Path, theirs: Tensors
+) -> None:
+    """It is read whole, and its tensors are given away one by one."""
+    for layer in range(3):
+        mixes = [theirs.pop(f"model.layers.{layer}.attn.x_{mix}").flatten() for mix in "rwkvag"]
+        theirs[f"model.layers.{layer}.attn.x_x"] = torch.stack(mixes)
+    torch.save(theirs, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(logits_of(tmp_path / "old.pth"), logits_of(ours))
+
+
 @pytest.mark.parametrize(
     ("more", "what"),
     [
