@@ -173,6 +173,17 @@ def test_a_second_try_begins_anew() -> None:
     assert following.decode(buffer) == codec.decode(second)
 
 
+def test_frames_of_another_header_do_not_count() -> None:
+    first = blob_of(large_state(), "lossless")
+    second = blob_of(replace(large_state(), schema_id="rwkv-test/2"), "lossless")
+    following = codec.Following(len(first), LIMITS)
+    came = arrive(following, first, [900_000])
+    assert following.decoded > 1
+    overwritten = memoryview(came.obj)
+    overwritten[:] = second
+    assert following.decode(came) == codec.decode(second)
+
+
 def test_a_blob_that_came_another_way_is_decoded_from_its_own_bytes() -> None:
     followed, blob = (blob_of(large_state(seed), "lossless") for seed in (1, 2))
     following = codec.Following(len(followed), LIMITS)

@@ -107,6 +107,7 @@ class Wire:
         while _END not in self._ahead:
             if len(self._ahead) > _LENGTH_DIGITS:
                 raise OddReplyError
+            self._await(start)
             self._ahead += self._receive(_PEEK_BYTES)
         head, _, self._ahead = self._ahead.partition(_END)
         if head[:1] != b"$" or not head[1:].isdigit() or int(head[1:]) > len(room):
