@@ -59,8 +59,9 @@ class Pool:
         """The smallest that fits, and it is nobody else's any more. Of equal ones the last that
         came back, which the processor's caches may still hold.
         """
-        fitting = [b for b in list(self._idle.values()) if size <= _room(b) <= 2 * size]
-        for block in sorted(reversed(fitting), key=_room):
+        idle = reversed(list(self._idle.values()))
+        fitting = [block for block in idle if size <= _room(block) <= 2 * size]
+        for block in sorted(fitting, key=_room):
             if self._idle.pop(id(block), None) is not None:  # else another has just taken it
                 return block
         return None
