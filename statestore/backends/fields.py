@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from statestore.blobs.base import NAME
 from statestore.entry import MEMO_BYTES, Entry, EntryFilter
 from statestore.errors import InputError
+from statestore.keys.state_key import TOKENS_LIMIT
 
 _HEX = frozenset("0123456789abcdef")
 
@@ -19,6 +22,8 @@ def check_entry(entry: Entry) -> None:
     for name in ("cost_s", "created_at", "used_at", "score", "expires_at"):
         check_number(getattr(entry, name), name)
     check_memo(entry.memo)
+    check_labels(entry.labels)
+    check_count(entry.ancestor_tokens, "ancestor_tokens")
     if not NAME.fullmatch(entry.blob):
         raise InputError(f"entry {entry.key}: {entry.blob!r} is no blob's name")
 
@@ -33,6 +38,22 @@ def check_text(value: str, field: str) -> None:
         if "\x00" not in value:
             return
     raise InputError(f"entry field {field}: {value!r} is not text that a catalog can hold")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raise `InputError` for a label that is no text to some catalog."""
+    for piece in chain.from_iterable(labels.items()):
+        try:
+            check_text(piece, "labels")
+        except AttributeError:  # what comes from outside may be anything
+            raise InputError(f"entry field labels: {piece!r} is no text") from None
+
+
+def check_count(value: int, field: str) -> int:
+    """`value`. Raises `InputError` for what is no number of tokens."""
+    if not 0 <= value < TOKENS_LIMIT:
+        raise InputError(f"entry field {field}: {value} is no number of tokens")
+    return value
 
 
 def check_memo(memo: str) -> None:

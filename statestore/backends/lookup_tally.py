@@ -23,7 +23,9 @@ from typing import Final, TypeAlias
 
 from statestore.backends.base import Backend
 from statestore.backends.ending import at_end
+from statestore.backends.fields import check_text
 from statestore.backends.lookups import ROWS, LookupSums, lookups_of
+from statestore.codec import Limits
 from statestore.errors import BackendError, InputError
 from statestore.metrics import Metrics
 
@@ -34,6 +36,7 @@ EVERY_S: Final = 5.0
 _JOIN_S: Final = 1.0  # it has nothing left to do
 _LOCK_S: Final = 0.5  # whoever holds it counts, or was interrupted at it by a signal
 _LOOK_S: Final = 1.0  # whether the thread still lives
+_NAME_BYTES: Final = Limits().name_bytes  # what is longer belongs to no state
 
 #: The tier that answered, whether it had the whole prompt, namespace, fingerprint.
 _Ended: TypeAlias = tuple[str, bool, str, bytes]
@@ -113,7 +116,7 @@ class LookupTally:
 
     def _begin(self, ended: _Ended) -> _Count:
         """A new count, or that of the rest; under the lock."""
-        if len(self._counts) >= ROWS:
+        if len(self._counts) >= ROWS or not _is_kept(ended[2]):
             ended = (*ended[:2], "", b"")
         if self._thread is None and not self._closed:
             # A daemon: the interpreter waits for other threads before it runs what `atexit` holds.
@@ -218,6 +221,15 @@ def _write_as_told(tally: weakref.ref[LookupTally], orders: queue.SimpleQueue[_O
         if order is not None:
             order.taken = taken
             order.done.set()
+
+
+def _is_kept(namespace: str) -> bool:
+    """Whether every catalog can keep such a name, and a container have it."""
+    try:
+        check_text(namespace, "namespace")
+    except InputError:
+        return False
+    return len(namespace.encode()) <= _NAME_BYTES
 
 
 _all: weakref.WeakSet[LookupTally] = weakref.WeakSet()

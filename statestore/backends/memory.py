@@ -29,6 +29,7 @@ import numpy as np
 from statestore.backends.base import Blob, Swept
 from statestore.backends.fields import (
     check_entry,
+    check_labels,
     check_number,
     check_text,
     hex_prefix,
@@ -148,6 +149,7 @@ class MemoryBackend:
         check_text(change.reason or "", "reason")
         fields = change.given()
         if change.labels is not None:
+            check_labels(change.labels)
             fields["labels"] = dict(change.labels)
         if change.expires_at == math.inf:
             fields["expires_at"] = None

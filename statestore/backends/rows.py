@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import CTE, ColumnElement, LargeBinary, RowMapping, bindparam, func, literal, select
 
-from statestore.backends.fields import check_memo, memo_of
+from statestore.backends.fields import check_count, check_labels, check_memo, memo_of
 from statestore.blobs.base import NAME
 from statestore.entry import Change, Departed, Entry, EntryFilter, Role, Status
 from statestore.errors import InputError
@@ -102,7 +102,7 @@ def to_row(entry: Entry) -> dict[str, Any]:
         "reason": text(entry.reason, "reason"),
         "model": text(entry.model, "model"),
         "labels": labels_text(entry.labels),
-        "ancestor_tokens": entry.ancestor_tokens,
+        "ancestor_tokens": check_count(entry.ancestor_tokens, "ancestor_tokens"),
         "memo": entry.memo,
     }
 
@@ -245,7 +245,8 @@ def expiry(at: float | None) -> float | None:
 
 
 def labels_text(labels: Mapping[str, str]) -> str:
-    """Labels as JSON; equal labels give equal text."""
+    """Labels as JSON; equal labels give equal text. Raises `InputError` as `check_labels`."""
+    check_labels(labels)
     return json.dumps(dict(labels), sort_keys=True)
 
 

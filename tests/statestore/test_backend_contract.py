@@ -133,6 +133,25 @@ class BackendContract(PlaceContract):
             publish(backend, an_entry(0, **{field: value}))
         assert place.blob_names() == set()
 
+    @pytest.mark.parametrize("label", [("a", "b\0"), ("\ud800", "a"), ("a", 1)])
+    def test_a_label_that_no_catalog_holds_is_refused(
+        self, backend: Backend, place: Place, label: tuple[str, Any]
+    ) -> None:
+        with pytest.raises(InputError, match="labels"):
+            publish(backend, an_entry(0, labels={label[0]: label[1]}))
+        assert place.blob_names() == set()
+        publish(backend, an_entry(0))
+        with pytest.raises(InputError, match="labels"):
+            backend.update(a_key(0), Change(labels={label[0]: label[1]}))
+
+    @pytest.mark.parametrize("count", [-1, 1 << 63])
+    def test_a_number_of_tokens_that_no_catalog_counts_is_refused(
+        self, backend: Backend, place: Place, count: int
+    ) -> None:
+        with pytest.raises(InputError, match="ancestor_tokens"):
+            publish(backend, an_entry(0, ancestor_tokens=count))
+        assert place.blob_names() == set()
+
     @pytest.mark.parametrize("field", ["cost_s", "score", "used_at", "expires_at"])
     def test_what_is_not_a_number_is_refused(
         self, backend: Backend, place: Place, field: str

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import settings
 from sqlalchemy import event
 
-from statestore import open_store
+from statestore import Identity, open_store
 from statestore.backends.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.leases import Outcome
+from statestore.backends.lookups import lookups_of
 from statestore.backends.sql import SqlBackend
 from statestore.backends.sql_lookups import SqlLookups
 from statestore.backends.sql_sightings import SqlSightings
@@ -85,6 +86,20 @@ class TestPostgresLookups(LookupsContract):
 def test_rows_of_the_tally_are_bounded(place: PostgresPlace) -> None:
     with closing(place.open()) as backend:
         bounded_lookups(SqlLookups(backend._database, 10))
+
+
+@pytest.mark.parametrize("name", ["".join(map(chr, range(200, 5000))), "a\0b", "\udcff"])
+def test_a_namespace_that_no_catalog_keeps_is_in_no_others_way(
+    place: PostgresPlace, name: str
+) -> None:
+    """Its lookups are counted as nobody's: an index of the server has no room for such a name."""
+    with open_store(f"{place.url}&find_ms=0") as store:
+        for identity in (Identity(digest("model")), Identity(digest("model"), name)):
+            assert store.find(identity, [a_key(0)]) is None
+        assert store._tally.flush(60.0)
+        tally = lookups_of(store.backend)
+        assert tally is not None
+        assert {sums.namespace: sums.lookups for sums in tally.sums()} == {"default": 1, "": 1}
 
 
 def test_the_newest_sightings_are_kept(place: PostgresPlace) -> None:

@@ -13,7 +13,13 @@ from typing import Any, Final, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
 
-from statestore.backends.fields import check_memo, memo_of, touched
+from statestore.backends.fields import (
+    check_count,
+    check_labels,
+    check_memo,
+    memo_of,
+    touched,
+)
 from statestore.entry import Change, Departed, Entry, Role, Status
 from statestore.errors import InputError
 from statestore.keys import StateKey
@@ -76,7 +82,7 @@ def to_fields(entry: Entry) -> dict[str, Value]:
         "reason": text(entry.reason, "reason"),
         "model": text(entry.model, "model"),
         "labels": pack_labels(entry.labels),
-        "ancestor_tokens": entry.ancestor_tokens,
+        "ancestor_tokens": check_count(entry.ancestor_tokens, "ancestor_tokens"),
         "memo": entry.memo,
     }
 
@@ -196,7 +202,8 @@ def expiry(at: float | None) -> str:
 
 
 def pack_labels(value: Mapping[str, str]) -> bytes:
-    """Labels as msgpack."""
+    """Labels as msgpack. Raises `InputError` as `check_labels`."""
+    check_labels(value)
     packed: bytes = msgpack.packb(dict(value))
     return packed
 
