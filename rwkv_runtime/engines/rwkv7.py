@@ -110,8 +110,8 @@ class Rwkv7Engine:
 
     def _forward(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         with computing(self.threads):
-            if self.kernel is not None and tokens.numel() == 1:
-                return self.kernel.step(int(tokens), state)
+            if self.kernel is not None:
+                return self.kernel.read(tokens[0], state)
             hidden, after = model.forward(self.weights, tokens, state)
             return hidden[0, -1].clone(), after
 

@@ -5,7 +5,8 @@ flags, compiler, processor. It appears by rename, so any number of processes may
 code, it is only loaded from a directory that belongs to this user and that nobody else can write
 to.
 
-Nothing of this decides bits: the sources do.
+Nothing of this decides bits: the sources do. The one instruction that they rely on beyond IEEE 754 is
+compared with its description before the library is used (`pairs`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from pathlib import Path
 
 import platformdirs
 
+from rwkv_runtime.native.pairs import as_described
 from statestore.errors import SettingsError
 
 SOURCES = Path(__file__).parent
-MAIN, HEADERS = "rwkv7.c", ("lanes.h",)
+MAIN = "rwkv7.c"
+HEADERS = tuple(sorted(path.name for path in SOURCES.glob("*.h")))
 # Without the third the compiler would fuse what is not written fused, where it can.
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+# Where the processor's products of bf16 are not as described, they are made of others.
+NO_PAIRS = ("-mno-avx512bf16",)
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_S = 120.0  # it takes one or two
 
@@ -43,7 +48,13 @@ def library(cache_dir: Path | None = None, flags: tuple[str, ...] | None = None)
     Raises:
         SettingsError: no C compiler, or it fails; or the directory is open to others.
     """
-    command = [*_compiler(), *FLAGS, *(_processor_flags() if flags is None else flags)]
+    chosen = _processor_flags() if flags is None else flags
+    made = _library(cache_dir, chosen)
+    return made if as_described(made) else _library(cache_dir, (*chosen, *NO_PAIRS))
+
+
+def _library(cache_dir: Path | None, flags: tuple[str, ...]) -> ctypes.CDLL:
+    command = [*_compiler(), *FLAGS, *flags]
     folder = cache_dir or Path(platformdirs.user_cache_dir("rwkv-statestore")) / "native"
     try:
         _check_private(folder)

@@ -7,7 +7,8 @@ nor on the processor, nor on the number of threads. Another revision, other stat
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor
 
 from rwkv_runtime.errors import VocabularyError
+from rwkv_runtime.hugepages import use_huge_pages
 from rwkv_runtime.model import MIXES, LayerState, ModelState
 from rwkv_runtime.native.blocks import Arranger
 from rwkv_runtime.weights import Architecture, WeightsFile
 from statestore.errors import SettingsError, StateError
 
-REVISION = 1
+REVISION = 2
 LANES = 16
+ROWS = 256  # tokens of one call at most: they bound the memory that it works in
 DTYPES = (torch.float32, torch.bfloat16)
 POINTER, INT = ctypes.c_void_p, ctypes.c_int64
 
@@ -74,8 +77,11 @@ class _Bound:
 
 
 class Kernel:
-    """One token at a time of one model, in one stream or several. Safe to use from several threads
-    at once. What a stream's token gives does not depend on the streams beside it.
+    """One model's tokens: one stream's next ones, or the next one in each of several streams. Safe to
+    use from several threads at once.
+
+    What a token gives depends on the tokens before it, and neither on how they were cut into calls
+    nor on the streams beside it.
 
     Args:
         weights: of a model on the CPU, in fp32 or bf16; may be packed.
@@ -91,24 +97,33 @@ class Kernel:
         _check(self._shape, weights.tensors)
         self._bound = _bind(self._shape, weights.tensors)
         self._team = _team()
-        self._step = library.rwkv7_step
-        self._step.restype = None
-        self._step.argtypes = (POINTER, POINTER, INT, INT, *(POINTER,) * 6)
+        self._read = library.rwkv7_read
+        self._read.restype = None
+        self._read.argtypes = (POINTER, POINTER, *(INT,) * 3, *(POINTER,) * 5)
         self._logits = library.rwkv7_logits
         self._logits.restype = None
-        self._logits.argtypes = (POINTER, POINTER, INT, INT, POINTER, POINTER)
-        library.rwkv7_scratch.restype = library.rwkv7_stream_bytes.restype = INT
-        library.rwkv7_scratch.argtypes = (POINTER,)
-        self._scratch = int(library.rwkv7_scratch(ctypes.byref(self._bound.model)))
-        self._stream_bytes = int(library.rwkv7_stream_bytes())
+        self._logits.argtypes = (POINTER, POINTER, INT, INT, *(POINTER,) * 3)
+        self._scratch = library.rwkv7_scratch
+        self._scratch.restype = INT
+        self._scratch.argtypes = (POINTER, INT)
+        self._spare: list[Tensor] = []
 
-    def step(self, token: int, state: ModelState) -> tuple[Tensor, ModelState]:
-        """Read one token -> (hidden [C], the next state); the state that is given stays as it is.
+    def read(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """Read int64 `tokens` [T], T >= 1 -> (the last one's hidden [C], the next state); the state
+        that is given stays as it is.
 
         Raises:
-            VocabularyError: a token that the model does not have.
+            VocabularyError: a token that the model does not have, or none at all.
             StateError: a state that is not one of this model.
         """
+        if not tokens.numel():
+            raise VocabularyError("no tokens: there is nothing to read")
+        for piece in torch.split(tokens.contiguous(), ROWS):
+            hidden, (state,) = self._advance(piece, (state,))
+        return hidden[0], state
+
+    def step(self, token: int, state: ModelState) -> tuple[Tensor, ModelState]:
+        """`read` of a single token."""
         hidden, (after,) = self.steps((token,), (state,))
         return hidden[0], after
 
@@ -116,34 +131,11 @@ class Kernel:
         self, tokens: Sequence[int], states: Sequence[ModelState]
     ) -> tuple[Tensor, tuple[ModelState, ...]]:
         """The same for one token in each of several streams -> (hidden [streams, C], states)."""
-        shape, count = self._shape, len(tokens)
-        if count != len(states):
-            raise StateError(f"{count} tokens for {len(states)} states")
-        if not count:
-            return torch.empty(0, shape.width, dtype=self._dtype), ()
-        for token in tokens:
-            if not 0 <= token < shape.vocabulary:
-                raise VocabularyError(
-                    f"the token is {token}, but the model's ids are 0 to {shape.vocabulary - 1}"
-                )
-        before = self._addresses(states)
-        after = tuple(tuple(self._empty_layer() for _ in state) for state in states)
-        hidden = torch.empty(count, shape.width, dtype=self._dtype)
-        scratch = torch.empty(count * self._scratch)
-        streams = torch.empty(count * self._stream_bytes, dtype=torch.uint8)
-        self._step(
-            ctypes.byref(self._bound.model),
-            ctypes.byref(self._team),
-            torch.get_num_threads(),
-            count,
-            (INT * count)(*tokens),
-            before,
-            self._addresses(after),
-            (POINTER * count)(*(row.data_ptr() for row in hidden)),
-            streams.data_ptr(),
-            scratch.data_ptr(),
-        )
-        return hidden, after
+        if len(tokens) != len(states):
+            raise StateError(f"{len(tokens)} tokens for {len(states)} states")
+        if not tokens:
+            return torch.empty(0, self._shape.width, dtype=self._dtype), ()
+        return self._advance(torch.tensor(tokens), states)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden [..., C] -> float32 [..., vocabulary], in memory of its own.
@@ -154,17 +146,69 @@ class Kernel:
         shape, out = self._shape, self._bound.model.head.out
         wanted = (*hidden.shape[:-1], shape.width)
         self._check_tensor("hidden", hidden, self._dtype, wanted)
-        given = hidden.float()
         found = torch.empty(*hidden.shape[:-1], out)
-        self._logits(
-            ctypes.byref(self._bound.model),
-            ctypes.byref(self._team),
-            torch.get_num_threads(),
-            given.numel() // shape.width,
-            given.data_ptr(),
-            found.data_ptr(),
-        )
+        count = hidden.numel() // shape.width
+        if not count:
+            return found[..., : shape.vocabulary]
+        with self._memory(count) as scratch:
+            self._logits(
+                ctypes.byref(self._bound.model),
+                ctypes.byref(self._team),
+                torch.get_num_threads(),
+                count,
+                hidden.data_ptr(),
+                found.data_ptr(),
+                scratch,
+            )
         return found[..., : shape.vocabulary]
+
+    def _advance(
+        self, tokens: Tensor, states: Sequence[ModelState]
+    ) -> tuple[Tensor, tuple[ModelState, ...]]:
+        """One stream with any number of tokens, or several with one each."""
+        shape, count = self._shape, len(states)
+        if tokens.dtype is not torch.int64 or tokens.dim() != 1 or not tokens.is_cpu:
+            raise VocabularyError(
+                f"tokens are {tokens.dtype} {list(tokens.shape)} on {tokens.device}; the kernel "
+                "expects one row of int64 on the CPU"
+            )
+        for token in (int(limit) for limit in tokens.aminmax()):
+            if not 0 <= token < shape.vocabulary:
+                raise VocabularyError(
+                    f"the token is {token}, but the model's ids are 0 to {shape.vocabulary - 1}"
+                )
+        before = self._addresses(states)
+        after = tuple(tuple(self._empty_layer() for _ in state) for state in states)
+        hidden = torch.empty(count, shape.width, dtype=self._dtype)
+        with self._memory(len(tokens)) as scratch:
+            self._read(
+                ctypes.byref(self._bound.model),
+                ctypes.byref(self._team),
+                torch.get_num_threads(),
+                count,
+                len(tokens) // count,
+                tokens.data_ptr(),
+                before,
+                self._addresses(after),
+                (POINTER * count)(*(row.data_ptr() for row in hidden)),
+                scratch,
+            )
+        return hidden, after
+
+    @contextmanager
+    def _memory(self, rows: int) -> Iterator[int]:
+        """The address of memory to work in; one piece of it is kept from call to call."""
+        size = int(self._scratch(ctypes.byref(self._bound.model), rows))
+        try:
+            scratch = self._spare.pop()
+        except IndexError:  # the first call, or another thread has it
+            scratch = torch.empty(0)
+        if scratch.numel() < size:
+            scratch = torch.empty(size)
+            use_huge_pages([scratch])
+        yield scratch.data_ptr()
+        if not self._spare:
+            self._spare.append(scratch)
 
     def _empty_layer(self) -> LayerState:
         """Memory that lies as a loaded state's does."""

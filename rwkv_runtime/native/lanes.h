@@ -35,6 +35,27 @@ static inline lanes power(lanes t) {
     __m512i bits = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23)));
 }
+/* Sixteen bf16. */
+static inline lanes load_halves(const uint16_t *from) {
+    __m512i halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16));
+}
+/* As bf16, to the nearest, ties to even; NaN stays NaN. */
+static inline lanes rounded(lanes x) {
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i near = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+    __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    near = _mm512_mask_mov_epi32(near, nan, quiet);
+    return _mm512_castsi512_ps(_mm512_and_si512(near, upper));
+}
+/* What was `rounded`. */
+static inline void store_halves(uint16_t *to, lanes x) {
+    __m512i halves = _mm512_srli_epi32(_mm512_castps_si512(x), 16);
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(halves));
+}
 /* Sixteen pairs of bf16: the firsts, and the seconds. */
 static inline void load_pairs(const uint16_t *from, lanes *first, lanes *second) {
     __m512i pairs = _mm512_loadu_si512(from);
@@ -75,6 +96,29 @@ static inline __m256 half_power(__m256 t) {
     return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23)));
 }
 static inline lanes power(lanes t) { return (lanes){half_power(t.low), half_power(t.high)}; }
+static inline __m256 half_of_halves(const uint16_t *from) {
+    __m256i halves = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
+}
+static inline lanes load_halves(const uint16_t *from) {
+    return (lanes){half_of_halves(from), half_of_halves(from + 8)};
+}
+static inline __m256 half_rounded(__m256 x) {
+    __m256i bits = _mm256_castps_si256(x);
+    __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i near = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    near = _mm256_blendv_epi8(near, quiet, nan);
+    return _mm256_castsi256_ps(_mm256_and_si256(near, _mm256_set1_epi32((int)0xffff0000)));
+}
+static inline lanes rounded(lanes x) { return (lanes){half_rounded(x.low), half_rounded(x.high)}; }
+static inline void store_halves(uint16_t *to, lanes x) {
+    __m256i low = _mm256_srli_epi32(_mm256_castps_si256(x.low), 16);
+    __m256i high = _mm256_srli_epi32(_mm256_castps_si256(x.high), 16);
+    __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+    _mm256_storeu_si256((__m256i *)to, halves);
+}
 static inline void load_pairs(const uint16_t *from, lanes *first, lanes *second) {
     __m256i low = _mm256_loadu_si256((const __m256i *)from);
     __m256i high = _mm256_loadu_si256((const __m256i *)(from + LANES));
@@ -117,6 +161,17 @@ static inline lanes least(lanes x, lanes y) { EACH(x.at[i] < y.at[i] ? x.at[i] :
 static inline lanes most(lanes x, lanes y) { EACH(x.at[i] > y.at[i] ? x.at[i] : y.at[i]); }
 static inline lanes power(lanes t) {
     EACH(float_of((bits_of(t.at[i]) << 23) + ((uint32_t)127 << 23)));
+}
+static inline lanes load_halves(const uint16_t *from) { EACH(float_of((uint32_t)from[i] << 16)); }
+static inline float one_rounded(float x) {
+    uint32_t bits = bits_of(x);
+    bits = x != x ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
+    return float_of(bits & 0xffff0000);
+}
+static inline lanes rounded(lanes x) { EACH(one_rounded(x.at[i])); }
+static inline void store_halves(uint16_t *to, lanes x) {
+    for (int i = 0; i < LANES; i++)
+        to[i] = (uint16_t)(bits_of(x.at[i]) >> 16);
 }
 static inline void load_pairs(const uint16_t *from, lanes *first, lanes *second) {
     for (int i = 0; i < LANES; i++) {

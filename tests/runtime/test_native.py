@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from rwkv_runtime.errors import VocabularyError
 from rwkv_runtime.model import LayerState, ModelState
 from rwkv_runtime.native import REVISION, Kernel, library
 from rwkv_runtime.native.blocks import BLOCK, Arranger
+from rwkv_runtime.native.kernel import ROWS
+from rwkv_runtime.native.pairs import as_described
 from rwkv_runtime.projection import can_pack, packed
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from rwkv_runtime.weights import Architecture, WeightsFile, read_weights
@@ -31,9 +34,14 @@ from statestore.errors import SettingsError, StateError
 
 CPU = torch.device("cpu")
 X86 = platform.machine() in ("x86_64", "AMD64")
-BUILDS = {"native": None, "plain": ()} | ({"avx2": ("-march=x86-64-v3",)} if X86 else {})
+NO_PAIRS = ("-march=native", "-mno-avx512bf16")
+BUILDS: dict[str, tuple[str, ...] | None] = {"native": None, "plain": ()}
+if X86:
+    BUILDS |= {"avx2": ("-march=x86-64-v3",), "without pairs": NO_PAIRS}
 PARTS = ("att_x_prev", "att_kv", "ffn_x_prev")
 TOKENS = (5, 0, 49, 5)
+LONG = tuple(7 * place % 50 for place in range(61))  # no multiple of what is computed at once
+CUTS: tuple[tuple[int, ...], ...] = ((), (24, 54, 57, 59), (1,), (60,), (5, 11, 30))
 SHAPES = {
     "wide": small_architecture(layers=3, width=512, heads=8, vocabulary=50),
     "heads of 16, no whole blocks": small_architecture(width=48, heads=3, vocabulary=50),
@@ -43,8 +51,12 @@ SHAPES = {
     ),
 }
 GOLDEN = {  # of REVISION, on every machine
-    torch.float32: "9476f9c70d7bd74b11776dc9220ee6095a0087a2f9daa6dd3980d713e1d09ec0",
-    torch.bfloat16: "4a3d68aa7f4b1ba4b87ef2da9865f30b5752cb5fc2549f133e218df92b8e3c0f",
+    torch.float32: "a00f20e192cbff10d62ceba8c5a2848c34366a8ba60ca952600c959d0269fc71",
+    torch.bfloat16: "91ab6ee9bf4dce2de2d1c0cb54127daf871e6485b3feced9e642f910a6581463",
+}
+GOLDEN_LONG = {
+    torch.float32: "13baab3e2e4eb6431072ad54392fd47f4d42d1aff53301ecd5075efb8900a45c",
+    torch.bfloat16: "0054aa1efb3bd8b5a7ad7d8638ef32b584fa28de0228fed71b6faa50f152e5ba",
 }
 Run = tuple[list[Tensor], ModelState]
 
@@ -71,9 +83,16 @@ def run_beside(kernel: Kernel, state: ModelState, others: int) -> Run:
     return logits, states[-1]
 
 
-def run(kernel: Kernel, state: ModelState) -> Run:
+def read(kernel: Kernel, state: ModelState, cuts: tuple[int, ...]) -> Run:
+    """The last logits of LONG, read in pieces that end at `cuts` and at its end."""
+    for piece in torch.tensor_split(torch.tensor(LONG), cuts):
+        hidden, state = kernel.read(piece, state)
+    return [kernel.logits(hidden)], state
+
+
+def run(kernel: Kernel, state: ModelState, tokens: tuple[int, ...] = TOKENS) -> Run:
     logits = []
-    for token in TOKENS:
+    for token in tokens:
         hidden, state = kernel.step(token, state)
         logits.append(kernel.logits(hidden))
     return logits, state
@@ -127,7 +146,7 @@ def kernel(weights: WeightsFile) -> Kernel:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_revision_stands_for_these_bits(dtype: torch.dtype, build: str, threads: int) -> None:
     """Whatever the processor's registers, and however many threads compute."""
-    assert REVISION == 1, "record the digests of the new revision"
+    assert REVISION == 2, "record the digests of the new revision"
     weights = definite(SHAPES["wide"], dtype)
     kernel = Kernel(weights, library(flags=BUILDS[build]))
     before = torch.get_num_threads()
@@ -136,6 +155,10 @@ def test_the_revision_stands_for_these_bits(dtype: torch.dtype, build: str, thre
         assert digest(run(kernel, begin(weights))) == GOLDEN[dtype], "raise REVISION"
         for others in (1, 2, 3, 6) if build != "plain" else (3,):
             assert digest(run_beside(kernel, begin(weights), others)) == GOLDEN[dtype]
+        whole = run(kernel, begin(weights), LONG)
+        assert digest(whole) == GOLDEN_LONG[dtype]
+        for cuts in CUTS if build != "plain" else CUTS[:2]:
+            assert digest(read(kernel, begin(weights), cuts)) == digest(([whole[0][-1]], whole[1]))
     finally:
         torch.set_num_threads(before)
 
@@ -150,6 +173,33 @@ def test_compilers_agree(compiler: str, build: str, monkeypatch: pytest.MonkeyPa
         weights = definite(SHAPES["wide"], dtype)
         kernel = Kernel(weights, library(flags=BUILDS[build]))
         assert digest(run(kernel, begin(weights))) == golden
+
+
+@pytest.mark.parametrize("dtype", GOLDEN)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reading_is_decoding_bit_for_bit(shape: str, dtype: torch.dtype) -> None:
+    """However a text is cut: a token has the bits that it has alone."""
+    weights = definite(SHAPES[shape], dtype)
+    kernel, state = Kernel(weights, library()), begin(weights)
+    whole, entered = run(kernel, state, LONG), digest(([], state))
+    expected = digest(([whole[0][-1]], whole[1]))
+    for cuts in CUTS:
+        assert digest(read(kernel, state, cuts)) == expected
+    assert digest(([], state)) == entered
+
+
+@pytest.mark.parametrize("dtype", GOLDEN)
+def test_more_tokens_than_a_call_takes(dtype: torch.dtype) -> None:
+    """The memory that it works in is bounded."""
+    weights = definite(SHAPES["heads of 16, no whole blocks"], dtype)
+    kernel, state = Kernel(weights, library()), begin(weights)
+    tokens = torch.arange(2 * ROWS + 3) * 7 % 50
+    hidden, after = kernel.read(tokens, state)
+    for token in tokens:
+        stepped, state = kernel.step(int(token), state)
+    assert digest(([hidden], after)) == digest(([stepped], state))
+    (spare,) = kernel._spare
+    assert spare.numel() < ROWS * 2 * (16 * 64 + 4 * 128 + 192)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -171,6 +221,21 @@ def test_in_bf16_it_is_nearer_the_reference_than_pytorch(shape: str) -> None:
     expected = referred(exact, begin(exact))
     found = error(run(Kernel(weights, library()), begin(weights)), expected)
     assert 0 < found < error(referred(weights, begin(weights)), expected)
+
+
+@pytest.mark.parametrize("dtype", GOLDEN)
+def test_what_is_read_is_near_the_reference(dtype: torch.dtype) -> None:
+    """With a state that was not zero before."""
+    weights = definite(SHAPES["wide"], dtype)
+    exact = WeightsFile(SHAPES["wide"], {k: v.double() for k, v in weights.tensors.items()})
+    found = read(Kernel(weights, library()), begin(weights), (30,))
+    outcomes = []
+    for given in (exact, weights):
+        bound = model.Weights.of(given.tensors)
+        hidden, state = model.forward(bound, torch.tensor([LONG]), begin(given))
+        outcomes.append(([model.logits(bound, hidden[0, -1])], state))
+    expected, by_torch = outcomes
+    assert 0 < error(found, expected) < max(5e-6, error(by_torch, expected))
 
 
 @pytest.mark.parametrize("dtype", GOLDEN)
@@ -220,6 +285,50 @@ def test_what_is_packed_otherwise_is_seen_and_copied(monkeypatch: pytest.MonkeyP
     assert Arranger().blocks_of(given).owner is not given
 
 
+@pytest.mark.parametrize("build", BUILDS)
+def test_products_of_bf16_are_as_they_are_described(build: str) -> None:
+    """Of all sizes: what is below the normal numbers counts as zero, what is beyond is infinite."""
+    made = library(flags=BUILDS[build])
+    assert as_described(made, trials=400, seed=1)
+
+    def first_then_second(count: Any, x: Any, block: Any, out: Any) -> None:
+        halves = ctypes.c_uint16 * 16
+        given = halves.from_address(x.value)
+        turned = halves(*(given[place ^ 1] for place in range(16)))
+        lies = (ctypes.c_int16 * (16 * BLOCK)).from_address(block.value)
+        weights = torch.frombuffer(lies, dtype=torch.int16).view(8, BLOCK, 2)
+        swapped = weights.flip(2).contiguous()
+        made.rwkv7_described_sums(count, turned, ctypes.c_void_p(swapped.data_ptr()), out)
+
+    def not_flushed(count: Any, x: Any, block: Any, out: Any) -> None:
+        made.rwkv7_described_sums(count, x, block, out)
+        sums = (ctypes.c_float * BLOCK).from_address(out.value)
+        for place in range(BLOCK):
+            sums[place] = sums[place] or 1e-40
+
+    for other in (first_then_second, not_flushed):
+        wrong = SimpleNamespace(rwkv7_sums=other, rwkv7_described_sums=made.rwkv7_described_sums)
+        assert not as_described(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not X86, reason="other processors have no such instruction here")
+def test_an_instruction_that_does_otherwise_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ctypes.CDLL] = []
+
+    def never(made: ctypes.CDLL) -> bool:
+        asked.append(made)
+        return False
+
+    monkeypatch.setattr("rwkv_runtime.native.compiler.as_described", never)
+    made = library(tmp_path)
+    assert len(asked) == 1
+    assert made._name != asked[0]._name
+    weights = definite(SHAPES["wide"], torch.bfloat16)
+    assert digest(run(Kernel(weights, made), begin(weights))) == GOLDEN[torch.bfloat16]
+
+
 def test_nan_and_infinity_are_passed_on(kernel: Kernel, weights: WeightsFile) -> None:
     for bad in (float("nan"), float("inf")):
         state = begin(weights)
@@ -235,6 +344,13 @@ def test_what_does_not_fit_never_reaches_the_kernel(kernel: Kernel, weights: Wei
     for token in (-1, 50, 1 << 40):
         with pytest.raises(VocabularyError, match="0 to 49"):
             kernel.step(token, state)
+        with pytest.raises(VocabularyError, match="0 to 49"):
+            kernel.read(torch.tensor([1, token, 2]), state)
+    with pytest.raises(VocabularyError, match="nothing to read"):
+        kernel.read(torch.tensor([], dtype=torch.int64), state)
+    for tokens in (torch.tensor([[1]]), torch.tensor([1.0]), torch.tensor([1], dtype=torch.int32)):
+        with pytest.raises(VocabularyError, match="one row of int64"):
+            kernel.read(tokens, state)
     wrong: list[LayerState] = [
         replace(first, att_x_prev=first.att_x_prev.bfloat16()),
         replace(first, att_x_prev=first.att_x_prev[:, :32]),
@@ -247,6 +363,8 @@ def test_what_does_not_fit_never_reaches_the_kernel(kernel: Kernel, weights: Wei
     for layer in wrong:
         with pytest.raises(StateError, match="the kernel expects contiguous"):
             kernel.step(1, (layer, *rest))
+        with pytest.raises(StateError, match="the kernel expects contiguous"):
+            kernel.read(torch.tensor([1, 2]), (layer, *rest))
     with pytest.raises(StateError, match="a state of 1 layers"):
         kernel.step(1, (first,))
     with pytest.raises(StateError, match="2 tokens for 1 states"):
@@ -319,7 +437,7 @@ from pathlib import Path
 from rwkv_runtime.native import library
 print("ready", flush=True)
 sys.stdin.readline()
-assert library(Path(sys.argv[1])).rwkv7_step
+assert library(Path(sys.argv[1])).rwkv7_read
 """
 
 
@@ -374,13 +492,18 @@ def test_states_of_both_kernels_have_their_own_fingerprints(model_path: Path) ->
     assert dict(engines[2].fingerprint.extra)["kernel"] == f"native {REVISION}"
 
 
-def test_a_single_token_is_read_as_it_is_decoded(model_path: Path) -> None:
-    engine = load_engine(model_path, kernel="native")
-    assert isinstance(engine, Rwkv7Engine)
-    _, state = engine.prefill(torch.arange(20), engine.initial_state())
-    read, decoded = engine.prefill(torch.tensor([7]), state), engine.decode(7, state)
-    assert torch.equal(read[0], decoded[0])
-    assert digest(([], read[1])) == digest(([], decoded[1]))
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_what_was_generated_has_the_state_of_what_was_read(model_path: Path, dtype: str) -> None:
+    """So has any cut of a text: chunks decide where states are kept, not what they are."""
+    engine = load_engine(model_path, dtype=dtype, kernel="native")  # type: ignore[arg-type]
+    tokens = torch.arange(40) * 11 % 256
+    read = engine.prefill(tokens, engine.initial_state())
+    for cut in (1, 17, 39):
+        _, state = engine.prefill(tokens[:cut], engine.initial_state())
+        for token in tokens[cut:].tolist():
+            output, state = engine.decode(token, state)
+        assert torch.equal(read[0], output)
+        assert digest(([], read[1])) == digest(([], state))
 
 
 def test_the_environments_choice_of_instructions_is_in_the_strict_fingerprint(
