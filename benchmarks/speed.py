@@ -2,9 +2,10 @@
 what the hardware allows, all in one run.
 
     prefill    `--tokens` tokens in chunks, and the logits at their end
-    decode     one stream, token by token, with logits and their largest; also by the kernel that is
-               compiled, where there is a compiler
-    batched    one step of full batches; by the kernel, too
+    decode     one stream, token by token, with logits and their largest
+    batched    one step of full batches
+
+All of them also by the kernel that is compiled, where there is a compiler.
 
 The limit of a prefill is the time of its matrix products alone: the same products in the same
 layout, and nothing else. The limit of a token decoded is the time to read every weight that it
@@ -164,11 +165,11 @@ def beside(
     use_huge_pages([memory])
     share = weight_bytes(engine) / memory.nbytes
 
-    def read() -> None:
-        state = engine.initial_state()
+    def read(reader: Rwkv7Engine) -> None:
+        state = reader.initial_state()
         for piece in torch.split(prompt, chunk):
-            output, state = engine.prefill(piece, state)
-        engine.logits(output)
+            output, state = reader.prefill(piece, state)
+        reader.logits(output)
 
     def multiply() -> None:
         with torch.inference_mode():
@@ -176,10 +177,13 @@ def beside(
                 product(x)
             engine.logits(last)
 
+    prefills = {"prefill": lambda: clock(lambda: read(engine))}
+    if native is not None:
+        prefills["prefill native"] = lambda: clock(lambda: read(native))
     timings = alternate(
         runs,
-        {
-            "prefill": lambda: clock(read),
+        prefills
+        | {
             "prefill package": lambda: package.prefill(tokens),
             "prefill limit": lambda: clock(multiply),
         },

@@ -176,7 +176,7 @@ _MODEL = (
         type=click.Choice(KERNELS),
         default="torch",
         show_default=True,
-        help="What computes single tokens: PyTorch, or C compiled on this machine, which is faster "
+        help="What computes tokens: PyTorch, or C compiled on this machine, which is faster "
         "and needs a C compiler. Each has states of its own.",
     ),
 )

@@ -69,8 +69,8 @@ def load_engine(
             except that a strict engine keeps to the number it found.
         initial: A state-tuned file to begin from; ``None`` begins with zeros.
         lossy: Round the state at each chunk end to "fp16", "bf16" or "int8", and keep only that.
-        kernel: What computes single tokens and logits: "torch", or "native", a few hundred lines of
-            C, compiled when it is first asked for; faster, with other bits and states of its own.
+        kernel: What computes: "torch", or "native", a thousand lines of C, compiled when they are
+            first asked for; faster, with other bits and states of its own.
         progress: Told (bytes done, bytes in all) while the file is hashed; not called where its
             digest is known.
         cache_dir: Where digests of files are remembered; by default the user's cache directory.

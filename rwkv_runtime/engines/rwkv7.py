@@ -2,8 +2,8 @@
 
 A state is `model.ModelState` with one row. The output that goes with it is the last hidden vector
 [C] after ln_out, so logits are computed from the same [1, C] product whether the vector is new or
-was stored. With a kernel, that one computes single tokens and logits; chunks of several tokens are
-PyTorch's all the same. It knows nothing of stores, prompts or text.
+was stored. With a kernel, that one computes everything, and a token has the same bits wherever a
+prompt is cut, and whether it was read or generated. It knows nothing of stores, prompts or text.
 """
 
 from __future__ import annotations

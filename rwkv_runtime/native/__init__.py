@@ -1,7 +1,8 @@
-"""A step of one token as one call of compiled C, for those who ask for it (`kernel="native"`).
+"""Tokens read by compiled C, for those who ask for it (`kernel="native"`).
 
 `rwkv7.c` says what is computed, to the last bit; `compiler` makes a library of it, on the machine
-where it runs; `blocks` lays the matrices out; `kernel` checks what it is given, and calls.
+where it runs; `pairs` compares its products with their description; `blocks` lays the matrices out;
+`kernel` checks what it is given, and calls.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ flags, compiler, processor. It appears by rename, so any number of processes may
 code, it is only loaded from a directory that belongs to this user and that nobody else can write
 to.
 
-Nothing of this decides bits: the sources do. The one instruction that they rely on beyond IEEE 754 is
-compared with its description before the library is used (`pairs`).
+Nothing of this decides bits: the sources do. The one instruction that they rely on beyond IEEE 754
+is compared with its description before the library is used (`pairs`).
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ class _Bound:
 
 
 class Kernel:
-    """One model's tokens: one stream's next ones, or the next one in each of several streams. Safe to
-    use from several threads at once.
+    """Reads tokens with one model: one stream's next ones, or one in each of several streams. Safe
+    to use from several threads at once.
 
     What a token gives depends on the tokens before it, and neither on how they were cut into calls
     nor on the streams beside it.

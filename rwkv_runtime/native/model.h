@@ -7,6 +7,9 @@
 #pragma once
 
 #include <stdint.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 enum { BLOCK = 64 };
 
@@ -55,6 +58,26 @@ typedef struct {
 typedef struct {
     int64_t from, to;
 } Range;
+
+/* What is smaller than a normal number is a number too, whatever another library told the processor
+ * in this thread. */
+static unsigned begin_exact(void) {
+#if defined(__SSE__)
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    return before;
+#else
+    return 0;
+#endif
+}
+
+static void end_exact(unsigned before) {
+#if defined(__SSE__)
+    _mm_setcsr(before);
+#else
+    (void)before;
+#endif
+}
 
 static void run(const Team *team, void (*part)(void *), void *work, int64_t threads) {
     if (team->parallel)

@@ -1,8 +1,8 @@
 """Whether a library's bf16 products are those that `products.h` describes.
 
 They are computed by the processor's own instruction for pairs of bf16 where it has one. Makers
-describe it, and nothing guarantees it: so it is believed after it was compared with the description,
-on numbers of all sizes, and only then.
+describe it, and nothing guarantees it: so it is believed after it was compared with the
+description, on numbers of all sizes, and only then.
 """
 
 from __future__ import annotations

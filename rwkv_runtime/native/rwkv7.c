@@ -177,8 +177,7 @@ static void pass(const Step *at, Phase *phase, int64_t layer, Thread thread) {
     meet(at->team, thread);
 }
 
-static void read_part(void *work) {
-    const Step *at = work;
+static __attribute__((noinline)) void read_rows(const Step *at) {
     Thread thread = thread_of(at->team);
     pass(at, embed, 0, thread);
     pass(at, norm_embedding, 0, thread);
@@ -186,6 +185,12 @@ static void read_part(void *work) {
         for (int phase = 0; phase < PHASES; phase++)
             pass(at, OF_A_LAYER[phase], layer, thread);
     pass(at, norm_hidden, 0, thread);
+}
+
+static void read_part(void *work) {
+    unsigned before = begin_exact();
+    read_rows(work);
+    end_exact(before);
 }
 
 /* How many floats `rwkv7_read` works in. */
@@ -223,8 +228,7 @@ typedef struct {
     Vectors logits;
 } Scoring;
 
-static void score_part(void *work) {
-    const Scoring *at = work;
+static __attribute__((noinline)) void score_rows(const Scoring *at) {
     const Step *step = &at->step;
     const Model *model = step->model;
     Thread thread = thread_of(step->team);
@@ -237,6 +241,12 @@ static void score_part(void *work) {
     meet(step->team, thread);
     Job job = {&model->head, step->x, at->logits, STORED, 0, 0};
     multiply(step, &job, 1, thread);
+}
+
+static void score_part(void *work) {
+    unsigned before = begin_exact();
+    score_rows(work);
+    end_exact(before);
 }
 
 /* `hidden` [count, width] -> fp32 `logits` [count, vocabulary filled up to blocks]; `scratch` as

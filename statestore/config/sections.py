@@ -68,7 +68,7 @@ class RuntimeSettings:
     lossy: str | None = _key(
         None, kinds.choice("fp16", "bf16", "int8"), "Round states at each chunk end."
     )
-    kernel: str = _key("torch", kinds.choice("torch", "native"), "What computes single tokens.")
+    kernel: str = _key("torch", kinds.choice("torch", "native"), "What computes tokens.")
     tokenizer: str | None = _key(
         None, kinds.choice("bytes", "world"), "By default the one that fits the model."
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rwkv_runtime import model
-from rwkv_runtime.engines import Rwkv7Engine, load_engine
+from rwkv_runtime.engines import load_engine
 from rwkv_runtime.errors import VocabularyError
 from rwkv_runtime.model import LayerState, ModelState
 from rwkv_runtime.native import REVISION, Kernel, library
@@ -336,6 +336,20 @@ def test_nan_and_infinity_are_passed_on(kernel: Kernel, weights: WeightsFile) ->
         broken[0, 0, 3, 3] = bad
         hidden, _ = kernel.step(1, (replace(state[0], att_kv=broken), *state[1:]))
         assert kernel.logits(hidden).isnan().any()
+
+
+def test_what_torch_told_the_processor_changes_no_bit(kernel: Kernel, weights: WeightsFile) -> None:
+    """Numbers below the normal ones stay what they are."""
+    state = tuple(
+        replace(layer, att_kv=torch.full_like(layer.att_kv, 1e-40)) for layer in begin(weights)
+    )
+    _, expected = run(kernel, state)
+    torch.set_flush_denormal(True)
+    try:
+        _, found = run(kernel, state)
+    finally:
+        torch.set_flush_denormal(False)
+    assert digest(([], found)) == digest(([], expected))
 
 
 def test_what_does_not_fit_never_reaches_the_kernel(kernel: Kernel, weights: WeightsFile) -> None:
