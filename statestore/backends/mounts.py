@@ -23,7 +23,7 @@ def file_system(directory: Path, mounts: Path = _MOUNTS) -> str:
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         place = directory.resolve()
-    except OSError:
+    except (OSError, ValueError):  # the latter: no file system has such a name
         return ""
     found = [line.split(" ")[1:3] for line in lines if line.count(" ") > 2]
     over = [(point, kind) for point, kind in found if place.is_relative_to(_spelt(point))]

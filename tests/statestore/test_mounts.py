@@ -43,6 +43,7 @@ def test_where_it_cannot_be_told(tmp_path: Path) -> None:
     (tmp_path / "mounts").write_text("\n/dev\n")
     assert file_system(tmp_path, tmp_path / "mounts") == ""
     assert file_system(tmp_path, tmp_path / "none") == ""
+    assert file_system(Path("/a\0b")) == file_system(Path("/\ud800")) == ""
 
 
 def test_a_real_one(tmp_path: Path) -> None:
