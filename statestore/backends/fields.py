@@ -41,11 +41,11 @@ def check_text(value: str, field: str) -> None:
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Raise `InputError` for a label that is no text to some catalog."""
+    """Raise `InputError` for a label that is no text. Written as JSON or msgpack, a zero byte is."""
     for piece in chain.from_iterable(labels.items()):
         try:
-            check_text(piece, "labels")
-        except AttributeError:  # what comes from outside may be anything
+            piece.encode()
+        except (AttributeError, UnicodeEncodeError):  # what comes from outside may be anything
             raise InputError(f"entry field labels: {piece!r} is no text") from None
 
 
