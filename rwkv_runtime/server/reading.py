@@ -176,11 +176,17 @@ def _one(service: Service, namespace: Namespace, id_: str) -> Json:
 
 
 def _delete(service: Service, namespace: Namespace, id_: str) -> Json:
-    """First the tokens: a state without them is found by nobody who has not the text."""
+    """First the tokens: a state without them is found by nobody who has not the text. Then every
+    state along it, those between two boundaries too, where another document parts from it.
+    """
     plan = service.runtime.session.within(namespace).plan(_segments(service, namespace, id_))
     service.documents.delete(namespace, id_)
     for boundary in plan.boundaries:
         service.store.delete(boundary.key)
+    keys = plan.keys_deepest_first
+    while (found := service.store.backend.longest(keys, service.store.now())) is not None:
+        service.store.delete(found.key)
+        keys = keys[keys.index(found.key) + 1 :]
     return {"id": id_, "object": "document.deleted", "deleted": True}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from rwkv_runtime.demo.corpus import Document
 from rwkv_runtime.server import standing
+from statestore import Role, StateKey, open_store
 from tests.server.servers import Server, wait_until
 
 QUIET = {"temperature": 0, "max_tokens": 32}
@@ -195,6 +196,24 @@ def test_documents_in_every_form(server: Server) -> None:
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert [answer.json()["name"] for answer in answers] == ["t", "t", "t", "t", "other"]
     assert server.request("DELETE", f"/v1/documents/{answers[0].json()['id']}").status_code == 200
+
+
+def test_a_deleted_document_leaves_no_state_where_another_parts_from_it(server: Server) -> None:
+    def forks() -> set[StateKey]:
+        with open_store(server.store) as store:
+            return {entry.key for entry in store.list() if entry.role is Role.FORK}
+
+    before = forks()
+    shared = "What both documents begin with, line by line.\n" * 30
+    ids = [
+        server.request("PUT", "/v1/documents", json={"text": shared + f"{end} " * 300}).json()["id"]
+        for end in ("One", "Two")
+    ]
+    wait_until(lambda: forks() != before, "a state where they part")
+    assert [key.n_tokens for key in forks() - before] == [len(shared) // 256 * 256]
+    for id_ in ids:
+        assert server.request("DELETE", f"/v1/documents/{id_}").status_code == 200
+    assert forks() == before
 
 
 def test_the_list_of_documents_has_pages(server: Server) -> None:
