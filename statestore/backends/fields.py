@@ -41,7 +41,7 @@ def check_text(value: str, field: str) -> None:
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Raise `InputError` for a label that is no text. Written as JSON or msgpack, a zero byte is."""
+    """Raise `InputError` for a label that is no text; as JSON or msgpack, a zero byte is one."""
     for piece in chain.from_iterable(labels.items()):
         try:
             piece.encode()
