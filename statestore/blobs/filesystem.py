@@ -51,7 +51,9 @@ def storage_error(error: OSError, what: str) -> BackendError:
     """The storage layer's error for `error`, met while doing `what` (``"writing /path"``)."""
     if error.errno in _FULL:
         return FullError(f"no space left {what} ({error.strerror}): free some, or lower the budget")
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+    if error.errno == errno.EROFS:
+        return UnavailableError(f"{error.strerror} {what}: mount it for writing")
+    if isinstance(error, PermissionError):
         who = f"user id {os.geteuid()}"
         return UnavailableError(f"{error.strerror} {what}: give {who} the right to write there")
     return UnavailableError(f"{error.strerror or error} {what}")

@@ -20,10 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statestore.backends.file import open_file_backend
 from statestore.blobs.base import BlobInfo
 from statestore.blobs.filesystem import FilesystemBlobs
 from statestore.buffers import ALIGNMENT
 from statestore.errors import CorruptError, InputError, UnavailableError
+from tests.statestore.small_disks import mounted_tmpfs
 
 NAME = "00ff" + "a" * 60 + "-12.0123456789abcdef"
 
@@ -248,6 +250,14 @@ def test_what_another_host_removes_meanwhile_is_a_miss(
     monkeypatch.setattr("statestore.blobs.filesystem.os.path.isdir", lambda _: False)
     with pytest.raises(UnavailableError, match="is its file system mounted"):
         blobs.get(NAME)
+
+
+def test_a_disk_that_is_mounted_for_reading_is_named(tmp_path: Path) -> None:
+    with mounted_tmpfs(tmp_path / "disk", "1m"):
+        open_file_backend(tmp_path / "disk" / "s").close()
+        assert os.system(f"mount -o remount,ro {tmp_path / 'disk'}") == 0
+        with pytest.raises(UnavailableError, match=r"Read-only .*/s/catalog.*mount it for writing"):
+            open_file_backend(tmp_path / "disk" / "s")
 
 
 def test_no_space_is_named_and_leaves_nothing(root: Path) -> None:
