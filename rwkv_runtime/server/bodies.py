@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
-from rwkv_runtime.server.errors import ApiError, invalid
+from rwkv_runtime.server.errors import ApiError, api_error, invalid
+from statestore.errors import ClosedError
 
 
 class Bodies:
@@ -24,30 +25,51 @@ class Bodies:
     def __init__(self, held_bytes: int, timeout_s: float) -> None:
         self._room = held_bytes
         self._timeout_s = timeout_s
+        self._closed = False
+        self._coming: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
     async def read(self, request: Request, limit: int) -> AsyncIterator[bytes]:
         """The body, which counts as held until the block ends.
 
         Raises:
-            ApiError: 413, 415, 408, 429; 400 for a client that goes away.
+            ApiError: 413, 415, 408, 429; 400 for a client that goes away, 503 after `close`.
         """
         self._check_headers(request, limit)
         body = bytearray()
         try:
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with self._in_time():
                     async for part in request.stream():
                         self._take(body, part, limit)
             except TimeoutError:
-                raise ApiError(
-                    408, f"the request's body did not come within {self._timeout_s:g} s"
-                ) from None
+                raise self._late() from None
             except ClientDisconnect:
                 raise invalid(None, "the client went away within the request's body") from None
             yield bytes(body)
         finally:
             self._room += len(body)
+
+    def close(self) -> None:
+        """Wait for none any more: what they ask for would not be done."""
+        self._closed = True
+        for timeout in self._coming:
+            if not timeout.expired():
+                timeout.reschedule(0.0)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        async with asyncio.timeout(0.0 if self._closed else self._timeout_s) as timeout:
+            self._coming.add(timeout)
+            try:
+                yield
+            finally:
+                self._coming.discard(timeout)
+
+    def _late(self) -> ApiError:
+        if self._closed:
+            return api_error(ClosedError("no body is waited for: the server has closed"))
+        return ApiError(408, f"the request's body did not come within {self._timeout_s:g} s")
 
     def _take(self, body: bytearray, part: bytes, limit: int) -> None:
         if len(body) + len(part) > limit:

@@ -144,7 +144,7 @@ async def _serve(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_s + FLUSH_S)),
     )
-    server = _Server(config, streams, settings.shutdown_s, ready)
+    server = _Server(config, service, ready)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.end)
     loop.add_reader(lifeline, server.orphaned, lifeline)
@@ -166,25 +166,25 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        streams: Streams,
-        shutdown_s: float,
+        service: Service,
         ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self.failed = False
         self.alone = False
-        self._streams = streams
-        self._shutdown_s = shutdown_s
+        self._service = service
         self._ready = ready
         self._closing: asyncio.Future[bool] | None = None
 
     def end(self) -> None:
-        """Take no more connections and no more requests; the streams have their time to end, and
-        are told when it is over.
+        """Take no more connections and no more requests, half ones neither; the streams have their
+        time to end, and are told when it is over.
         """
         self.should_exit = True
         if self._closing is None:
-            close = partial(self._streams.close, self._shutdown_s, flush_s=FLUSH_S)
+            self._service.bodies.close()
+            shutdown_s = self._service.settings.shutdown_s
+            close = partial(self._service.streams.close, shutdown_s, flush_s=FLUSH_S)
             self._closing = asyncio.get_running_loop().run_in_executor(None, close)
 
     async def closed(self) -> None:

@@ -54,6 +54,22 @@ def test_what_is_refused() -> None:
     assert asyncio.run(read(bodies, request([b"x" * 100]))) == b"x" * 100  # all room is free again
 
 
+def test_nobody_is_waited_for_after_the_end() -> None:
+    async def closing() -> list[ApiError]:
+        bodies = Bodies(100, 60)
+        halves = [asyncio.ensure_future(read(bodies, request([b"a", None]))) for _ in range(2)]
+        await asyncio.sleep(0)
+        bodies.close()
+        later = asyncio.ensure_future(read(bodies, request([None])))
+        ended = await asyncio.gather(*halves, later, return_exceptions=True)
+        assert await read(bodies, request([b"whole"])) == b"whole"
+        return [error for error in ended if isinstance(error, ApiError)]
+
+    errors = asyncio.run(closing())
+    assert [error.status for error in errors] == [503, 503, 503]
+    assert errors[0].headers["Connection"] == "close"
+
+
 def test_all_bodies_together_are_bounded() -> None:
     async def both() -> None:
         bodies = Bodies(100, 10)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -146,6 +147,24 @@ def test_a_stream_that_takes_too_long_is_told_so(tmp_path: Path) -> None:
             with pytest.raises(openai.APIError, match="shutting down"):
                 list(stream)
         assert server.join() == 0
+
+
+def test_half_a_request_holds_no_end_up(tmp_path: Path) -> None:
+    store = (tmp_path / "states").as_uri()
+    with serving("--workers", "1", "--shutdown-s", "600", store=store) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as half:
+            half.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            )
+            # One that came behind it has been answered: it has been read that far.
+            assert server.request("GET", "/healthz").status_code == 200
+            server.signal(signal.SIGTERM)
+            answer = b"".join(iter(lambda: half.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert server.join() == 0
+        assert "Traceback" not in server.log
 
 
 def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
