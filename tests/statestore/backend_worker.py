@@ -1,21 +1,15 @@
-"""Processes that use one store at once, for `test_concurrency` and `test_migrations`.
+"""Processes that use one store at once, for `test_concurrency` and `test_migrations`; see `forked`.
 
-    python -m tests.statestore.backend_worker VERB ROOT SEED COUNT
-
-This process loads the libraries and opens nothing; the processes that open a store are forked from
-it, so that hundreds of them cost little. Its exit status is 0 if each of them did what it should.
+python -m tests.statestore.backend_worker VERB ROOT SEED COUNT
 """
 
 from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,6 +24,17 @@ from statestore.entry import Change, EntryFilter, Status
 from statestore.errors import UnavailableError
 from statestore.keys import StateKey
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
+from tests.statestore.forked import (
+    Verb,
+    at_once,
+    end_with,
+    fork,
+    killed,
+    killed_in_pairs,
+    run_module,
+    side_by_side,
+    succeeded,
+)
 
 KEYS = 30  # that `step` plays with
 MARKS = 16  # further ones, published once and left alone
@@ -42,36 +47,7 @@ KILLS = int(os.environ.get("TEST_KILLS", "12"))
 
 
 def run_worker(verb: str, root: Path, seed: int, count: int) -> subprocess.CompletedProcess[str]:
-    """Start this module as a process and wait for it."""
-    arguments = (sys.executable, "-m", "tests.statestore.backend_worker", verb, root, seed, count)
-    return subprocess.run(
-        [str(argument) for argument in arguments],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def fork(work: Callable[[], None]) -> int:
-    """Run `work` in a child; its process id. An exception there ends it with status 1."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def succeeded(children: list[int]) -> bool:
-    ends = [os.waitpid(child, 0)[1] for child in children]  # waits for every one
-    return all(end == 0 for end in ends)
+    return run_module("tests.statestore.backend_worker", verb, root, seed, count)
 
 
 @contextmanager
@@ -140,65 +116,44 @@ def look_up(backend: Backend, keys: list[StateKey]) -> None:
         assert later is None or later.blob != entry.blob
 
 
-def race(root: Path, seed: int, count: int) -> bool:
+def opened(root: str) -> Backend:
+    return open_file_backend(Path(root), patience_s=PATIENCE_S)
+
+
+def race(root: str, seed: int, count: int) -> bool:
     """`count` processes open a new store at the same moment, and each publishes an entry."""
-    read_end, write_end = os.pipe()
 
     def contend(number: int) -> None:
-        os.close(write_end)
-        os.read(read_end, 1)  # returns when the parent closes its end
-        backend = open_file_backend(root, patience_s=PATIENCE_S)
+        backend = opened(root)
         assert publish(backend, an_entry(KEYS + number))
         backend.close()
 
-    children = [fork(partial(contend, number)) for number in range(count)]
-    os.close(read_end)
-    os.close(write_end)
-    return succeeded(children)
+    return at_once(contend, count)
 
 
-def mix(root: Path, seed: int, count: int) -> bool:
-    """`count` processes make 80 random calls each."""
+def mix(opened: Callable[[], Backend], calls: int, seed: int, count: int) -> bool:
+    """`count` processes make so many random calls each."""
 
     def work(number: int) -> None:
         dice = random.Random(seed * 1000 + number)
-        backend = open_file_backend(root, patience_s=PATIENCE_S)
-        for _ in range(80):
+        backend = opened()
+        for _ in range(calls):
             step(backend, dice)
         backend.close()
 
-    return succeeded([fork(partial(work, number)) for number in range(count)])
+    return side_by_side(work, count)
 
 
-def kill(root: Path, seed: int, count: int) -> bool:
-    """`count` times: two processes make random calls until SIGKILL ends them at a random moment.
+def kill(root: str, seed: int, count: int) -> bool:
+    """Random calls until SIGKILL, also while the store is opened."""
 
-    Every fifth time the moment is counted from their start, so that it may meet the opening.
-    """
-    dice = random.Random(seed)
-
-    def work(number: int, opened: int) -> None:
-        mine = random.Random(number)
-        backend = open_file_backend(root, patience_s=PATIENCE_S)
-        os.write(opened, b"!")
+    def work(dice: random.Random, ready: Callable[[], object]) -> None:
+        backend = opened(root)
+        ready()
         while True:
-            step(backend, mine)
+            step(backend, dice)
 
-    for attempt in range(count):
-        read_end, write_end = os.pipe()
-        seeds = dice.sample(range(1 << 30), 2)
-        children = [fork(partial(work, number, write_end)) for number in seeds]
-        os.close(write_end)
-        for _ in children if attempt % 5 else ():
-            os.read(read_end, 1)
-        time.sleep(dice.uniform(0, 0.08))
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-        ends = [os.waitpid(child, 0)[1] for child in children]
-        os.close(read_end)
-        if ends != [signal.SIGKILL, signal.SIGKILL]:
-            return False  # an exception ended it before the signal did
-    return True
+    return killed_in_pairs(work, seed, count, 0.08, while_opening=True)
 
 
 def churn(opened: Callable[[], Backend], seed: int, count: int) -> bool:
@@ -231,12 +186,6 @@ def churn(opened: Callable[[], Backend], seed: int, count: int) -> bool:
     return well and all(ends)
 
 
-def killed(child: int) -> bool:
-    """End it; ``False`` where an exception had ended it before."""
-    os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1] == signal.SIGKILL
-
-
 def forever(
     opened: Callable[[], Backend], work: Callable[[Backend, random.Random], None], seed: int
 ) -> None:
@@ -266,12 +215,12 @@ def make_room(backend: Backend, dice: random.Random) -> None:
     backend.evict(BUDGET, CREATED_AT, limit=dice.choice([1, 10, 256]))
 
 
-def churn_files(root: Path, seed: int, count: int) -> bool:
-    """`churn` over a file store."""
-    return churn(partial(open_file_backend, root, patience_s=PATIENCE_S), seed, count)
-
+VERBS: dict[str, Verb] = {
+    "race": race,
+    "mix": lambda root, seed, count: mix(partial(opened, root), 80, seed, count),
+    "kill": kill,
+    "churn": lambda root, seed, count: churn(partial(opened, root), seed, count),
+}
 
 if __name__ == "__main__":
-    verbs = {"race": race, "mix": mix, "kill": kill, "churn": churn_files}
-    _, verb, where, seed_text, count_text = sys.argv
-    sys.exit(0 if verbs[verb](Path(where), int(seed_text), int(count_text)) else 1)
+    end_with(VERBS)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from statestore.backends.base import Backend
 from statestore.backends.budget import Budget
@@ -27,7 +26,7 @@ from statestore.errors import UnavailableError
 from statestore.eviction import make_policy
 from statestore.settings import open_store
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
-from tests.statestore.backend_worker import fork, killed, succeeded
+from tests.statestore.forked import fork, killed, run_module, succeeded
 
 STATE = 2000  # bytes
 BUDGET = 200 * STATE
@@ -38,15 +37,7 @@ LAST = 1 << 40  # of no writer
 def run_worker(
     url: str, *, writers: int, puts: int, kills: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Start this module as a process and wait for it."""
-    counts = [str(count) for count in (writers, puts, kills)]
-    return subprocess.run(
-        [sys.executable, "-m", "tests.statestore.budget_worker", url, *counts],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_module("tests.statestore.budget_worker", url, writers, puts, kills)
 
 
 def open_place(url: str) -> Backend:

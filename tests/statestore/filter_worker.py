@@ -18,7 +18,7 @@ from typing import Any
 
 from statestore.backends.file import open_file_backend
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, publish
-from tests.statestore.backend_worker import fork
+from tests.statestore.forked import fork
 
 _NUMBER = struct.Struct("<I")
 

@@ -247,7 +247,8 @@ def test_a_fork_and_its_parent_both_go_on(place: FilePlace) -> None:
         from pathlib import Path
         from statestore.backends.file import open_file_backend
         from tests.statestore.backend_places import an_entry, publish
-        from tests.statestore.backend_worker import KEYS, PATIENCE_S, fork, step, succeeded
+        from tests.statestore.backend_worker import KEYS, PATIENCE_S, step
+        from tests.statestore.forked import fork, succeeded
 
         backend = open_file_backend(Path(sys.argv[1]), patience_s=PATIENCE_S)
         stop, failures = threading.Event(), []

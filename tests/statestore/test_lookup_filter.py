@@ -34,8 +34,8 @@ from tests.statestore.backend_places import (
     digest,
     publish,
 )
-from tests.statestore.backend_worker import fork
 from tests.statestore.filter_worker import filter_of
+from tests.statestore.forked import fork
 from tests.statestore.small_disks import fill, mounted_tmpfs
 
 FOREIGN = [a_key(number) for number in range(10**6, 10**6 + 200)]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from statestore.backends.fleet import FleetPlace, open_revisions
 from statestore.errors import InputError, SchemaVersionError
 from tests.statestore.backend_places import a_key, an_entry, publish
 from tests.statestore.backend_worker import KEYS
+from tests.statestore.commanded import run
 from tests.statestore.make_golden_catalog import GOLDEN, use_golden
 from tests.statestore.postgres_servers import SECRET, PostgresPlace
 from tests.statestore.postgres_worker import run_worker
@@ -49,16 +47,6 @@ def upgrade(place: PostgresPlace) -> None:
 def tables_of(place: PostgresPlace) -> set[str]:
     rows = place.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     return {row["tablename"] for row in rows}
-
-
-def command(place: PostgresPlace, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "statestore", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "RWKV_STATESTORE_URL": place.url},
-    )
 
 
 def on_postgresql(item: Any, *_: Any) -> bool:
@@ -101,7 +89,7 @@ def test_a_newer_catalog_is_refused(place: PostgresPlace) -> None:
             refused()
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", range(2))
 def test_many_processes_upgrade_at_once(empty: PostgresPlace, attempt: int) -> None:
     run_worker("race", empty.url, attempt, 8)
     assert {bytes(row["digest"]) for row in empty.rows()} == {
@@ -179,49 +167,44 @@ def test_down_to_nothing_and_up_again(place: PostgresPlace) -> None:
     place.open().close()
 
 
-def test_the_commands(empty: PostgresPlace) -> None:
+def test_the_commands(empty: PostgresPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RWKV_STATESTORE_URL", empty.url)
+
     def standing() -> tuple[str | None, str]:
-        done = command(empty, "db", "current", "--json")
+        done = run("db", "current", "--json")
         fields = json.loads(done.stdout)
         assert fields["head"] == tables.HEAD
         return fields["revision"], fields["standing"]
 
-    refused = command(empty, "ls")
+    refused = run("ls")
     assert refused.returncode == 4
     assert "db upgrade" in refused.stderr
     assert standing() == (None, "empty")
-    assert command(empty, "db", "upgrade").stdout == f"upgraded from nothing to {tables.HEAD}\n"
+    assert run("db", "upgrade").stdout == f"upgraded from nothing to {tables.HEAD}\n"
     assert standing() == (tables.HEAD, "current")
-    assert command(empty, "db", "upgrade").stdout == f"at {tables.HEAD} already\n"
-    assert "nothing is stored here yet" in command(empty, "ls").stdout
-    assert tables.HEAD in command(empty, "db", "current").stdout
-    assert command(empty, "db", "downgrade", "base").returncode == 2  # not confirmed
+    assert run("db", "upgrade").stdout == f"at {tables.HEAD} already\n"
+    assert "nothing is stored here yet" in run("ls").stdout
+    assert tables.HEAD in run("db", "current").stdout
+    assert run("db", "downgrade", "base").returncode == 2  # not confirmed
     assert standing() == (tables.HEAD, "current")
-    done = command(empty, "db", "downgrade", "base", "--yes")
+    done = run("db", "downgrade", "base", "--yes")
     assert done.stdout == f"downgraded from {tables.HEAD} to base\n"
     assert standing() == (None, "empty")
-    assert command(empty, "db", "downgrade", "base", "--yes").returncode == 2
+    assert run("db", "downgrade", "base", "--yes").returncode == 2
     assert "s3cret" not in refused.stderr
 
 
 def test_the_commands_know_file_stores_too(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "statestore", "--store", str(tmp_path / "store"), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    other = run("--store", "redis://u:s3cret@127.0.0.1:1/0", "db", "current")
+    store = ("--store", str(tmp_path / "store"))
+    other = run(*store, "--store", "redis://u:s3cret@127.0.0.1:1/0", "db", "current")
     assert other.returncode == 2
     assert "redis://u:***@127.0.0.1:1/0': it has no SQL catalog" in other.stderr
-    missing = run("db", "current")
+    missing = run(*store, "db", "current")
     assert missing.returncode == 4
     assert "catalog.sqlite3 is not there" in missing.stderr
     open_store(str(tmp_path / "store")).close()
-    assert run("db", "upgrade").stdout == f"at {tables.HEAD} already\n"
-    assert run("db", "downgrade", "base", "--yes").returncode == 0
-    assert json.loads(run("db", "current", "--json").stdout)["standing"] == "empty"
-    assert run("db", "upgrade").stdout == f"upgraded from nothing to {tables.HEAD}\n"
-    assert "Usage: statestore db" in run("db", "--help").stdout
+    assert run(*store, "db", "upgrade").stdout == f"at {tables.HEAD} already\n"
+    assert run(*store, "db", "downgrade", "base", "--yes").returncode == 0
+    assert json.loads(run(*store, "db", "current", "--json").stdout)["standing"] == "empty"
+    assert run(*store, "db", "upgrade").stdout == f"upgraded from nothing to {tables.HEAD}\n"
+    assert "Usage: statestore db" in run(*store, "db", "--help").stdout

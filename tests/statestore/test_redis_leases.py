@@ -19,7 +19,7 @@ from statestore.backends.redis import leases as redis_leases
 from statestore.errors import UnavailableError
 from statestore.keys import StateKey
 from tests.statestore.backend_places import a_key, an_entry, publish
-from tests.statestore.backend_worker import fork, succeeded
+from tests.statestore.forked import fork, succeeded
 from tests.statestore.redis_places import open_url
 from tests.statestore.redis_servers import (
     RedisServer,

@@ -23,7 +23,7 @@ from statestore.backends.sql import SqlBackend
 from statestore.backends.sql_leases import SqlLeases
 from statestore.errors import UnavailableError
 from tests.statestore.backend_places import a_key
-from tests.statestore.backend_worker import fork, succeeded
+from tests.statestore.forked import fork, succeeded
 from tests.statestore.postgres_servers import PostgresPlace
 from tests.statestore.test_lease_contract import LONG_S, leases_of
 
