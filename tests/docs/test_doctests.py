@@ -1,0 +1,36 @@
+"""Examples in docstrings, run; and what the README's Python imports is there."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("statestore", "rwkv_runtime")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if ">>> " in path.read_text("utf-8")
+]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str) -> None:
+    assert doctest.testmod(import_module(name)).failed == 0
+
+
+def test_there_are_examples() -> None:
+    assert len(MODULES) > 5
+    assert len(BLOCKS) > 2
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_of_the_readme(block: str) -> None:
+    compile(block, "README.md", "exec")
+    for line in re.findall(r"^from .* import .*$", block, re.MULTILINE):
+        exec(line, {})
