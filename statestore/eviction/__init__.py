@@ -8,9 +8,9 @@ from typing import Final
 from statestore.errors import SettingsError
 from statestore.eviction.classic import Gdsf, Lfu, Lru
 from statestore.eviction.learned import Learned
-from statestore.eviction.policy import Policy, Verdict
+from statestore.eviction.policy import Judge, Policy, Verdict
 
-__all__ = ["DEFAULT", "POLICIES", "Policy", "Verdict", "make_policy"]
+__all__ = ["DEFAULT", "POLICIES", "Judge", "Policy", "Verdict", "make_policy"]
 
 POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
     policy.name: policy for policy in (Learned, Gdsf, Lfu, Lru)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from statestore.entry import Entry
-from statestore.eviction.policy import TRANSIENT, Mean, Verdict, gain_tokens, score, transient
+from statestore.eviction.policy import TRANSIENT, Judge, Mean, Verdict, gain_tokens, score, transient
 from statestore.keys import StateKey
 
 
 class _Blind:
     """What goes by puts and uses alone."""
+
+    judge: Judge | None = None
 
     def seen(self, keys: Sequence[StateKey], found: Entry | None, now: float) -> None:
         """Lookups tell nothing more."""

@@ -1,8 +1,8 @@
 """The policy that watches: an entry's worth is what a use spares times how often its kind is used.
 
 What GreedyDual-Size-Frequency guesses from the number of hits is learnt here from the traffic. A
-*trial* begins with each put and each use and ends with the next use, or is given up after a while;
-its kind says why the state was saved, how it was last used, and how much was read for it:
+*trial* begins with each put and each use and ends with the next use; its kind says why the state
+was saved, how it was last used, and how much was read for it:
 
 * an end of a prompt that was **continued**: in a chat the next turn begins with it, and after that
   nobody comes back. It is worth what such ends turned out to be worth, and what is lost with it is
@@ -10,48 +10,56 @@ its kind says why the state was saved, how it was last used, and how much was re
 * an end that was asked for **again** as it is: it will be once more.
 * the **turn** of a conversation and the tokens it added: many short turns promise another.
 
-Trials outlive their entries (in this process, the newest `TRIALS`), so that what was dropped too
-early is noticed. Lookups tell of uses: see `Learned.seen`. Nothing is kept across processes: it is
-learnt within some hundred requests.
+`Curves` learns how often each kind is used at which age. What is worth least of a sample goes, at
+the moment when room is needed (`rank`): tokens that a use spares per byte, times the uses per
+second that holding on can bring. The score that is written tells the same as well as one moment
+can, for whoever drops by scores.
 
-Where entries leave sooner than they are used again, age says little and worth decides: the hold
-grows with the worth where the store is roomy, with its square where it is tight, up to the longest
-gap that is common (`Gaps`).
+Trials outlive their entries (in this process, the newest `TRIALS`), so that what was dropped too
+early is noticed. Lookups tell of uses: see `Learned.seen`; samples tell of those that other
+processes served (`Strangers`). Nothing is kept across processes: it is learnt within some hundred
+requests.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from statestore.entry import Entry, Role
-from statestore.eviction.densities import Densities
-from statestore.eviction.gaps import Gaps
+from statestore.eviction.curves import Curves
 from statestore.eviction.policy import (
     HOLD_S,
     TRANSIENT,
+    Judge,
     Mean,
     Verdict,
     gain_tokens,
     score,
     transient,
 )
-from statestore.eviction.trials import AGAIN, BACK, CONTINUED, PUT_AGAIN, Trial, has_memo
+from statestore.eviction.strangers import Strangers
+from statestore.eviction.trials import (
+    AGAIN,
+    BACK,
+    CONTINUED,
+    PUT_AGAIN,
+    Sketch,
+    Trial,
+    has_memo,
+    sketch,
+)
+from statestore.eviction.waiting import Waiting
 from statestore.keys import StateKey
 
 #: Trials that a process remembers; about 20 MB.
 TRIALS: Final = 1 << 16
 #: Seconds for which a lookup belongs to the prompt that began with it.
 PROMPT_S: Final = 30.0
-#: A trial is given up after so many common holds.
-_HOLDS: Final = 4.0
-_SHORTEST_TRIAL_S: Final = 60.0
-_WORTH_LIMIT: Final = 1e6
 #: An end that was used more often is no turn of a conversation, but what many begin with.
 _SHARED: Final = 2
 
@@ -73,13 +81,18 @@ class Learned:
     def __init__(self) -> None:
         self._trials: OrderedDict[bytes, Trial] = OrderedDict()
         self._prompts: OrderedDict[bytes, _Prompt] = OrderedDict()
-        self._queue: deque[Trial] = deque()
-        self._densities = Densities()
-        self._gaps = Gaps()
+        self._curves = Curves()
+        self._waiting = Waiting(self._curves)
+        self._strangers = Strangers(self._curves, TRIALS)
         self._mean = Mean()
-        self._hold_s = HOLD_S
+        self._idle = Mean(100)
         self._lock = threading.Lock()
         self._process = os.getpid()
+
+    @property
+    def judge(self) -> Judge:
+        """See `rank`."""
+        return self.rank
 
     def seen(self, keys: Sequence[StateKey], found: Entry | None, now: float) -> None:
         """A lookup of `keys`, deepest first, returned `found`."""
@@ -88,6 +101,7 @@ class Learned:
         if found is not None and transient(found) and found.key == keys[0]:
             return  # whoever looks after a stop; of a prompt that ends there `hit` tells
         with self._mine():
+            self._waiting.advance(now)
             end = keys[0].digest
             before = self._prompts.get(end)
             if before is not None and 0.0 <= now - before.began < PROMPT_S:
@@ -110,7 +124,6 @@ class Learned:
         if transient(entry):
             return Verdict(now + TRANSIENT)
         with self._mine():
-            self._give_up(age, now)
             prompt = self._prompts.pop(entry.key.digest, None)
             trial = self._placed(entry, prompt, now)
             worth = self._worth(entry, trial)
@@ -124,6 +137,20 @@ class Learned:
             if trial is None or trial.began < now - PROMPT_S:  # no lookup told of it
                 trial = self._use(entry.key, self._of(entry, now), AGAIN, now)
             return Verdict(self._score(self._worth(entry, trial), age, now), trial.memo())
+
+    def rank(self, entries: Sequence[Entry], now: float) -> list[float]:
+        """What entries that are stored, drawn at random, are worth keeping; see `Judge`."""
+        with self._mine():
+            self._waiting.advance(now)
+            sketches = [sketch(entry) for entry in entries]
+            for entry, known in zip(entries, sketches, strict=True):
+                self._meet(entry, known, now)
+            if entries:  # where age alone decides, they are idle for half of what they are held
+                self._idle.add(sum(max(now - e.used_at, 0.0) for e in entries) / len(entries))
+            return [
+                known.gain * self._curves.best(known.kind, now - entry.used_at) / _bytes(entry)
+                for entry, known in zip(entries, sketches, strict=True)
+            ]
 
     def _mine(self) -> threading.Lock:
         """The lock; a forked child has its own, which nobody holds."""
@@ -151,12 +178,10 @@ class Learned:
 
     def _use(self, key: StateKey, trial: Trial, use: str, now: float) -> Trial:
         """End a trial with a use, and begin the next one."""
-        gap_s = max(now - trial.began, 0.0)
-        self._gaps.add(gap_s, trial.tokens)
-        if trial.running:
-            trial.running = False
-            held_s = min(gap_s, self._patience_s)
-            self._densities.add(trial.kind, held_s, trial.tokens, used=True)
+        if self._trials.get(key.digest) is trial:
+            self._waiting.end(trial, now, used=True)
+        else:
+            self._strangers.used(key.digest, trial.began, trial.kind, trial.tokens, now)
         following = Trial(
             now, trial.role, trial.tokens, trial.gain, trial.hits + 1, trial.turn, trial.added, use
         )
@@ -164,11 +189,14 @@ class Learned:
 
     def _begin(self, key: StateKey, trial: Trial) -> Trial:
         trial.kind = trial.of_kind()
-        self._queue.append(trial)
+        before = self._trials.pop(key.digest, None)
+        if before is not None:
+            self._waiting.end(before, trial.began, used=False)
         self._trials[key.digest] = trial
-        self._trials.move_to_end(key.digest)
+        self._waiting.begin(trial)
         if len(self._trials) > TRIALS:
-            self._trials.popitem(last=False)
+            _, forgotten = self._trials.popitem(last=False)
+            self._waiting.end(forgotten, trial.began, used=False)
         return trial
 
     def _placed(self, entry: Entry, prompt: _Prompt | None, now: float) -> Trial:
@@ -182,7 +210,6 @@ class Learned:
         elif known.running and now - known.began < PROMPT_S:
             trial = known
         else:
-            known.running = False
             again = Trial(
                 now, known.role, known.tokens, 0.0, known.hits, known.turn, known.added, PUT_AGAIN
             )
@@ -205,7 +232,7 @@ class Learned:
         found = None if prompt is None else prompt.found
         if found is None or found.tokens != entry.ancestor_tokens:
             return gain
-        return gain + (1.0 - min(self._densities.relative(found.kind), 1.0)) * found.gain
+        return gain + (1.0 - min(self._curves.relative(found.kind), 1.0)) * found.gain
 
     def _of(self, entry: Entry, now: float) -> Trial:
         """The trial of an entry: this process's, or what another has written down since."""
@@ -213,35 +240,30 @@ class Learned:
         if known is None:
             return Trial.of(entry, now)
         if entry.used_at > known.began and has_memo(entry) and entry.memo != known.memo():
-            known.running = False  # whoever used it has taken note
+            self._waiting.end(known, entry.used_at, used=True)
             return Trial.of(entry, now)
         return known
 
-    def _give_up(self, age: float, now: float) -> None:
-        """End the trials that have waited for too long."""
-        if age > 0.0:
-            self._hold_s = max(now - age, 1.0)
-        patience_s = self._patience_s
-        while self._queue and now - self._queue[0].began > patience_s:
-            trial = self._queue.popleft()
-            if trial.running:
-                trial.running = False
-                self._densities.add(trial.kind, patience_s, trial.tokens, used=False)
-
-    @property
-    def _patience_s(self) -> float:
-        return max(_HOLDS * self._hold_s, _SHORTEST_TRIAL_S)
+    def _meet(self, entry: Entry, known: Sketch, now: float) -> None:
+        """An entry of a sample; others may have put or used it."""
+        own = self._trials.get(entry.key.digest)
+        if own is not None:
+            if entry.used_at <= own.began or known.hits == own.hits or not entry.memo:
+                return
+            self._waiting.end(own, entry.used_at, used=True)
+        tokens = max(entry.key.n_tokens, 1)
+        self._strangers.meet(entry.key.digest, entry.used_at, known.kind, tokens, now)
 
     # Scores
 
     def _worth(self, entry: Entry, trial: Trial) -> float:
-        return trial.gain * self._densities.relative(trial.kind) / max(entry.blob_bytes, 1)
+        return trial.gain * self._curves.relative(trial.kind) / _bytes(entry)
 
     def _score(self, worth: float, age: float, now: float) -> float:
-        relative = min(worth / (self._mean.value or worth or 1.0), _WORTH_LIMIT)
-        if age > now:
-            return score(relative, age, now)
-        hold_s = HOLD_S if age <= 0.0 else max(now - age, 1.0)
-        longest_s = max(self._gaps.longest_s, 2.0 * hold_s)
-        tight = min(max(math.log2(self._gaps.longest_s / hold_s), 0.0), 1.0)
-        return now - hold_s + min(hold_s * math.pow(relative, 1.0 + tight), longest_s)
+        relative = worth / (self._mean.value or worth or 1.0)
+        idle_s = self._idle.value
+        return score(relative, now - 2.0 * idle_s if 0.0 < idle_s and age <= now else age, now)
+
+
+def _bytes(entry: Entry) -> int:
+    return max(entry.blob_bytes, 1)

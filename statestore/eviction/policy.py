@@ -23,9 +23,9 @@ score, as a memo that every process finds there; one that it cannot read is as n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from statestore.entry import Entry, Role
 from statestore.keys import StateKey
@@ -38,6 +38,9 @@ TRANSIENT: Final = -1e11
 STOP_S: Final = 1200.0
 #: Seconds that common worth is held beyond an age that is ahead of the clock.
 AHEAD_S: Final = 3600.0
+#: Entries judged for one that goes, and for each further one that goes with it.
+_SAMPLE: Final = 64
+_SAMPLE_EACH: Final = 16
 #: How many times the common hold one entry may be given.
 WORTH_LIMIT: Final = 64.0
 
@@ -50,12 +53,20 @@ class Verdict:
     memo: str | None = None  # written with the score; ``None``: as it is
 
 
+#: Of stored entries at a moment, what each is worth keeping; the lowest goes first.
+Judge: TypeAlias = Callable[[Sequence[Entry], float], Sequence[float]]
+
+
 class Policy(Protocol):
     """Gives scores. Safe to use from several threads, which may cost it an observation."""
 
     @property
     def name(self) -> str:
         """What it is chosen by."""
+
+    @property
+    def judge(self) -> Judge | None:
+        """Ranks entries when room is needed; ``None``: what is written as their score does."""
 
     def seen(self, keys: Sequence[StateKey], found: Entry | None, now: float) -> None:
         """A lookup of `keys`, deepest first, returned `found`."""
@@ -73,6 +84,13 @@ def score(worth: float, age: float, now: float) -> float:
         return age + AHEAD_S * min(worth, WORTH_LIMIT)
     hold_s = HOLD_S if age <= 0.0 else max(now - age, 1.0)
     return now + hold_s * (min(worth, WORTH_LIMIT) - 1.0)
+
+
+def sampled(count: int) -> int:
+    """How many entries, at random, to judge for `count` that are to go: one of each 16, but never
+    less than 64.
+    """
+    return _SAMPLE + _SAMPLE_EACH * (count - 1)
 
 
 def transient(entry: Entry) -> bool:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Self
+from functools import lru_cache
+from typing import Final, NamedTuple, Self
 
 from statestore.entry import Entry, Role
-from statestore.eviction.densities import Kind
+from statestore.eviction.curves import Kind
 from statestore.eviction.policy import gain_tokens
 
 #: How a state was last used.
@@ -44,6 +45,7 @@ class Trial:
     use: str = NEW  # how the last use was
     kind: Kind = ()
     running: bool = True
+    waited_s: float = 0.0  # of its age, what was noted so far
 
     @classmethod
     def of(cls, entry: Entry, now: float) -> Self:
@@ -66,6 +68,35 @@ class Trial:
         use = (self.role, self.use, min(self.hits, 3))
         added = min((self.added // _FINEST).bit_length(), 9)
         return (use, (*use, self.turn > 0, added), (*use, min(self.turn, 6), added))
+
+
+class Sketch(NamedTuple):
+    """Of a trial, what ranks its entry."""
+
+    kind: Kind
+    gain: float
+    hits: int
+
+
+def sketch(entry: Entry) -> Sketch:
+    """That of an entry, by its memo where there is a sound one."""
+    return (_written(entry.role, entry.memo) if entry.memo else None) or _sketch_of(
+        Trial.of(entry, entry.used_at)
+    )
+
+
+@lru_cache(maxsize=1 << 15)
+def _written(role: Role, memo: str) -> Sketch | None:
+    """What a memo says; a sample meets the same ones again and again."""
+    written = _MEMO.fullmatch(memo)
+    if written is None:
+        return None
+    hits, turn, added, gain = map(int, written.groups()[1:])
+    return _sketch_of(Trial(0.0, role, 0, gain, hits, turn, added, _LETTERS[written[1]]))
+
+
+def _sketch_of(trial: Trial) -> Sketch:
+    return Sketch(trial.of_kind(), trial.gain, trial.hits)
 
 
 def has_memo(entry: Entry) -> bool:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from statestore.backends.budget import Budget
-from statestore.backends.headroom import SPARE
 from statestore.entry import Entry, Role
-from statestore.eviction import Policy, Verdict
-from statestore.eviction.policy import STOP_S, transient
+from statestore.eviction import Policy
 from statestore.keys import StateKey
 from statestore.simulate.admission import Admission
+from statestore.simulate.shelf import OwnShelf
 from statestore.simulate.trace import Request
 
 HOUR_S: Final = 3600.0
@@ -81,91 +76,6 @@ class Shelf(Protocol):
         """Entries that went so far."""
 
 
-class ScoredShelf:
-    """Entries of equal size in the order of a policy's scores, at most `budget_states` of them:
-    what a backend with that budget does, without the backend. As there, what has expired takes up
-    room until others need it.
-    """
-
-    def __init__(self, policy: Policy, budget_states: int | None) -> None:
-        self.evictions = 0
-        self._policy = policy
-        self._budget = budget_states
-        self._slack = Budget().slack_bytes(budget_states or 0, 1)
-        self._age = 0.0
-        self._entries: dict[bytes, Entry] = {}
-        self._expired: dict[bytes, Entry] = {}  # the longest expired first
-        self._order: list[tuple[float, int, bytes]] = []  # with what has been touched since
-        self._passing: deque[tuple[float, bytes]] = deque()  # when which stops are to expire
-        self._turn = count()
-
-    @property
-    def kept(self) -> int:
-        """Entries kept."""
-        return len(self._entries)
-
-    def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
-        """The first of `keys` that is kept."""
-        self._expire(now)
-        found = next((e for key in keys if (e := self._entries.get(key.digest))), None)
-        self._policy.seen(keys, found, now)
-        return found
-
-    def put(self, entry: Entry, now: float) -> bool:
-        """Keep `entry`, once there is room. A passing stop takes nobody's place."""
-        held = len(self._entries) + len(self._expired)
-        digest = entry.key.digest
-        if transient(entry):
-            if self._budget is not None and held >= SPARE * self._budget:
-                return False
-            entry = replace(entry, expires_at=now + STOP_S)
-            self._passing.append((now + STOP_S, digest))
-        if self._budget is not None and held >= self._budget:
-            self._make_room(self._budget - self._slack - 1)
-        self._expired.pop(digest, None)
-        self._place(entry, self._policy.put(entry, self._age, now))
-        return True
-
-    def hit(self, entry: Entry, now: float) -> None:
-        """Score it anew; a stop passes no longer."""
-        verdict = self._policy.hit(entry, self._age, now)
-        self._place(replace(entry, hits=entry.hits + 1, used_at=now, expires_at=None), verdict)
-
-    def _place(self, entry: Entry, verdict: Verdict) -> None:
-        digest, score = entry.key.digest, verdict.score
-        memo = entry.memo if verdict.memo is None else verdict.memo
-        self._entries[digest] = replace(entry, score=score, memo=memo)
-        heapq.heappush(self._order, (score, next(self._turn), digest))
-
-    def _expire(self, now: float) -> None:
-        """Stops that nobody came back to in time are found no more."""
-        while self._passing and self._passing[0][0] <= now:
-            at, digest = self._passing.popleft()
-            entry = self._entries.get(digest)
-            if entry is not None and entry.expires_at == at:
-                self._expired[digest] = self._entries.pop(digest)
-                self.evictions += 1
-
-    def _make_room(self, target: int) -> None:
-        """What has expired goes, then the lowest, until `target` are left."""
-        for _ in range(len(self._entries) + len(self._expired) - max(target, 0)):
-            if self._expired:
-                del self._expired[next(iter(self._expired))]
-            else:
-                self._evict()
-
-    def _evict(self) -> None:
-        """The lowest goes."""
-        while True:
-            score, _, digest = heapq.heappop(self._order)
-            entry = self._entries.get(digest)
-            if entry is not None and entry.score == score:
-                del self._entries[digest]
-                self._age = max(self._age, score)
-                self.evictions += 1
-                return
-
-
 def replay(
     requests: Iterable[Request],
     policy: Policy,
@@ -192,7 +102,7 @@ def replay(
         shelf: where entries are kept, if not in this replay's own memory.
         progress: is told, now and then, how many more requests were replayed.
     """
-    shelf = shelf or ScoredShelf(policy, budget_states)
+    shelf = shelf or OwnShelf(policy, budget_states)
     result = Result(policy.name, admission.name, budget_states)
     began: float | None = None
     for number, request in enumerate(requests, 1):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, Generic, TypeVar
 
 from statestore.entry import Entry
-from statestore.eviction import Policy, Verdict, make_policy
+from statestore.eviction import Judge, Policy, Verdict, make_policy
 from statestore.keys import StateKey
 
 _SEED: Final = 1
@@ -36,6 +36,11 @@ class WorkersPolicy:
     def __init__(self, name: str, workers: int, seed: int = _SEED) -> None:
         self.name = name
         self._dealt = Dealt([make_policy(name) for _ in range(workers)], seed)
+
+    @property
+    def judge(self) -> Judge | None:
+        """That of the worker whose turn it is."""
+        return self._dealt.one.judge
 
     def seen(self, keys: Sequence[StateKey], found: Entry | None, now: float) -> None:
         """A lookup: the next worker's."""

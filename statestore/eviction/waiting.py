@@ -1,0 +1,48 @@
+"""Trials under way: each tells, as it grows older, how long it has waited in vain, and at its end
+whether it was for a use. So a kind that nobody comes back to is known before its trials end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from statestore.eviction.curves import STEPS, Curves, end_of
+from statestore.eviction.trials import Trial
+
+
+class Waiting:
+    """Brings what trials wait for into `curves`."""
+
+    def __init__(self, curves: Curves) -> None:
+        self._curves = curves
+        self._by_step: list[deque[Trial]] = [deque() for _ in range(STEPS)]
+
+    def begin(self, trial: Trial) -> None:
+        """It waits from now on."""
+        self._by_step[0].append(trial)
+
+    def advance(self, now: float) -> None:
+        """Note what all have waited through by `now`."""
+        for step, trials in enumerate(self._by_step):
+            end_s = end_of(step)
+            while trials and now - trials[0].began >= end_s:
+                trial = trials.popleft()
+                if trial.running:
+                    self._waited(trial, end_s)
+                    self._by_step[step + 1].append(trial)
+
+    def end(self, trial: Trial, at: float, *, used: bool) -> None:
+        """It ended at `at`, by a use or without."""
+        if not trial.running:
+            return
+        trial.running = False
+        age_s = max(at - trial.began, trial.waited_s)
+        self._waited(trial, age_s)
+        if used:
+            self._curves.used(trial.kind, age_s, trial.tokens)
+        self._curves.ended(trial.tokens)
+
+    def _waited(self, trial: Trial, age_s: float) -> None:
+        if age_s > trial.waited_s:
+            self._curves.waited(trial.kind, trial.waited_s, age_s, trial.tokens)
+            trial.waited_s = age_s
