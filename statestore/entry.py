@@ -13,7 +13,17 @@ from typing import Any, Final
 
 from statestore.keys import Role, StateKey
 
-__all__ = ["Change", "Departed", "Entry", "EntryFilter", "Evicted", "Role", "Status", "Usage"]
+__all__ = [
+    "Candidate",
+    "Change",
+    "Departed",
+    "Entry",
+    "EntryFilter",
+    "Evicted",
+    "Role",
+    "Status",
+    "Usage",
+]
 
 #: Bytes of a memo, in UTF-8.
 MEMO_BYTES: Final = 96
@@ -70,6 +80,19 @@ class Change:
         """The fields that change, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What an eviction policy judges an entry by; see `Entry`, whose fields these are."""
+
+    key: StateKey
+    role: Role
+    blob_bytes: int
+    used_at: float
+    hits: int
+    ancestor_tokens: int
+    memo: str
 
 
 @dataclass(frozen=True, slots=True)

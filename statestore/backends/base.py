@@ -19,6 +19,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from statestore.backends.leases import Leases
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
+from statestore.eviction.policy import Judge
 from statestore.keys import StateKey
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -101,10 +102,21 @@ class Backend(Protocol):
         """Totals over all entries, or over a namespace's; a few rows, however many states."""
 
     def evict(
-        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+        self,
+        to_bytes: int,
+        now: float,
+        *,
+        namespace: str | None = None,
+        limit: int = 256,
+        judge: Judge | None = None,
     ) -> Evicted:
         """Remove unpinned entries (of `namespace`), lowest score first, until their blobs come to
         at most `to_bytes`, or `limit` are gone.
+
+        With `judge`, what it ranks lowest of some (`eviction.policy.sampled`) that are drawn at
+        random goes instead: after what has expired, what is quarantined and what is scored below 0,
+        and unless it is used meanwhile. `judge` is asked inside a transaction or under a lock. The
+        age stays as it is.
 
         Costs what it removes. Several calls at once remove no more than one alone would. What is
         quarantined goes before anything else. A blob that a reader has begun to read stays

@@ -244,7 +244,7 @@ class Budgeted(Wrapper):
                 account.note_read(self._read(account.namespace), self._monotonic(), ours=True)
 
     def _evict(self, account: Account, to_bytes: int, now: float, reason: str) -> Evicted:
-        gone = self.inner.evict(to_bytes, now, namespace=account.namespace)
+        gone = self.inner.evict(to_bytes, now, namespace=account.namespace, judge=self.policy.judge)
         counts = (gone.entries, gone.tokens, gone.blob_bytes)
         self._metrics.evicted(self.policy.name, reason, *counts)
         return gone

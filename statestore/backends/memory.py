@@ -43,6 +43,7 @@ from statestore.backends.shelf import Shelf
 from statestore.backends.sightings import LocalSightings, Sightings
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.errors import ClosedError, FullError, InputError
+from statestore.eviction.policy import Judge
 from statestore.keys import StateKey
 
 BUDGET_BYTES: Final = 1 << 30
@@ -189,12 +190,18 @@ class MemoryBackend:
             return room.shelf.usage(namespace)
 
     def evict(
-        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+        self,
+        to_bytes: int,
+        now: float,
+        *,
+        namespace: str | None = None,
+        limit: int = 256,
+        judge: Judge | None = None,
     ) -> Evicted:
-        """Remove unpinned entries, lowest score first, until `to_bytes` are left."""
+        """Remove unpinned entries, lowest score first or as `judge` ranks, until `to_bytes` are left."""
         room = self.room()
         with room.lock:
-            return room.shelf.evict(to_bytes, now, namespace, limit)
+            return room.shelf.evict(to_bytes, now, namespace, limit, judge)
 
     def sweep(self, now: float, grace_s: float) -> Swept:  # noqa: ARG002 - no write leaves anything
         """Remove expired entries; there are no orphans here."""

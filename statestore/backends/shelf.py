@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from statestore.backends.base import Swept
 from statestore.entry import Departed, Entry, Evicted, Status, Usage
+from statestore.eviction.policy import Judge, sampled
 from statestore.keys import StateKey
 
 DEPARTED: Final = 10_000  # removals that are remembered
@@ -42,6 +46,7 @@ class Shelf:
         self._departed: dict[bytes, Departed] = {}
         self._age = 0.0
         self._numbers = itertools.count()
+        self._dice = random.Random()  # noqa: S311 - not a secret
 
     def get(self, key: StateKey) -> Kept | None:
         """What is kept under `key`."""
@@ -96,26 +101,70 @@ class Shelf:
         return Swept(len(gone), sum(entry.blob_bytes for entry in gone), len(gone))
 
     def evict(
-        self, to_bytes: int, now: float, namespace: str | None = None, limit: int | None = None
+        self,
+        to_bytes: int,
+        now: float,
+        namespace: str | None = None,
+        limit: int | None = None,
+        judge: Judge | None = None,
     ) -> Evicted:
         """Remove unpinned entries, those that have expired first, until `to_bytes` are left, or
-        `limit` are gone.
+        `limit` are gone. With `judge`: see `Backend.evict`.
         """
         if namespace not in self._orders and namespace in self._totals:
             self._orders[namespace] = self._tickets(namespace)
         count = freed = tokens = 0
+        going = self._going(to_bytes, now, namespace, judge)
         while count != limit and self.usage(namespace).blob_bytes > to_bytes:
-            lapsed = self._lapsed(namespace, now)
-            entry = lapsed or self._lowest(namespace)
+            entry, reason = next(going, (None, ""))
             if entry is None:
                 break
-            self.remove(entry.key, "expired" if lapsed else "evicted", now)
-            if entry.status is Status.READY and not lapsed:
-                self._age = max(self._age, entry.score)
+            self.remove(entry.key, reason, now)
             count += 1
             freed += entry.blob_bytes
             tokens += entry.key.n_tokens
         return Evicted(count, freed, tokens)
+
+    def _going(
+        self, to_bytes: int, now: float, namespace: str | None, judge: Judge | None
+    ) -> Iterator[tuple[Entry, str]]:
+        """What goes, the next first, and why; each is gone before the next is asked for."""
+        while (entry := self._lapsed(namespace, now)) is not None:
+            yield entry, "expired"
+        while judge is not None:
+            if (entry := self._lowest(namespace, below=0.0)) is not None:
+                yield entry, "evicted"
+            elif drawn := self._drawn(namespace, to_bytes, now, judge):
+                yield from ((entry, "evicted") for entry in drawn)
+            else:
+                return
+        while (entry := self._lowest(namespace)) is not None:
+            if entry.status is Status.READY:
+                self._age = max(self._age, entry.score)
+            yield entry, "evicted"
+
+    def _drawn(self, namespace: str | None, to_bytes: int, now: float, judge: Judge) -> list[Entry]:
+        """The lowest of a sample, as many as have to go; the lowest first."""
+        held = self.usage(namespace)
+        excess = (held.blob_bytes - to_bytes) * held.entries / max(held.blob_bytes, 1)
+        wanted = max(1, math.ceil(excess))
+        drawn = self._sample(namespace, sampled(wanted))
+        ranks = judge(drawn, now)
+        lowest = heapq.nsmallest(wanted, range(len(drawn)), key=ranks.__getitem__)
+        return [drawn[place] for place in lowest]
+
+    def _sample(self, namespace: str | None, count: int) -> list[Entry]:
+        """So many unpinned entries at random: of the tickets, those that are not stale."""
+        order = self._orders.get(namespace, [])
+        few = len(order) <= 8 * count  # at most four of five are stale
+        tickets = order if few else self._dice.choices(order, k=8 * count)
+        found: dict[bytes, Entry] = {}
+        for *_, number, digest in tickets:
+            kept = self._kept.get(digest)
+            if kept is not None and kept.ticket == number:
+                found[digest] = kept.entry
+        drawn = list(found.values())
+        return drawn if len(drawn) <= count else self._dice.sample(drawn, count)
 
     def entries(self) -> list[Entry]:
         """All entries, in no order."""
@@ -209,13 +258,19 @@ class Shelf:
                     return kept.entry
         return None
 
-    def _lowest(self, namespace: str | None) -> Entry | None:
-        """The entry that goes first; its ticket is used up."""
+    def _lowest(self, namespace: str | None, below: float = math.inf) -> Entry | None:
+        """The entry that goes first; its ticket is used up. Of those that are ready, only one that
+        is scored `below` that.
+        """
         order = self._orders.get(namespace, [])
         while order:
-            *_, number, digest = heapq.heappop(order)
+            ready, score, number, digest = order[0]
             kept = self._kept.get(digest)
-            if kept is not None and kept.ticket == number:
+            sound = kept is not None and kept.ticket == number
+            if sound and ready and score >= below:
+                return None
+            heapq.heappop(order)
+            if kept is not None and sound:
                 return kept.entry
         return None
 

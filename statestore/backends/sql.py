@@ -38,6 +38,7 @@ from statestore.backends.tallies import Tally
 from statestore.blobs.base import BlobStore, RemovesMany
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
+from statestore.eviction.policy import Judge
 from statestore.keys import StateKey
 
 T = TypeVar("T")
@@ -198,7 +199,13 @@ class SqlBackend:
         return self._database.read(lambda tx: sql_tallies.tallies(tx, namespace))
 
     def evict(
-        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+        self,
+        to_bytes: int,
+        now: float,
+        *,
+        namespace: str | None = None,
+        limit: int = 256,
+        judge: Judge | None = None,
     ) -> Evicted:
         """Remove unpinned entries, lowest score first, until `to_bytes` are left or `limit` gone.
 

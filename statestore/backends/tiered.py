@@ -35,6 +35,7 @@ from statestore.backends.write_behind import Bounds, Task, WriteBehind
 from statestore.complaints import Complaints
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.errors import BackendError, ClosedError, ContainerError, FullError, InputError
+from statestore.eviction.policy import Judge
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 
@@ -233,11 +234,17 @@ class Tiered:
         return self._settled().backend.usage(namespace)
 
     def evict(
-        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+        self,
+        to_bytes: int,
+        now: float,
+        *,
+        namespace: str | None = None,
+        limit: int = 256,
+        judge: Judge | None = None,
     ) -> Evicted:
         """Make room at home; nearer tiers have budgets of their own."""
         home = self._settled()
-        return home.backend.evict(to_bytes, now, namespace=namespace, limit=limit)
+        return home.backend.evict(to_bytes, now, namespace=namespace, limit=limit, judge=judge)
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """Remove what has expired, and orphans, from every tier; what went from the home."""

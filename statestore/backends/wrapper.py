@@ -14,6 +14,7 @@ from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups, lookups_of
 from statestore.backends.sightings import Sightings, sightings_of
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
+from statestore.eviction.policy import Judge
 from statestore.keys import StateKey
 
 
@@ -92,10 +93,16 @@ class Wrapper:
         return self.inner.usage(namespace)
 
     def evict(
-        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+        self,
+        to_bytes: int,
+        now: float,
+        *,
+        namespace: str | None = None,
+        limit: int = 256,
+        judge: Judge | None = None,
     ) -> Evicted:
         """As the port says."""
-        return self.inner.evict(to_bytes, now, namespace=namespace, limit=limit)
+        return self.inner.evict(to_bytes, now, namespace=namespace, limit=limit, judge=judge)
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """As the port says."""

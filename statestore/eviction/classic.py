@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from statestore.entry import Entry
-from statestore.eviction.policy import TRANSIENT, Judge, Mean, Verdict, gain_tokens, score, transient
+from statestore.eviction.policy import (
+    TRANSIENT,
+    Judge,
+    Mean,
+    Verdict,
+    gain_tokens,
+    score,
+    transient,
+)
 from statestore.keys import StateKey
 
 

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from statestore.entry import Entry, Role
+from statestore.entry import Candidate, Entry, Role
 from statestore.eviction.curves import Curves
 from statestore.eviction.policy import (
     HOLD_S,
@@ -138,8 +138,8 @@ class Learned:
                 trial = self._use(entry.key, self._of(entry, now), AGAIN, now)
             return Verdict(self._score(self._worth(entry, trial), age, now), trial.memo())
 
-    def rank(self, entries: Sequence[Entry], now: float) -> list[float]:
-        """What entries that are stored, drawn at random, are worth keeping; see `Judge`."""
+    def rank(self, entries: Sequence[Candidate | Entry], now: float) -> list[float]:
+        """See `Judge`."""
         with self._mine():
             self._waiting.advance(now)
             sketches = [sketch(entry) for entry in entries]
@@ -244,7 +244,7 @@ class Learned:
             return Trial.of(entry, now)
         return known
 
-    def _meet(self, entry: Entry, known: Sketch, now: float) -> None:
+    def _meet(self, entry: Candidate | Entry, known: Sketch, now: float) -> None:
         """An entry of a sample; others may have put or used it."""
         own = self._trials.get(entry.key.digest)
         if own is not None:
@@ -265,5 +265,5 @@ class Learned:
         return score(relative, now - 2.0 * idle_s if 0.0 < idle_s and age <= now else age, now)
 
 
-def _bytes(entry: Entry) -> int:
+def _bytes(entry: Candidate | Entry) -> int:
     return max(entry.blob_bytes, 1)

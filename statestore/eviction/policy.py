@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
-from statestore.entry import Entry, Role
+from statestore.entry import Candidate, Entry, Role
 from statestore.keys import StateKey
 
 #: Seconds taken for ``now - age`` where nothing was evicted yet.
@@ -53,8 +53,8 @@ class Verdict:
     memo: str | None = None  # written with the score; ``None``: as it is
 
 
-#: Of stored entries at a moment, what each is worth keeping; the lowest goes first.
-Judge: TypeAlias = Callable[[Sequence[Entry], float], Sequence[float]]
+#: Of stored entries, drawn at random, what each is worth keeping at a moment: the lowest goes first.
+Judge: TypeAlias = Callable[[Sequence[Candidate | Entry], float], Sequence[float]]
 
 
 class Policy(Protocol):
@@ -98,7 +98,7 @@ def transient(entry: Entry) -> bool:
     return entry.role is Role.SPARSE and entry.hits == 0
 
 
-def gain_tokens(entry: Entry) -> int:
+def gain_tokens(entry: Candidate | Entry) -> int:
     """Tokens that a hit spares: back to the nearest state that was stored when it came."""
     return max(entry.key.n_tokens - entry.ancestor_tokens, 1)
 

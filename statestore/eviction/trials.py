@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple, Self
 
-from statestore.entry import Entry, Role
+from statestore.entry import Candidate, Entry, Role
 from statestore.eviction.curves import Kind
 from statestore.eviction.policy import gain_tokens
 
@@ -48,7 +48,7 @@ class Trial:
     waited_s: float = 0.0  # of its age, what was noted so far
 
     @classmethod
-    def of(cls, entry: Entry, now: float) -> Self:
+    def of(cls, entry: Candidate | Entry, now: float) -> Self:
         """That of an entry that was not met before, by its memo where there is a sound one."""
         spared, tokens = gain_tokens(entry), max(entry.key.n_tokens, 1)
         trial = cls(min(entry.used_at, now), entry.role, tokens, spared, entry.hits, 0, spared)
@@ -78,7 +78,7 @@ class Sketch(NamedTuple):
     hits: int
 
 
-def sketch(entry: Entry) -> Sketch:
+def sketch(entry: Candidate | Entry) -> Sketch:
     """That of an entry, by its memo where there is a sound one."""
     return (_written(entry.role, entry.memo) if entry.memo else None) or _sketch_of(
         Trial.of(entry, entry.used_at)

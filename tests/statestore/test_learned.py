@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 
 from statestore.entry import MEMO_BYTES, Role
 from statestore.eviction import POLICIES, make_policy
-from statestore.eviction.densities import Densities
-from statestore.eviction.gaps import Gaps
+from statestore.eviction.curves import Curves
 from statestore.eviction.learned import Learned
-from statestore.eviction.policy import HOLD_S
 from statestore.eviction.trials import Trial
 from statestore.keys import StateKey
 from statestore.simulate import Request, make_admission, replay, replay_clairvoyant
@@ -339,42 +337,3 @@ def test_any_memo_gives_a_score_and_a_memo(use: str, numbers: tuple[int, ...], a
 # Its parts
 
 
-def test_gaps_are_a_guess_at_first() -> None:
-    gaps = Gaps()
-    assert gaps.longest_s == HOLD_S
-    for _ in range(200):
-        gaps.add(30.0, 1.0)
-    assert 30.0 < gaps.longest_s < 40.0
-    for _ in range(200):
-        gaps.add(3000.0, 1.0)
-    assert 3000.0 < gaps.longest_s < 4000.0
-    for _ in range(40_000):
-        gaps.add(30.0, 1.0)
-    assert gaps.longest_s < 40.0  # the old ones have faded
-    gaps.add(0.0, 1.0)
-    gaps.add(1e300, 1.0)
-
-
-def test_densities_fall_back_on_the_coarser_kind() -> None:
-    densities = Densities()
-    assert densities.relative((("a",), ("a", 1))) == 1.0
-    for _ in range(200):
-        densities.add((("a",), ("a", 1)), 10.0, 1.0, used=True)
-        densities.add((("b",), ("b", 1)), 100.0, 1.0, used=False)
-    often, never = densities.relative((("a",), ("a", 1))), densities.relative((("b",), ("b", 1)))
-    assert often > 5.0
-    assert never < 0.2
-    assert densities.relative((("a",), ("a", 2))) == pytest.approx(often, rel=0.3)
-    assert densities.relative((("c",), ("c", 1))) == pytest.approx(1.0)
-
-
-def test_densities_forget() -> None:
-    densities = Densities()
-    for _ in range(2000):
-        densities.add((("a",),), 10.0, 1.0, used=True)
-        densities.add((("b",),), 10.0, 1.0, used=False)
-    before = densities.relative((("b",),))
-    for _ in range(60_000):
-        densities.add((("a",),), 10.0, 1.0, used=False)
-        densities.add((("b",),), 10.0, 1.0, used=True)
-    assert before < 0.1 < 1.0 < densities.relative((("b",),))

@@ -45,6 +45,7 @@ from statestore.backends.redis.sweeping import Sweep
 from statestore.backends.sightings import Sightings
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, FullError, InputError, UnavailableError
+from statestore.eviction.policy import Judge
 from statestore.keys import StateKey
 
 _PAGE: Final = 256  # entries of one read, over all shards
@@ -265,7 +266,13 @@ class RedisBackend:
         return Usage(**known, age=max(float(age or 0) for age in ages))
 
     def evict(
-        self, to_bytes: int, now: float, *, namespace: str | None = None, limit: int = 256
+        self,
+        to_bytes: int,
+        now: float,
+        *,
+        namespace: str | None = None,
+        limit: int = 256,
+        judge: Judge | None = None,
     ) -> Evicted:
         """Remove unpinned entries, lowest score first, until `to_bytes` are left.
 
