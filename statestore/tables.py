@@ -34,7 +34,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
 HEAD: Final = REVISIONS[-1]
 
 SHARDS: Final = 16  # rows of a namespace in `totals`
@@ -82,6 +82,8 @@ entries = Table(
     Index("ix_entries_namespace_eviction", "namespace", "pinned", "status", "score"),
     Index("ix_entries_used_at", "used_at", "digest"),
     Index("ix_entries_token_digest", "token_digest", "namespace"),
+    # of a namespace's, as many from any place on as a sample wants: digests are as good as dice
+    Index("ix_entries_namespace_digest", "namespace", "digest"),
     Index("ix_entries_model", "namespace", "fingerprint"),
     Index("ix_entries_expires_at", "expires_at"),
     Index(

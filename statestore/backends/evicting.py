@@ -5,31 +5,43 @@ totals, so together they remove no more than one alone would. An entry that anot
 holds is in use and passed over, so evictors never wait for readers and writers, who do not wait
 for each other's entries either: no circle of waiting can close.
 
-The rows are read through an index, about as many as go: the cost is that of what is evicted.
+The rows are read through an index, about as many as go: the cost is that of what is evicted. A
+judge is shown the rows behind a random digest, which digests make a random sample. They are not
+locked: what is used before the lowest of them are, stays.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 from sqlalchemy import Connection, Select, delete, false, func, select, update
 
 from statestore.backends import totals
 from statestore.backends.departures import remember
-from statestore.backends.rows import HOLDING, Holding, to_holding
-from statestore.entry import Departed, Status
+from statestore.backends.rows import HOLDING, Holding, moment, to_holding
+from statestore.backends.samples import sample
+from statestore.entry import Candidate, Departed, Status
+from statestore.eviction.policy import Judge, sampled
 from statestore.tables import ageing, entries
 
 _PAGE: Final = 256  # rows of one statement
+_JUDGED: Final = select(*HOLDING, entries.c.used_at).where(entries.c.pinned == false())
 
 
 def evict(
-    connection: Connection, to_bytes: int, now: float, namespace: str | None, limit: int
+    connection: Connection,
+    to_bytes: int,
+    now: float,
+    namespace: str | None,
+    limit: int,
+    judge: Judge | None = None,
 ) -> list[Holding]:
     """Remove unpinned entries (of `namespace`): what has expired, then what is quarantined, then by
-    score.
+    score, or as `judge` ranks; see `Backend.evict`.
 
     Ends when the blobs of what is left come to at most `to_bytes`, or `limit` are gone. What was
     removed; the blobs are still there.
@@ -39,11 +51,20 @@ def evict(
     mean_bytes = max(1.0, held.blob_bytes / max(1, held.entries))
     going = _Going(connection, held.blob_bytes - to_bytes, limit, mean_bytes)
     going.take(lapsed(namespace, now), "expired", now)
-    lapsed_count = len(going.gone)
-    going.take(order(namespace), "evicted", now)
+    if judge is None:
+        lapsed_count = len(going.gone)
+        going.take(order(namespace), "evicted", now)
+        _age(connection, going.gone[lapsed_count:])
+    else:
+        going.take(order(namespace), "evicted", now, passing)
+        going.take_judged(namespace, judge, now)
     totals.account(connection, before=going.gone, after=[])
-    _age(connection, going.gone[lapsed_count:])
     return going.gone
+
+
+def passing(entry: Holding) -> bool:
+    """Whether it goes unjudged."""
+    return entry.status != Status.READY.value or entry.score < 0.0
 
 
 def order(namespace: str | None) -> Select[Any]:
@@ -83,23 +104,61 @@ class _Going:
         self._limit = limit
         self._mean_bytes = mean_bytes
 
-    def take(self, entries_in_order: Select[Any], reason: str, now: float) -> None:
-        """Remove entries in this order until enough are gone, or there are no more."""
-        while self._excess > 0 and len(self.gone) < self._limit:
-            count = min(
-                self._limit - len(self.gone), _PAGE, math.ceil(self._excess / self._mean_bytes)
-            )
+    def take(
+        self,
+        entries_in_order: Select[Any],
+        reason: str,
+        now: float,
+        while_: Callable[[Holding], bool] = lambda _: True,
+    ) -> None:
+        """Remove entries in this order until enough are gone, or there are no more such."""
+        while (count := self._wanted) > 0:
             page = entries_in_order.limit(count).with_for_update(skip_locked=True)
             rows = self._connection.execute(page).mappings()
-            going = list(_until(self._excess, [to_holding(row) for row in rows]))
-            if not going:
+            if not self._remove(takewhile(while_, map(to_holding, rows)), reason, now):
                 return
+
+    def take_judged(self, namespace: str | None, judge: Judge, now: float) -> None:
+        """Remove the lowest of samples until enough are gone, or nothing more can be."""
+        while (count := self._wanted) > 0:
+            drawn = sample(self._connection, namespace, sampled(count))
+            if not self._remove(self._lowest(drawn, judge(drawn, now), count), "evicted", now):
+                return
+
+    def _lowest(
+        self, drawn: Sequence[Candidate], ranks: Sequence[float], count: int
+    ) -> list[Holding]:
+        """The lowest `count` of a sample, the lowest first, less what was used since."""
+        places = heapq.nsmallest(count, range(len(drawn)), key=ranks.__getitem__)
+        judged = {drawn[place].key.digest: place for place in places}
+        chosen = _JUDGED.where(entries.c.digest.in_(list(judged)))
+        found = self._connection.execute(chosen.with_for_update(skip_locked=True)).mappings()
+        rows = {judged[bytes(row["digest"])]: row for row in found}
+        return [
+            to_holding(rows[place])
+            for place in places
+            if place in rows and moment(rows[place]["used_at"]) == drawn[place].used_at
+        ]
+
+    @property
+    def _wanted(self) -> int:
+        """How many more are to go, about; at most a page."""
+        if self._excess <= 0:
+            return 0
+        count = math.ceil(self._excess / self._mean_bytes)
+        return min(self._limit - len(self.gone), _PAGE, count)
+
+    def _remove(self, page: Iterable[Holding], reason: str, now: float) -> bool:
+        """Remove those of `page` that are too many; ``False``: there were none."""
+        going = list(_until(self._excess, page))
+        if going:
             _remove(self._connection, going, reason, now)
             self.gone += going
             self._excess -= sum(entry.blob_bytes for entry in going)
+        return bool(going)
 
 
-def _until(excess: int, page: Sequence[Holding]) -> Iterator[Holding]:
+def _until(excess: int, page: Iterable[Holding]) -> Iterator[Holding]:
     """Entries of `page` while there are too many bytes."""
     for entry in page:
         if excess <= 0:

@@ -198,7 +198,7 @@ class MemoryBackend:
         limit: int = 256,
         judge: Judge | None = None,
     ) -> Evicted:
-        """Remove unpinned entries, lowest score first or as `judge` ranks, until `to_bytes` are left."""
+        """Remove unpinned entries, by score or as `judge` ranks, until `to_bytes` are left."""
         room = self.room()
         with room.lock:
             return room.shelf.evict(to_bytes, now, namespace, limit, judge)

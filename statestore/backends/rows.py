@@ -143,19 +143,25 @@ def to_holding(row: RowMapping) -> Holding:
     """
     expires_at = row["expires_at"]
     return Holding(
-        key=StateKey(bytes(row["digest"]), _whole(row["n_tokens"])),
+        key=StateKey(bytes(row["digest"]), whole(row["n_tokens"])),
         namespace=str(row["namespace"]),
         blob=str(row["blob"]),
-        blob_bytes=_whole(row["blob_bytes"]),
-        state_bytes=_whole(row["state_bytes"]),
+        blob_bytes=whole(row["blob_bytes"]),
+        state_bytes=whole(row["state_bytes"]),
         status=str(row["status"]),
-        score=row["score"] if isinstance(row["score"], float) else 0.0,
+        score=moment(row["score"]),
         pinned=row["pinned"] in (1, True),
         expires_at=expires_at if isinstance(expires_at, float) else None,
     )
 
 
-def _whole(value: object) -> int:
+def moment(value: object) -> float:
+    """A column's moment; what is none counts as long ago."""
+    return value if isinstance(value, float) else 0.0
+
+
+def whole(value: object) -> int:
+    """A column's number of tokens or bytes; what is none counts as 0."""
     return value if type(value) is int and 0 <= value < TOKENS_LIMIT else 0
 
 

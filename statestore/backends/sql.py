@@ -207,14 +207,16 @@ class SqlBackend:
         limit: int = 256,
         judge: Judge | None = None,
     ) -> Evicted:
-        """Remove unpinned entries, lowest score first, until `to_bytes` are left or `limit` gone.
+        """Remove unpinned entries, by score or as `judge` ranks, until `to_bytes` are left.
 
         One transaction, then their blobs; on a full disk several. Evictors on other hosts wait for
         each other.
         """
 
         def remove(count: int) -> list[Holding]:
-            return self._database.write(lambda tx: evict(tx, to_bytes, now, namespace, count))
+            return self._database.write(
+                lambda tx: evict(tx, to_bytes, now, namespace, count, judge)
+            )
 
         reserve = self._reserve
         pages = [remove(limit)] if reserve is None else reserve.removing_many(remove, limit)

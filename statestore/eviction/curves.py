@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 Kind: TypeAlias = tuple[Hashable, ...]
@@ -26,7 +27,7 @@ _PER_OCTAVE: Final = 2
 STEPS: Final = 23 * _PER_OCTAVE
 #: The age at which each step begins, and the last one ends: from 2 s on in parts of octaves.
 _EDGES: Final = (0.0, *(2.0 ** (1 + step / _PER_OCTAVE) for step in range(STEPS)))
-_WIDTHS: Final = tuple(end - begin for begin, end in zip(_EDGES, _EDGES[1:], strict=False))
+_WIDTHS: Final = tuple(end - begin for begin, end in pairwise(_EDGES))
 #: Uses per second times the age, before anything was seen.
 _GUESS: Final = 0.1
 #: Uses' worth of the coarser kind that a finer one begins with; at each step of age.

@@ -33,7 +33,6 @@ from typing import Final
 from statestore.entry import Candidate, Entry, Role
 from statestore.eviction.curves import Curves
 from statestore.eviction.policy import (
-    HOLD_S,
     TRANSIENT,
     Judge,
     Mean,
@@ -262,7 +261,7 @@ class Learned:
     def _score(self, worth: float, age: float, now: float) -> float:
         relative = worth / (self._mean.value or worth or 1.0)
         idle_s = self._idle.value
-        return score(relative, now - 2.0 * idle_s if 0.0 < idle_s and age <= now else age, now)
+        return score(relative, now - 2.0 * idle_s if idle_s > 0.0 and age <= now else age, now)
 
 
 def _bytes(entry: Candidate | Entry) -> int:

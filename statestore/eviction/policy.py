@@ -53,7 +53,7 @@ class Verdict:
     memo: str | None = None  # written with the score; ``None``: as it is
 
 
-#: Of stored entries, drawn at random, what each is worth keeping at a moment: the lowest goes first.
+#: Of stored entries, drawn at random, what each is worth keeping at a moment; the lowest goes.
 Judge: TypeAlias = Callable[[Sequence[Candidate | Entry], float], Sequence[float]]
 
 

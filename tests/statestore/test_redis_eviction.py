@@ -11,7 +11,7 @@ import pytest
 
 from statestore.backends.base import Backend
 from statestore.backends.redis import evicting
-from statestore.backends.redis.evicting import Shard, Victim, plan
+from statestore.backends.redis.choosing import Shard, Victim, plan
 from statestore.entry import Change, EntryFilter, Evicted, Status, Usage
 from statestore.errors import FullError, InputError
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish

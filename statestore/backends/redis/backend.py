@@ -274,12 +274,12 @@ class RedisBackend:
         limit: int = 256,
         judge: Judge | None = None,
     ) -> Evicted:
-        """Remove unpinned entries, lowest score first, until `to_bytes` are left.
+        """Remove unpinned entries, by score or as `judge` ranks, until `to_bytes` are left.
 
         Their blobs can be read for a moment after that; see `evicting`.
         """
         whose = None if namespace is None else text(namespace, "namespace")
-        return Eviction(self._server, self._keyspace, now, whose).run(to_bytes, limit)
+        return Eviction(self._server, self._keyspace, now, whose, judge).run(to_bytes, limit)
 
     def sweep(self, now: float, grace_s: float) -> Swept:
         """Remove expired entries with their blobs, and parts older than `grace_s` without an entry.

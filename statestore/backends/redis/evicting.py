@@ -17,32 +17,37 @@ a second for each 20 MiB): who has begun to read ends well. The server's memory 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from heapq import merge
-from itertools import islice
-from typing import Final, NamedTuple
+import secrets
+from collections.abc import Iterable
+from typing import Final
 
+from statestore.backends.redis.choosing import Shard, Share, hidden, judged, plan
 from statestore.backends.redis.keyspace import Keyspace
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import SHARD, Command, call, departed_kept
 from statestore.entry import Evicted
+from statestore.eviction.policy import Judge, sampled
 
 LINGER_MS: Final = 1000
 LINGER_PART_MS: Final = 50
 LINGER_MOST_MS: Final = 60_000
 
 _BATCH: Final = 64  # entries that one shard removes in one step, which takes 1 to 3 ms
+_JUDGED: Final = 32  # entries that go in one round where a sample is judged
+_UNJUDGED: Final = 16  # entries told beside a sample
+_LEAST: Final = 8  # drawn from each shard
 _ROUNDS: Final = 1000  # more mean that others keep changing what was chosen
 
-#: ARGV: base, '', how many, now, and a namespace if it is about one. The shard's blob bytes,
-#: whether it may have further entries, and of each of the lowest: 0 if expired, 1 if quarantined,
-#: else 2, score, blob, bytes. What the orders name and is not there (the server evicted it), or
-#: names no blob of its own, is struck off. Of what has expired the first are looked at, whoever's.
+#: ARGV: base, '', how many, now, how many to draw, a seed for that, and a namespace if it is about
+#: one. The shard's blob bytes, whether it may have further entries, and of each of the lowest: 0 if
+#: expired, 1 if quarantined, else 2, score, blob, bytes. Where some are to be drawn, only what is
+#: scored below 0 goes by its score; of each drawn: 3 and the same, and what it is judged by. What
+#: the orders name and is not there (the server evicted it), or names no blob of its own, is struck
+#: off. Of what has expired the first are looked at, whoever's.
 LOWEST: Final = (
     SHARD
     + """
-local wanted, now, namespace = tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local wanted, now, draws, namespace = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[7]
 local found, stale, told = {}, 0, {}
 local FIELDS = {'status', 'score', 'blob', 'blob_bytes', 'pinned', 'expires_at', 'namespace'}
 local function strike(id, key)
@@ -98,7 +103,9 @@ for _, member in ipairs(members) do
     strike(id, key)
     redis.call('ZREM', base .. 'ranks', member)
   elseif f[5] ~= '1' and (member == id or place_of(key, id).rank == member) then
-    tell(f[1] == 'quarantined' and 1 or 2, id, f)
+    if draws == 0 or f[1] == 'quarantined' or number(f[2]) < 0 then
+      tell(f[1] == 'quarantined' and 1 or 2, id, f)
+    end
   else
     stale = stale + 1
     for _, order in ipairs({'barred', 'order', 'ranks'}) do
@@ -106,15 +113,38 @@ for _, member in ipairs(members) do
     end
   end
 end
+local first, count = 0, redis.call('ZCARD', base .. 'order')
+if namespace and draws > 0 then
+  first = redis.call('ZLEXCOUNT', base .. 'ranks', '-', '(' .. namespace .. '\0')
+  count = redis.call('ZLEXCOUNT', base .. 'ranks', '[' .. namespace .. '\0',
+    '(' .. namespace .. '\1')
+end
+math.randomseed(tonumber(ARGV[6]))
+for draw = 0, math.min(draws, count) - 1 do
+  local place = first + (count <= draws and draw or math.random(0, count - 1))
+  local member = redis.call('ZRANGE', base .. (namespace and 'ranks' or 'order'), place, place)[1]
+  local id = (member or ''):sub(-64)
+  local f = redis.call('HMGET', base .. 'entry:' .. id, unpack(FIELDS))
+  if f[1] ~= 'quarantined' and f[5] ~= '1' and (f[3] or ''):sub(1, 64) == id and not told[id] then
+    told[id] = true
+    local by = redis.call('HMGET', base .. 'entry:' .. id, 'n_tokens', 'role', 'used_at', 'hits',
+      'ancestor_tokens', 'memo')
+    for i = 1, 6 do
+      by[i] = by[i] or ''
+    end
+    found[#found + 1] = {3, f[2] or '', f[3], f[4] or '', by}
+  end
+end
 local whose = namespace and ':' .. namespace or ''
 local total = redis.call('HGET', base .. 'totals', 'blob_bytes' .. whose) or '0'
-return {total, (stale > 0 or #members == wanted) and 1 or 0, found}
+local more = stale > 0 or #members == wanted or (draws > 0 and count > draws)
+return {total, more and 1 or 0, found}
 """
 )
 
 #: ARGV: base, '', floor, the namespace's name with ':' before it or '', now, how many removals to
-#: remember, ms that parts linger, ms for each part, ms at most; score and blob of each entry. How
-#: many went, their bytes and tokens.
+#: remember, ms that parts linger, ms for each part, ms at most, 1 if the age is that of what
+#: goes; score and blob of each entry. How many went, their bytes and tokens.
 EVICT: Final = (
     SHARD
     + """
@@ -127,7 +157,7 @@ local function let_expire(blob, count)
   return tonumber(count)
 end
 local gone, bytes, tokens = 0, 0, 0
-for i = 10, #ARGV, 2 do
+for i = 11, #ARGV, 2 do
   local score, blob = ARGV[i], ARGV[i + 1]
   local id = blob:sub(1, 64)
   local key = base .. 'entry:' .. id
@@ -142,7 +172,7 @@ for i = 10, #ARGV, 2 do
     remove(key, id, lapsed and 'expired' or 'evicted', at, keep, let_expire)
     gone, bytes, tokens = gone + 1, bytes + size, tokens + number(f[7])
     local age = tonumber(redis.call('HGET', base .. 'totals', 'age') or 0)
-    if f[5] == 'ready' and not lapsed and number(score) > age then
+    if ARGV[10] == '1' and f[5] == 'ready' and not lapsed and number(score) > age then
       redis.call('HSET', base .. 'totals', 'age', score)
     end
   end
@@ -152,85 +182,11 @@ return {gone, bytes, tokens}
 )
 
 
-class Victim(NamedTuple):
-    """An entry that may go; they sort as they go."""
-
-    rank: int  # 0: expired, 1: quarantined, 2: ready
-    score: float
-    blob: str
-    blob_bytes: int
-    score_text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What one shard told: its total, and its lowest entries."""
-
-    total: int
-    more: bool  # there may be others behind them
-    lowest: Sequence[Victim]
-
-    @classmethod
-    def of(cls, total: bytes, more: int, found: list[tuple[int, bytes, bytes, bytes]]) -> Shard:
-        """From a reply of `LOWEST`."""
-        victims = [
-            Victim(rank, _number(score), blob.decode(), int(_number(size)), score.decode())
-            for rank, score, blob, size in found
-        ]
-        return cls(int(total), bool(more), sorted(victims))
-
-
-def _number(text: bytes) -> float:
-    """What is no number, after a fault, counts as 0: such an entry goes like any other."""
-    try:
-        value = float(text)
-    except ValueError:
-        return 0.0
-    return value if math.isfinite(value) else 0.0
-
-
-@dataclass(slots=True)
-class Share:
-    """What one shard is to remove, as long as its total is above `floor`."""
-
-    floor: int
-    victims: list[Victim]
-
-
-def plan(shards: Sequence[Shard], to_bytes: int, limit: int) -> dict[int, Share]:
-    """What goes from which shard, lowest first over all, until `to_bytes` are left, `limit` are
-    chosen, or a shard's further entries would have to be known. Pure.
-
-    A shard that told only what is not there any more may have lower ones: then nothing goes yet.
-    """
-    over = sum(shard.total for shard in shards) - to_bytes
-    shares: dict[int, Share] = {}
-    if any(shard.more and not shard.lowest for shard in shards):
-        return shares
-    for victim, place in islice(_in_order(shards), limit):
-        if over <= 0:
-            break
-        share = shares.setdefault(place, Share(shards[place].total, []))
-        share.victims.append(victim)
-        share.floor -= victim.blob_bytes
-        over -= victim.blob_bytes
-        if over <= 0:
-            share.floor -= over  # what the last one removes beyond need
-        elif shards[place].more and len(share.victims) == len(shards[place].lowest):
-            break
-    return shares
-
-
-def _hidden(shards: Sequence[Shard], to_bytes: int) -> bool:
-    """Whether something has to go that may lie behind what was struck off."""
-    more = any(shard.more and not shard.lowest for shard in shards)
-    return more and sum(shard.total for shard in shards) > to_bytes
-
-
-def _in_order(shards: Sequence[Shard]) -> Iterator[tuple[Victim, int]]:
-    return merge(
-        *([(victim, place) for victim in shard.lowest] for place, shard in enumerate(shards))
-    )
+def _further(shares: Iterable[Share], over: int) -> int:
+    """How many entries like these come to `over` bytes; as many as one round takes at most."""
+    sizes = [victim.blob_bytes for share in shares for victim in share.victims]
+    mean_bytes = max(sum(sizes) / len(sizes), 1.0) if sizes else 1.0
+    return min(max(math.ceil(over / mean_bytes), 1), _JUDGED)
 
 
 class Eviction:
@@ -241,41 +197,70 @@ class Eviction:
         keyspace: the names there.
         now: dates the removals.
         namespace: whose entries; ``None``: anybody's.
+        judge: ranks a sample; ``None``: the scores do.
     """
 
     def __init__(
-        self, server: Server, keyspace: Keyspace, now: float, namespace: str | None
+        self,
+        server: Server,
+        keyspace: Keyspace,
+        now: float,
+        namespace: str | None,
+        judge: Judge | None = None,
     ) -> None:
         self._server = server
         self._bases = tuple(keyspace.bases())
-        self._now = repr(float(now))
+        self._now = float(now)
         self._namespace = namespace
+        self._judge = judge
 
     def run(self, to_bytes: int, limit: int) -> Evicted:
         """Do it; what went. Raises as `Server.run`."""
         entries = size = tokens = 0
+        wanted = 1  # to judge for
         for _ in range(_ROUNDS):
             if entries >= limit:
                 break
-            shards = self._look(limit - entries)
+            shards = self._look(limit - entries, wanted)
             shares = plan(shards, to_bytes, limit - entries)
-            if not shares and not _hidden(shards, to_bytes):
+            if not shares and not hidden(shards, to_bytes):
                 break
+            freed = 0
             for gone in self._server.run([self._removal(*one) for one in shares.items()]):
-                entries, size, tokens = entries + gone[0], size + gone[1], tokens + gone[2]
+                entries, freed, tokens = entries + gone[0], freed + gone[1], tokens + gone[2]
+            size += freed
+            over = sum(shard.total for shard in shards) - to_bytes - freed
+            if shares and over <= 0:
+                break
+            wanted = _further(shares.values(), over)
         return Evicted(entries, size, tokens)
 
-    def _look(self, limit: int) -> list[Shard]:
-        """The lowest of every shard, some more than its share of `limit`."""
-        wanted = min(_BATCH, limit, max(8, 4 * limit // len(self._bases)))
+    def _look(self, limit: int, wanted: int) -> list[Shard]:
+        """The lowest of every shard, some more than its share of `limit`; of what is drawn, so many
+        as are `wanted`.
+        """
+        shards = len(self._bases)
+        judge = self._judge
+        most = _BATCH if judge is None else _UNJUDGED
+        lowest = min(most, limit, max(8, 4 * limit // shards))
+        draws = 0 if judge is None else max(_LEAST, math.ceil(sampled(wanted) / shards))
         about = () if self._namespace is None else (self._namespace,)
-        looks = [call(LOWEST, base, "", wanted, self._now, *about) for base in self._bases]
-        return [Shard.of(*reply) for reply in self._server.run(looks)]
+        looks = [
+            call(LOWEST, base, "", lowest, repr(self._now), draws, secrets.randbits(31), *about)
+            for base in self._bases
+        ]
+        told = [Shard.of(*reply) for reply in self._server.run(looks)]
+        if judge is None or any(len(shard.lowest) >= lowest for shard in told):
+            return told  # there may be more that goes unjudged
+        return judged(told, judge, self._now, wanted)
 
     def _removal(self, place: int, share: Share) -> Command:
         base = self._bases[place]
         whose = "" if self._namespace is None else f":{self._namespace}"
         linger = (LINGER_MS, LINGER_PART_MS, LINGER_MOST_MS)
+        ageing = int(self._judge is None)
         pairs = [piece for one in share.victims for piece in (one.score_text, one.blob)]
         kept = departed_kept(len(self._bases))
-        return call(EVICT, base, "", share.floor, whose, self._now, kept, *linger, *pairs)
+        return call(
+            EVICT, base, "", share.floor, whose, repr(self._now), kept, *linger, ageing, *pairs
+        )
