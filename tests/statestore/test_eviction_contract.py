@@ -18,7 +18,6 @@ from tests.statestore.backend_places import (
     CREATED_AT,
     FilePlace,
     Place,
-    PlaceContract,
     a_blob,
     a_key,
     an_entry,
@@ -26,6 +25,7 @@ from tests.statestore.backend_places import (
     publish_all,
 )
 from tests.statestore.backend_worker import unless_busy
+from tests.statestore.judged_contract import JudgedContract
 
 NOW = CREATED_AT + 10_000
 
@@ -87,7 +87,7 @@ class Oracle:
         return Evicted(count, freed)
 
 
-class EvictionContract(PlaceContract):
+class EvictionContract(JudgedContract):
     """Inherit and give `place`."""
 
     @pytest.fixture
