@@ -12,7 +12,6 @@ locked: what is used before the lowest of them are, stays.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -25,7 +24,7 @@ from statestore.backends.departures import remember
 from statestore.backends.rows import HOLDING, Holding, moment, to_holding
 from statestore.backends.samples import sample
 from statestore.entry import Candidate, Departed, Status
-from statestore.eviction.policy import Judge, sampled
+from statestore.eviction.policy import Judge, lowest, sampled
 from statestore.tables import ageing, entries
 
 _PAGE: Final = 256  # rows of one statement
@@ -129,7 +128,7 @@ class _Going:
         self, drawn: Sequence[Candidate], ranks: Sequence[float], count: int
     ) -> list[Holding]:
         """The lowest `count` of a sample, the lowest first, less what was used since."""
-        places = heapq.nsmallest(count, range(len(drawn)), key=ranks.__getitem__)
+        places = lowest(drawn, ranks, count)
         judged = {drawn[place].key.digest: place for place in places}
         chosen = _JUDGED.where(entries.c.digest.in_(list(judged)))
         found = self._connection.execute(chosen.with_for_update(skip_locked=True)).mappings()

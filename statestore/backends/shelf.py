@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from statestore.backends.base import Swept
 from statestore.entry import Departed, Entry, Evicted, Status, Usage
-from statestore.eviction.policy import Judge, sampled
+from statestore.eviction.policy import Judge, lowest, sampled
 from statestore.keys import StateKey
 
 DEPARTED: Final = 10_000  # removals that are remembered
@@ -150,8 +150,7 @@ class Shelf:
         wanted = max(1, math.ceil(excess))
         drawn = self._sample(namespace, sampled(wanted))
         ranks = judge(drawn, now)
-        lowest = heapq.nsmallest(wanted, range(len(drawn)), key=ranks.__getitem__)
-        return [drawn[place] for place in lowest]
+        return [drawn[place] for place in lowest(drawn, ranks, wanted)]
 
     def _sample(self, namespace: str | None, count: int) -> list[Entry]:
         """So many unpinned entries at random: of the tickets, those that are not stale."""

@@ -106,8 +106,15 @@ class Curves:
             self._fade(math.exp(-_FADED / _MEMORY))
 
     def best(self, kind: Kind, age_s: float) -> float:
-        """The most uses per second that holding one of that age can bring."""
-        return self._curve(kind).best[step_of(age_s)]
+        """The most uses per second that holding one of that age can bring; between steps in
+        proportion, so that of two alike the older goes.
+        """
+        best = self._curve(kind).best
+        step = step_of(age_s)
+        if step == STEPS - 1:
+            return best[step]
+        part = (age_s - _EDGES[step]) / _WIDTHS[step]
+        return best[step] + max(part, 0.0) * (best[step + 1] - best[step])
 
     def relative(self, kind: Kind) -> float:
         """How many times as often as the common curve says that kind is used."""

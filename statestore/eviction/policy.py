@@ -23,6 +23,7 @@ score, as a memo that every process finds there; one that it cannot read is as n
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
@@ -91,6 +92,13 @@ def sampled(count: int) -> int:
     less than 64.
     """
     return _SAMPLE + _SAMPLE_EACH * (count - 1)
+
+
+def lowest(entries: Sequence[Candidate | Entry], ranks: Sequence[float], count: int) -> list[int]:
+    """The places of the `count` that go first; of two that are ranked alike the same everywhere."""
+    return heapq.nsmallest(
+        count, range(len(entries)), key=lambda place: (ranks[place], entries[place].key.digest)
+    )
 
 
 def transient(entry: Entry) -> bool:

@@ -17,6 +17,9 @@ class Waiting:
         self._curves = curves
         self._by_step: list[deque[Trial]] = [deque() for _ in range(STEPS)]
 
+    def __len__(self) -> int:
+        return sum(map(len, self._by_step))
+
     def begin(self, trial: Trial) -> None:
         """It waits from now on."""
         self._by_step[0].append(trial)

@@ -16,7 +16,7 @@ from statestore.backends.budget import Budget
 from statestore.backends.headroom import SPARE
 from statestore.entry import Entry
 from statestore.eviction import Policy, Verdict
-from statestore.eviction.policy import STOP_S, sampled, transient
+from statestore.eviction.policy import STOP_S, lowest, sampled, transient
 from statestore.keys import StateKey
 
 _SEED: Final = 1  # of the dice: a replay's result is the same every time
@@ -127,7 +127,7 @@ class OwnShelf:
         judge = self._policy.judge
         assert judge is not None
         drawn = self._dice.sample(self._digests, min(sampled(excess), len(self._digests)))
-        ranks = judge([self._entries[digest] for digest in drawn], now)
-        for _, digest in heapq.nsmallest(excess, zip(ranks, drawn, strict=True)):
-            self._take(digest)
+        entries = [self._entries[digest] for digest in drawn]
+        for place in lowest(entries, judge(entries, now), excess):
+            self._take(drawn[place])
             self.evictions += 1

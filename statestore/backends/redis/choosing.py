@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from statestore.backends.fields import memo_of
 from statestore.backends.redis.keyspace import DIGEST_DIGITS
 from statestore.entry import Candidate, Role
-from statestore.eviction.policy import Judge
+from statestore.eviction.policy import Judge, lowest
 from statestore.keys import StateKey
 
 DRAWN: Final = 3  # the rank of what was drawn at random
@@ -84,9 +83,10 @@ def judged(shards: Sequence[Shard], judge: Judge, now: float, count: int) -> lis
     drawn = [(place, one) for place, shard in enumerate(shards) for one in shard.drawn]
     if not drawn:
         return list(shards)
-    ranks = judge([one.candidate for _, one in drawn], now)
+    candidates = [one.candidate for _, one in drawn]
+    ranks = judge(candidates, now)
     behind: list[list[Victim]] = [[] for _ in shards]
-    for number in heapq.nsmallest(count, range(len(drawn)), key=ranks.__getitem__):
+    for number in lowest(candidates, ranks, count):
         place, one = drawn[number]
         behind[place].append(one.victim._replace(score=ranks[number]))
     return [

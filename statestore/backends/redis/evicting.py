@@ -35,7 +35,7 @@ LINGER_MOST_MS: Final = 60_000
 _BATCH: Final = 64  # entries that one shard removes in one step, which takes 1 to 3 ms
 _JUDGED: Final = 32  # entries that go in one round where a sample is judged
 _UNJUDGED: Final = 16  # entries told beside a sample
-_LEAST: Final = 2  # drawn from each shard
+_LEAST: Final = 1  # drawn from each shard
 _ROUNDS: Final = 1000  # more mean that others keep changing what was chosen
 
 #: ARGV: base, '', how many, now, how many to draw, a seed for that, and a namespace if it is about
