@@ -4,7 +4,7 @@ On files, PostgreSQL and Redis, each on stores of its own that are filled past t
 entries of one byte. The calls on the stores of one kind are timed in turn, so that a busy machine
 is as busy for each. A lookup asks for as many keys as a prompt has chunks of 256 tokens, new ones
 every time; "hit" is the shallowest alone, so that every key is looked at. An eviction removes
-entries whose blobs are there, lowest score first.
+entries whose blobs are there, lowest score first; "judged" is one, the least of a sample.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from statestore.backends.redis.address import Address
 from statestore.backends.rows import to_row
 from statestore.backends.sqlite import open_database
 from statestore.entry import Entry, Evicted
+from statestore.eviction import make_policy
 from statestore.keys import StateKey
 from statestore.tables import ONLY_ON
 from statestore.tables import entries as table
@@ -206,7 +207,20 @@ def evictions(store: Filled) -> Iterator[tuple[str, Callable[[], float]]]:
         assert gone[0].entries == EVICTED
         return took
 
+    policy = make_policy()
+
+    def judge() -> float:
+        """One goes, the least of a sample: what a put into a full store costs beside the put."""
+        over = store.backend.usage().blob_bytes - 1
+        gone: list[Evicted] = []
+        took = timed(
+            lambda: gone.append(store.backend.evict(over, CREATED_AT + 100, judge=policy.judge))
+        )
+        assert gone[0].entries == 1
+        return took
+
     yield f"evict {EVICTED}|{store.entries}", evict
+    yield f"evict 1, judged|{store.entries}", judge
 
 
 def everywhere(entries: int) -> Iterator[int]:

@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from statestore.backends.recent import Recent
 from statestore.backends.tiered import Tier, Tiered
 from statestore.backends.wrapper import Wrapper
 from statestore.backends.write_behind import Bounds
-from statestore.entry import Change, Entry, EntryFilter, Status
+from statestore.entry import Candidate, Change, Entry, EntryFilter, Status
 from statestore.errors import FullError, SettingsError, UnavailableError
 from statestore.metrics import Metrics
 from tests.statestore.backend_places import (
@@ -69,6 +69,16 @@ class OverRedis:
 
 
 class TieredContract(BackendContract):
+    def test_a_judge_is_asked_about_the_home(self, backend: Backend) -> None:
+        for number in range(3):
+            publish(backend, an_entry(number, blob_bytes=100, score=float(number)))
+
+        def newest(entries: Sequence[Candidate | Entry], _: float) -> list[float]:
+            return [-float(entry.key.n_tokens) for entry in entries]
+
+        assert backend.evict(200, NOW, judge=newest).entries == 1
+        assert {entry.key for entry in backend.entries(EntryFilter())} == {a_key(0), a_key(1)}
+
     def same(self, found: Entry | None, entry: Entry) -> bool:
         """Each copy but the home's has a write id of its own; score and memo are its tier's."""
         if found is None:
