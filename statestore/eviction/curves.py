@@ -26,7 +26,10 @@ _PER_OCTAVE: Final = 2
 #: Steps of age, to half a year.
 STEPS: Final = 23 * _PER_OCTAVE
 #: The age at which each step begins, and the last one ends: from 2 s on in parts of octaves.
-_EDGES: Final[tuple[float, ...]] = (0.0, *(2.0 ** (1 + step / _PER_OCTAVE) for step in range(STEPS)))
+_EDGES: Final[tuple[float, ...]] = (
+    0.0,
+    *(2.0 ** (1 + step / _PER_OCTAVE) for step in range(STEPS)),
+)
 _WIDTHS: Final = tuple(end - begin for begin, end in pairwise(_EDGES))
 #: Uses per second times the age, before anything was seen.
 _GUESS: Final = 0.1

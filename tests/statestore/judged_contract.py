@@ -79,7 +79,7 @@ class JudgedContract(PlaceContract):
         bench = Bench()
         backend.evict(0, NOW, judge=bench)
         (shown,) = bench.calls[0]
-        for name in Candidate.__slots__:
+        for name in Candidate._fields:
             assert getattr(shown, name) == getattr(entry, name), name
 
     def test_what_has_expired_is_barred_or_passing_goes_unjudged(self, backend: Backend) -> None:
