@@ -157,7 +157,7 @@ def to_holding(row: RowMapping) -> Holding:
 
 def moment(value: object) -> float:
     """A column's moment; what is none counts as long ago."""
-    return value if isinstance(value, float) else 0.0
+    return value if isinstance(value, float) and math.isfinite(value) else 0.0
 
 
 def whole(value: object) -> int:

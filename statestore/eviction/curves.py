@@ -45,9 +45,11 @@ _FEW: Final = 20
 
 def step_of(age_s: float) -> int:
     """The step of age that `age_s` falls on."""
-    if age_s < _EDGES[1]:
-        return 0
-    return min(1 + int(_PER_OCTAVE * (math.log2(age_s) - 1.0)), STEPS - 1)
+    if age_s >= _EDGES[-2]:
+        return STEPS - 1
+    if age_s >= _EDGES[1]:
+        return min(1 + int(_PER_OCTAVE * (math.log2(age_s) - 1.0)), STEPS - 1)
+    return 0  # and what is no number
 
 
 def end_of(step: int) -> float:
@@ -117,7 +119,7 @@ class Curves:
         if step == STEPS - 1:
             return best[step]
         part = (age_s - _EDGES[step]) / _WIDTHS[step]
-        return best[step] + max(part, 0.0) * (best[step + 1] - best[step])
+        return best[step] + max(0.0, part) * (best[step + 1] - best[step])
 
     def relative(self, kind: Kind) -> float:
         """How many times as often as the common curve says that kind is used."""

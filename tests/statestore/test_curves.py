@@ -32,6 +32,12 @@ def test_every_age_falls_on_one_step(age_s: float) -> None:
     assert step == 0 or age_s >= end_of(step - 1) * (1 - 1e-12)
 
 
+@pytest.mark.parametrize(("age_s", "step"), [(math.inf, STEPS - 1), (math.nan, 0), (-math.inf, 0)])
+def test_an_age_that_is_none(age_s: float, step: int) -> None:
+    assert step_of(age_s) == step
+    assert Curves().best(A, age_s) > 0.0
+
+
 def test_it_is_a_guess_at_first() -> None:
     """Less with every step of age, and the same for all kinds."""
     curves = Curves()
