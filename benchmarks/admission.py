@@ -4,7 +4,8 @@ Counted in CPU time of this process: for a file that is all; what a server does 
 in the wall time. A request is a prompt of so many chunks of which nothing is stored and a
 half was seen before: the dearest. In its way are the question how far it was seen (`look`) and the
 rule (`to_save`); behind its answer the note of what was new; the policy sees the lookup and gives
-the scores of a hit and of two puts.
+the scores of a hit and of two puts. Where entries are stored, room is made for one: the least of a
+sample goes.
 
     python -m benchmarks.admission --entries 1000000
 """
@@ -15,7 +16,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
@@ -24,6 +25,7 @@ from typing import TypeVar
 import click
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import make_url
 
 from benchmarks.servers import (
     create_database,
@@ -40,6 +42,7 @@ from rwkv_runtime.forks import Forks
 from rwkv_runtime.pace import Costs
 from statestore import open_store
 from statestore.backends.file import CATALOG
+from statestore.backends.postgres import open_for_migration
 from statestore.backends.sightings import SIGHTINGS, sightings_of
 from statestore.backends.sqlite import open_database
 from statestore.eviction import make_policy
@@ -71,7 +74,12 @@ class Clocked:
 
 
 @click.command()
-@click.option("--entries", type=click.IntRange(min=0), default=0, help="In the file's catalog.")
+@click.option(
+    "--entries",
+    type=click.IntRange(min=0),
+    default=0,
+    help="In the catalogs of files and PostgreSQL.",
+)
 @click.option("--chunks", type=click.IntRange(min=2), default=48, show_default=True)
 @click.option("--runs", type=click.IntRange(min=10), default=300, show_default=True)
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), default=KINDS)
@@ -103,7 +111,12 @@ def opened(kind: str, root: Path, stack: ExitStack, entries: int) -> StateStore 
         url = root.as_uri()
     elif kind == "postgres" and postgres_binaries() is not None:
         server = stack.enter_context(private_postgres())
-        url = f"{create_database(server, 'admission')}?blobs={(root / 'blobs').as_uri()}&{GUARD}"
+        address = create_database(server, "admission")
+        url = f"{address}?blobs={(root / 'blobs').as_uri()}&{GUARD}"
+        open_store(url).close()
+        with closing(open_for_migration(make_url(address))) as catalog:
+            fill(catalog, entries)
+            catalog.write(lambda tx: tx.exec_driver_sql("ANALYZE"))
     elif kind == "redis" and has_redis():
         url = f"redis://127.0.0.1:{stack.enter_context(private_redis())}?{GUARD}"
     else:
@@ -147,6 +160,8 @@ def measured(store: StateStore, chunks: int, runs: int) -> Clocked:
             clocked("policy", lambda: policy.seen(prompt.keys_deepest_first, None, now))
             clocked("scores", lambda: [policy.put(entry, now - 60, now) for entry in entries])
             clocked("note", lambda: forks.note(sight))
+            if held := store.usage().blob_bytes:
+                clocked("room", lambda: store.backend.evict(held - 1, now, judge=policy.judge))
 
         clocked("all", request)
     return clocked
