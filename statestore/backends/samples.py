@@ -45,7 +45,7 @@ def sample(connection: Connection, namespace: str | None, count: int) -> list[Ca
 def _unpinned(namespace: str | None) -> Select[Any]:
     # COALESCE keeps planners from the indexes of what is not pinned: the digests' is to be read.
     ready = select(*_COLUMNS).where(func.coalesce(entries.c.pinned, false()) == false())
-    ready = ready.where(func.coalesce(entries.c.status, "") == Status.READY.value)
+    ready = ready.where(func.coalesce(entries.c.status, "") != Status.QUARANTINED.value)
     if namespace is not None:
         return ready.where(entries.c.namespace == namespace).order_by(
             entries.c.namespace, entries.c.digest
