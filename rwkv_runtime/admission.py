@@ -6,8 +6,9 @@
 * Stops along a long segment are kept while it is read, so that another worker can take over. They
   are transient: the segment's own end replaces them.
 * In a prompt that grows, a chat, messages are no such segments, but for the first: the next turn
-  begins at the end. What else is kept lies the denser the nearer to the end it is, for whoever says
-  something else there: each must spare an eighth of what follows it, up to `apart_tokens`.
+  begins at the end. On the way there, for whoever says something else earlier, ends are kept where
+  they are the first behind a multiple of an eighth of what follows, of `apart_tokens` at most. The
+  eighth is rounded down to a power of two, so that chats which part late keep the same ends.
 * Forks, where a prompt leaves one that was read before it, are kept the second time their prefix
   is seen: without a word from the caller, the third prompt begins there.
 * Anything else, forks included, must spare `gain_tokens` against the nearest state below it, and
@@ -24,7 +25,7 @@ from typing import Final
 
 from rwkv_runtime.pace import Costs
 
-#: In a chat a state must spare one part in so many of what follows it.
+#: In a chat states lie apart one part in so many of what follows them.
 _SHARE: Final = 8
 
 
@@ -36,6 +37,7 @@ class Candidate:
     gain_tokens: int  # back to the nearest state that is stored, or will be
     declared_tokens: int  # of the declared segment that ends here; 0: none does
     named: bool  # asked for by name
+    reached_tokens: int = 0  # from the prompt's beginning
     left_tokens: int = 0  # of a prompt that grows: from here to its end
 
 
@@ -45,7 +47,7 @@ class Admission:
 
     declared_tokens: int = 256
     gain_tokens: int = 64
-    apart_tokens: int = 4096  # nowhere in a chat is more than this and a message between two states
+    apart_tokens: int = 4096  # in a chat no more lies between two states, and a message
     transient: bool = True  # stops are dropped when their segment's end is stored
     forks: bool = True  # are looked for at all
 
@@ -55,11 +57,18 @@ class Admission:
             return True
         if candidate.declared_tokens >= self.declared_tokens:
             return True
-        thinned = min(candidate.left_tokens // _SHARE, self.apart_tokens)
         return (
-            candidate.gain_tokens >= max(self.gain_tokens, thinned)
+            candidate.gain_tokens >= self.gain_tokens
+            and self._is_due(candidate)
             and candidate.gain_tokens * costs.token_s > costs.fetch_s
         )
+
+    def _is_due(self, candidate: Candidate) -> bool:
+        """Whether a multiple lies between the nearest state below and this end."""
+        share = max(min(candidate.left_tokens // _SHARE, self.apart_tokens), 1)
+        step = 1 << (share.bit_length() - 1)
+        below = candidate.reached_tokens - candidate.gain_tokens
+        return candidate.left_tokens == 0 or candidate.reached_tokens // step > below // step
 
 
 @dataclass(frozen=True, slots=True)

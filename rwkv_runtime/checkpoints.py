@@ -53,6 +53,7 @@ def to_save(
                 declared_tokens=0 if undeclared else boundary.position - declared,
                 named=not parts
                 and (boundary.segment < named_segments or boundary.position == last),
+                reached_tokens=boundary.position,
                 left_tokens=plan.n_tokens - boundary.position if message and not seen_before else 0,
             )
             if admission.admits(candidate, costs):

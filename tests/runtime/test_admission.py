@@ -37,11 +37,14 @@ def candidate(**fields: object) -> Candidate:
         (candidate(gain_tokens=1, declared_tokens=256), True),
         (candidate(gain_tokens=1, declared_tokens=255), False),
         (candidate(gain_tokens=1, transient=True), True),
-        (candidate(gain_tokens=99, left_tokens=800), False),
-        (candidate(gain_tokens=100, left_tokens=800), True),
-        (candidate(gain_tokens=4095, left_tokens=10**6), False),
-        (candidate(gain_tokens=4096, left_tokens=10**6), True),
-        (candidate(gain_tokens=1, named=True, left_tokens=800), True),
+        (candidate(gain_tokens=64, reached_tokens=127, left_tokens=1024), False),
+        (candidate(gain_tokens=64, reached_tokens=128, left_tokens=1024), True),
+        (candidate(gain_tokens=64, reached_tokens=128, left_tokens=2048), False),
+        (candidate(gain_tokens=63, reached_tokens=128, left_tokens=1024), False),
+        (candidate(gain_tokens=4000, reached_tokens=8191, left_tokens=10**6), False),
+        (candidate(gain_tokens=4000, reached_tokens=8192, left_tokens=10**6), True),
+        (candidate(gain_tokens=64, reached_tokens=100, left_tokens=7), True),
+        (candidate(gain_tokens=1, named=True, reached_tokens=100, left_tokens=800), True),
     ],
 )
 def test_the_rule(what: Candidate, kept: bool) -> None:
@@ -209,12 +212,21 @@ def test_a_long_chat_read_cold_is_thinned_out_towards_its_beginning(tokens: int)
     prompt = chat_of(1000, tokens)
     kept = kept_of(prompt)
     assert kept[-1] == 1000 * tokens
-    assert len(kept) < 120
+    assert len(kept) < 130
     for message in range(1, 1001):
         turned = message * tokens
         below = max((place for place in kept if place <= turned), default=0)
         again = turned - below
         assert again <= max(64, min((prompt.n_tokens - below) // 8, 4096)) + tokens
+
+
+def test_chats_that_part_late_keep_the_same_states() -> None:
+    """So those who read them at the same time share the reading."""
+    long, longer = chat_of(1000, 43), chat_of(1004, 43)
+    one, other = set(kept_of(long)), set(kept_of(longer))
+    shared = {place for place in one if place < 0.95 * long.n_tokens}
+    assert len(shared) > 15
+    assert len(shared - other) <= 2
 
 
 def test_the_first_message_a_document_and_a_fork_of_a_chat_are_kept() -> None:
