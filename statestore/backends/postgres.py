@@ -180,7 +180,7 @@ def _until(gen: PQGen[T], answer_s: float) -> PQGen[T]:
 def _engine(
     url: URL, limits: dict[str, float], *, answer_s: float, pool_timeout_s: float
 ) -> Engine:
-    settings = " ".join(f"-c {name}={round(1000 * limit)}" for name, limit in limits.items())
+    settings = "; ".join(f"SET {name} = {round(1000 * limit)}" for name, limit in limits.items())
     engine = create_engine(
         url,
         isolation_level="AUTOCOMMIT",
@@ -193,7 +193,6 @@ def _engine(
             "application_name": url.query.get("application_name", "statestore"),
             "connect_timeout": _CONNECT_S,
             "keepalives_idle": _KEEPALIVE_S,
-            "options": settings,
         },
     )
 
@@ -206,6 +205,13 @@ def _engine(
     ) -> DBAPIConnection:
         connection = BoundedConnection.connect(*args, **parameters)
         connection.answer_s = answer_s
+        try:
+            if settings:  # not among the parameters of the start: a pooler would refuse them
+                connection.autocommit = True
+                connection.execute(settings.encode())
+        except psycopg.Error:
+            connection.close()
+            raise
         return cast("DBAPIConnection", connection)
 
     @event.listens_for(engine, "checkout")

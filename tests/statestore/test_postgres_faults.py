@@ -258,6 +258,22 @@ def test_a_statement_ends_at_its_deadline(tmp_path: Path) -> None:
     place.drop()
 
 
+def test_limits_are_set_in_the_session(tmp_path: Path) -> None:
+    """Not by the start of the connection, whose parameters a pooler refuses."""
+    place = PostgresPlace(tmp_path, **SHORT)
+    database = backend_database(place)
+    asked = "SELECT name, setting, source FROM pg_settings WHERE name LIKE '%\\_timeout'"
+    rows = database.read(lambda tx: tx.exec_driver_sql(asked.replace("%", "%%")).all())
+    found = {row.name: (int(row.setting), row.source) for row in rows if row.source != "default"}
+    assert found == {
+        "statement_timeout": (400, "session"),
+        "lock_timeout": (200, "session"),
+        "idle_in_transaction_session_timeout": (30_000, "session"),
+    }
+    database.close()
+    place.drop()
+
+
 def a_state() -> State:
     tensors = (
         Tensor.of(spec.name, spec.dtype, spec.shape, np.zeros(spec.shape, "<f4"))

@@ -92,7 +92,7 @@ def postgres_findings(place: Premises) -> Iterator[Finding]:
         yield _clock("the server", float(theirs), (before + time.time()) / 2)
     text = f"{open_now} of {most} connections are open"
     if int(open_now) > _BUSY_SHARE * int(most):
-        remedy = "raise max_connections, or put a pooler in front"
+        remedy = "raise max_connections: a worker keeps up to 9 open"
         yield Finding.doubtful("connections", text, remedy, open=open_now, most=most)
     else:
         yield Finding.good("connections", text, open=open_now, most=most)
