@@ -68,7 +68,10 @@ class S3Place:
         bucket, _, path = url.removeprefix(SCHEME).partition("/")
         segments = path.strip("/").split("/") if path.strip("/") else []
         if not _BUCKET.fullmatch(bucket) or not all(map(_SEGMENT.fullmatch, segments)):
-            raise SettingsError("blobs names no bucket: write for example blobs=s3://bucket/prefix")
+            raise SettingsError(
+                "blobs names no bucket, of 2 to 63 letters, digits, dots and hyphens: "
+                "write for example blobs=s3://bucket/prefix"
+            )
         secrets = {name: options.get(name, "") for name in OPTIONS if _is_secret(name)}
         if bool(secrets["access_key_id"]) != bool(secrets["secret_access_key"]):
             raise SettingsError("access_key_id and secret_access_key go together")
