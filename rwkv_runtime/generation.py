@@ -144,19 +144,20 @@ class _StoppedText:
     def __init__(self, tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> None:
         self.stopped = False
         self._stream = TextStream(tokenizer) if tokenizer is not None else None
-        self._stops = stops
+        self._stops = [_Begun(stop) for stop in stops if stop]
         self._held = ""
 
     def push(self, token: int) -> str:
         """The text that `token` frees."""
         if self._stream is None:
             return ""
-        text = self._held + self._stream.push(token)
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        new = self._stream.push(token)
+        text = self._held + new
+        places = [len(text) - left for stop in self._stops if (left := stop.push(new)) is not None]
         if places:
             self.stopped, self._held = True, ""
             return text[: min(places)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((stop.length for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -165,7 +166,34 @@ class _StoppedText:
         return self._held + (self._stream.finish() if self._stream is not None else "")
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+class _Begun:
+    """How much of a stop text the text so far ends with, by Knuth, Morris and Pratt: each character
+    is looked at once, so that no stop text, however long, holds other streams up.
+
+    Attributes:
+        length: of the longest end of the text that begins the stop text.
+    """
+
+    def __init__(self, stop: str) -> None:
+        self.length = 0
+        self._stop = stop
+        self._borders: list[int] = [0]  # of each beginning, as far as it was needed
+
+    def push(self, new: str) -> int | None:
+        """Go on by `new`; how many characters before its end the stop text began, once it is
+        whole.
+        """
+        for place, character in enumerate(new):
+            self.length = self._grown(self.length, character)
+            if self.length == len(self._stop):
+                return len(new) - place - 1 + self.length
+            if self.length > len(self._borders):
+                border = self._grown(self._borders[-1], self._stop[len(self._borders)])
+                self._borders.append(border)
+        return None
+
+    def _grown(self, length: int, character: str) -> int:
+        """The longest beginning that ends with `character`, after one of `length`."""
+        while length and self._stop[length] != character:
+            length = self._borders[length - 1]
+        return length + (self._stop[length] == character)
