@@ -9,13 +9,46 @@
 
 #include "vectors.h"
 
+/* Sixteen rows of sixteen, `size` apart. */
+#if defined(__AVX512F__)
+static void turn_sixteen(const float *from, float *to, int64_t size) {
+    lanes r[LANES], t[LANES];
+    for (int i = 0; i < LANES; i++)
+        r[i] = load(from + i * size);
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < LANES; i++) { /* r[4 i + j] now holds the columns j, 4 + j, ... of four rows */
+        __m512d one = _mm512_castps_pd(t[i / 4 * 4 + i % 4 / 2]);
+        __m512d other = _mm512_castps_pd(t[i / 4 * 4 + i % 4 / 2 + 2]);
+        r[i] = _mm512_castpd_ps(i % 2 ? _mm512_unpackhi_pd(one, other)
+                                      : _mm512_unpacklo_pd(one, other));
+    }
+    for (int j = 0; j < 4; j++) {
+        lanes even = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88);
+        lanes more_even = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);
+        lanes odd = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd);
+        lanes more_odd = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd);
+        store(to + j * size, _mm512_shuffle_f32x4(even, more_even, 0x88));
+        store(to + (4 + j) * size, _mm512_shuffle_f32x4(odd, more_odd, 0x88));
+        store(to + (8 + j) * size, _mm512_shuffle_f32x4(even, more_even, 0xdd));
+        store(to + (12 + j) * size, _mm512_shuffle_f32x4(odd, more_odd, 0xdd));
+    }
+}
+#else
+static void turn_sixteen(const float *from, float *to, int64_t size) {
+    for (int64_t i = 0; i < LANES; i++)
+        for (int64_t j = 0; j < LANES; j++)
+            to[i * size + j] = from[j * size + i];
+}
+#endif
+
 /* [size, size] -> transposed, elsewhere. */
 static void turn(const float *from, float *to, int64_t size) {
     for (int64_t row = 0; row < size; row += LANES)
         for (int64_t column = 0; column < size; column += LANES)
-            for (int64_t i = 0; i < LANES; i++)
-                for (int64_t j = 0; j < LANES; j++)
-                    to[(column + i) * size + row + j] = from[(row + j) * size + column + i];
+            turn_sixteen(from + row * size + column, to + column * size + row, size);
 }
 
 /* One token's vectors of a head, [size] each. */
