@@ -11,6 +11,7 @@ greedy and draws no random number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
 from typing import TypeAlias
 
@@ -130,7 +131,7 @@ def sample(
     if generator is None:
         raise SamplingError("sampling at a temperature needs a torch.Generator")
     tokens, weights = _distribution(values, sampling)
-    sums = weights.cumsum()
+    sums = np.cumsum(weights, out=weights)
     point = torch.rand((), dtype=torch.float64, generator=generator).item() * sums[-1]
     index = int(sums.searchsorted(point, side="right"))
     return int(tokens[min(index, len(tokens) - 1)])
@@ -157,10 +158,16 @@ def _values(logits: Tensor) -> Weights:
 
 
 def _distribution(values: Weights, sampling: Sampling) -> tuple[Ids, Weights]:
+    # In place where it can be: new memory of this size comes page by page, and costs more than what
+    # is computed in it.
+    chances = values - values.max()  # 0 and below
     with np.errstate(over="ignore"):  # to minus infinity, at the smallest temperatures
-        scaled = (values - values.max()) / sampling.temperature  # 0 and below
-    tokens = _candidates(scaled, sampling.top_k)
-    chances = np.exp(scaled[tokens])
+        chances /= sampling.temperature
+    tokens = _all_ids(len(chances))
+    if 0 < sampling.top_k < len(chances):
+        tokens = _candidates(chances, sampling.top_k)
+        chances = chances[tokens]
+    np.exp(chances, out=chances)
     chances /= chances.sum()
     if sampling.top_p < 1:
         tokens, chances = _nucleus(tokens, chances, sampling.top_p)
@@ -182,11 +189,16 @@ def _nucleus(tokens: Ids, chances: Weights, top_p: float) -> tuple[Ids, Weights]
     return tokens[kept], chances[kept]
 
 
+@lru_cache(maxsize=4)
+def _all_ids(size: int) -> Ids:
+    ids = np.arange(size)
+    ids.setflags(write=False)
+    return ids
+
+
 def _candidates(scaled: Weights, top_k: int) -> Ids:
     """Ids of the `top_k` largest, by ascending id; of those equal to the last one the lower ids."""
     size = len(scaled)
-    if top_k == 0 or top_k >= size:
-        return np.arange(size)
     least = np.partition(scaled, size - top_k)[size - top_k]
     above = np.flatnonzero(scaled > least)
     equal = np.flatnonzero(scaled == least)[: top_k - len(above)]
