@@ -1,9 +1,10 @@
 """What a policy is: the score of an entry, written when it is put and when it is used.
 
 A score is a moment, in seconds since the epoch: until when the entry is worth its bytes, by what is
-known now. The lowest goes first, so eviction reads an index and computes nothing. All policies
-share that axis. So a store may change its policy, or be given a budget late, when its entries hold
-scores of their last use: nothing has to be written anew, and nothing stays for ever.
+known now. The lowest goes first, so eviction reads an index and computes nothing; unless the policy
+judges: then it ranks some entries at random at the moment when room is needed. All policies share
+the axis of scores. So a store may change its policy, or be given a budget late, when its entries
+hold scores of their last use: nothing has to be written anew, and nothing stays for ever.
 
 **Ageing.** `age` is the highest score that was ever evicted. What lay unused until then went, so
 ``now - age`` is how long the store can hold an entry of common worth. One that is worth `m` times

@@ -1,14 +1,17 @@
-"""Making room: the lowest scores over all shards go, and no more than has to.
+"""Making room: the lowest scores over all shards go, or what a judge ranks lowest of a sample from
+all shards, and no more than has to.
 
-In rounds of two steps. First every shard tells its total and its lowest entries; from these `plan`
-chooses. Then each shard removes what was chosen there, in that order, as long as its own total is
-above what the plan leaves it (its *floor*), and passes over what was touched, pinned, replaced or
-removed meanwhile.
+In rounds of two steps. First every shard tells its total and its lowest entries, and some at random
+for a judge; from these `plan` chooses. Then each shard removes what was chosen there, in that
+order, as long as its own total is above what the plan leaves it (its *floor*), and passes over what
+was touched, pinned, replaced or removed meanwhile.
 
 **Several at once** choose the same entries, since the choice follows from what is stored; whoever
-comes second finds them gone. On one server an eviction never takes more than it has to. In a
-Cluster two rounds that meet may take too much by what others delete, between the steps of one
-round, in shards that the round removes nothing from: a few entries, never the same budget twice.
+comes second finds them gone. Those who judge samples choose each its own. On one server an eviction
+never takes more than it has to. In a Cluster two rounds that meet may take too much by what others
+delete, between the steps of one round, in shards that the round removes nothing from: a few
+entries, never the same budget twice; and who judges samples, what others have chosen in other
+shards.
 
 **Readers.** Parts of what was evicted are not removed but expire in a moment (`LINGER_MS`, and
 a second for each 20 MiB): who has begun to read ends well. The server's memory is free after that.
