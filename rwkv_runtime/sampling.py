@@ -80,27 +80,38 @@ class Penalties:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._counts: dict[int, float] = {}
+        self._places: dict[int, int] = {}  # of each token in what follows
+        self._tokens = np.empty(0, np.int64)
+        self._counts = np.empty(0, np.float64)
 
     def count(self, token: int) -> None:
         """Note a token that was generated."""
         if not self._sampling.penalises:
             return
-        decay = self._sampling.penalty_decay
-        for known in self._counts:
-            self._counts[known] *= decay
-        self._counts[token] = self._counts.get(token, 0.0) + 1.0
+        known = len(self._places)
+        self._counts[:known] *= self._sampling.penalty_decay
+        place = self._places.setdefault(token, known)
+        if place == len(self._counts):
+            self._grow()
+        self._tokens[place] = token
+        self._counts[place] += 1.0
 
     def apply(self, logits: Tensor) -> Tensor:
         """The logits [vocabulary] with the penalties taken off; the given ones stay as they are."""
-        if not self._counts:
+        known = len(self._places)
+        if not known:
             return logits
-        tokens = torch.tensor(list(self._counts), device=logits.device)
-        counts = torch.tensor(list(self._counts.values()), dtype=torch.float64)
-        off = self._sampling.presence_penalty + counts * self._sampling.frequency_penalty
-        penalised = logits.to(torch.float64)
-        penalised[tokens] -= off.to(logits.device)
+        tokens = torch.from_numpy(self._tokens[:known]).to(logits.device)
+        off = self._counts[:known] * self._sampling.frequency_penalty
+        off += self._sampling.presence_penalty
+        penalised = logits.to(torch.float64, copy=True)
+        penalised[tokens] -= torch.from_numpy(off).to(logits.device)
         return penalised
+
+    def _grow(self) -> None:
+        more = max(len(self._counts), 64)
+        self._tokens = np.concatenate((self._tokens, np.zeros(more, np.int64)))
+        self._counts = np.concatenate((self._counts, np.zeros(more)))
 
 
 GREEDY = Sampling()

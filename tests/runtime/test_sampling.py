@@ -156,6 +156,35 @@ def test_penalties_are_what_the_counts_say() -> None:
     assert logits.tolist() == [1.0, 2.0, 3.0]
 
 
+@given(
+    tokens=st.lists(st.integers(0, 299), max_size=200),
+    presence=st.sampled_from([0.0, 0.4, -1.0]),
+    frequency=st.sampled_from([0.0, 0.3, -0.7]),
+    decay=st.sampled_from([1.0, 0.996, 0.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_penalties_are_the_published_formulas(
+    tokens: list[int], presence: float, frequency: float, decay: float, dtype: torch.dtype
+) -> None:
+    """Those of RWKV's demos, in plain Python; bit for bit, and the logits stay as they were."""
+    penalties = Penalties(
+        Sampling(presence_penalty=presence, frequency_penalty=frequency, penalty_decay=decay)
+    )
+    occurrence: dict[int, float] = {}
+    for token in tokens:
+        penalties.count(token)
+        for known in occurrence:
+            occurrence[known] *= decay
+        occurrence[token] = occurrence.get(token, 0.0) + 1.0
+    logits = torch.linspace(-3, 3, 300).to(dtype)
+    given = logits.clone()
+    expected = logits.double().tolist()
+    for token, count in occurrence.items():
+        expected[token] -= presence + count * frequency
+    assert penalties.apply(logits).tolist() == expected
+    assert torch.equal(logits, given)
+
+
 def test_without_penalties_earlier_tokens_mean_nothing() -> None:
     penalties = Penalties(Sampling(1.0))
     penalties.count(0)
