@@ -139,7 +139,8 @@ def test_filters_that_mean_nothing(made: Path, arguments: str, words: str) -> No
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("ls", "--limit", "9" * 20),
+        ("ls", "--limit", "0"),
+        ("gc", "--grace", "soon"),
         ("gc", "--grace", "nan"),
         ("verify", "--grace", "inf"),
         ("stats", "--watch", "nan"),
@@ -151,6 +152,13 @@ def test_a_number_beyond_reason_is_a_mistake(made: Path, arguments: tuple[str, .
     done = here(made, *arguments)
     assert done.exit_code == 2, done.output
     assert arguments[1] in done.stderr
+
+
+@pytest.mark.parametrize("sort", ["used", "size"])
+def test_more_than_there_can_be_is_all(made: Path, sort: str) -> None:
+    every = here(made, "ls", "--json", "--sort", sort)
+    done = here(made, "ls", "--json", "--sort", sort, "--limit", "9" * 20)
+    assert (done.exit_code, done.stdout) == (0, every.stdout)
 
 
 @pytest.mark.parametrize(
