@@ -311,6 +311,25 @@ def test_products_of_bf16_are_as_they_are_described(build: str) -> None:
         assert not as_described(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize(
+    ("removed", "left"), [(1.5, 0.0), (1.0078125, 0.0), (1.0, 2.0**-126), (0.5, 2.0**-126)]
+)
+def test_a_sum_of_bf16_is_rounded_before_it_counts_as_zero(
+    build: str, removed: float, left: float
+) -> None:
+    """The least normal number less so many times 2^-151: what rounds up to it again stays."""
+    made = library(flags=BUILDS[build])
+    x = torch.tensor([-removed * 2.0**-75, 2.0**-63]).bfloat16()
+    block = torch.tensor([2.0**-76, 2.0**-63]).bfloat16().repeat(BLOCK)
+    fed = torch.cat((x, torch.zeros(14, dtype=x.dtype)))
+    for function in (made.rwkv7_sums, made.rwkv7_described_sums):
+        sums = torch.empty(BLOCK)
+        pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (fed, block, sums))
+        function(ctypes.c_int64(2), *pointers)
+        assert sums.tolist() == [left] * BLOCK
+
+
 @pytest.mark.skipif(not X86, reason="other processors have no such instruction here")
 def test_an_instruction_that_does_otherwise_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
