@@ -123,8 +123,8 @@ class _Lines:
         self._answer = max(len(question.answer) for question in questions) + 2
         self._cold_s = afresh["ttft_s"]
         click.echo(
-            f"Without a store: {afresh['computed_tokens']} tokens are read, the first token of "
-            f"the answer comes after {_ms(self._cold_s)}."
+            f"Without a store {afresh['computed_tokens']} tokens are read, and an answer begins "
+            f"after {_ms(self._cold_s)}."
         )
 
     def __call__(self, title: str, rows: Sequence[Row]) -> None:
