@@ -63,8 +63,11 @@ class PackageEngine:
     """An `Engine`; made by `load_package_engine`.
 
     Args:
-        model: the package's. dimensions: of its weights. fingerprint: of everything here. rule:
-        how prompts are cut into chunks. threads, tuned: as for `Rwkv7Engine`.
+        model: the package's.
+        dimensions: of its weights.
+        fingerprint: of everything here.
+        rule: how prompts are cut into chunks.
+        threads, tuned: as for `Rwkv7Engine`.
     """
 
     def __init__(

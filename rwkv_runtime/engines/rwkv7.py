@@ -34,9 +34,12 @@ class Rwkv7Engine:
     """An `Engine`; made by `load_engine`.
 
     Args:
-        weights: all parameters, in the dtype and on the device to compute with. fingerprint: of
-        everything here. rule: how prompts are cut into chunks. threads: the number that torch
-        computes with, set in whichever thread calls; ``None`` leaves it be. tuned: where to begin.
+        weights: all parameters, in the dtype and on the device to compute with.
+        fingerprint: of everything here.
+        rule: how prompts are cut into chunks.
+        threads: the number that torch computes with, set in whichever thread calls; ``None``
+            leaves it be.
+        tuned: where to begin.
         kernel: made of the same weights.
     """
 

@@ -33,7 +33,8 @@ RULE = ChunkRule(chunk=BLOCK, min_chunk=BLOCK, stride=1 << 20)  # without stops
 KEEPS = Admission()
 COSTS = Costs(token_s=1.0, fetch_s=0.0)
 IDENTITY = Identity(bytes(32))
-STATE = State("rwkv-test/1", (Tensor.of("a", DType.F32, [512], np.zeros(512, "<f4")),))
+# So large that what thousands of containers differ by comes to less than half of one.
+STATE = State("rwkv-test/1", (Tensor.of("a", DType.F32, [4096], np.zeros(4096, "<f4")),))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Live:
 
 
 def blob_bytes() -> int:
-    """Of one container; they differ by two bytes at most."""
+    """Of one container; they differ by a few bytes."""
     probe = Live("memory:")
     with closing(probe.backend):
         probe.read(Asked(0.0, tuple(range(200))).plan())
@@ -89,7 +90,7 @@ def blob_bytes() -> int:
 
 def shares(asked: Sequence[Asked], budget_states: int | None) -> tuple[float, float]:
     """Tokens found, of all: live, and by the simulator."""
-    # half a state more: containers differ by two bytes at most
+    # half a state more: containers differ by a few bytes
     budget = "100GiB" if budget_states is None else str(int((budget_states + 0.5) * blob_bytes()))
     live = Live(f"memory:?budget={budget}")
     requests: list[Request] = []
