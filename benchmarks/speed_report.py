@@ -71,7 +71,7 @@ def plot(rows: Sequence[Measured], folder: Path) -> None:
 
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "speed", "font.size": 9}
     kinds = list(dict.fromkeys((row.shape, row.dtype) for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.0), layout="constrained")
     for axis, what in zip(axes, ("prefill", "decode"), strict=True):
         measured = {row.name for row in rows}
         suffixes = [suffix for suffix in COLOURS if what + suffix in measured]
@@ -87,7 +87,9 @@ def plot(rows: Sequence[Measured], folder: Path) -> None:
         axis.set_title(f"{what}, tokens/s")
         axis.set_xticks(range(len(kinds)), [f"{shape} {dtype}" for shape, dtype in kinds])
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     figure.savefig(folder / "speed.svg", metadata={"Date": None})
     if any(row.name.startswith("batch") for row in rows):
         _plot_batches(rows, kinds, folder / "speed-batches.svg")
@@ -96,15 +98,26 @@ def plot(rows: Sequence[Measured], folder: Path) -> None:
 def _plot_batches(rows: Sequence[Measured], kinds: Sequence[tuple[str, str]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(4.5, 2.8), layout="constrained")
-    for shape, dtype in kinds:
-        of_kind = [row for row in rows if (row.shape, row.dtype) == (shape, dtype)]
-        batches = [row for row in of_kind if re.fullmatch(r"batch \d+", row.name)]
-        widths = {int(row.name.split()[1]): row for row in batches}
-        values = [_rate(rows, shape, dtype, "decode"), *(r.tokens_per_s for r in widths.values())]
-        axis.plot([1, *widths], values, marker="o", label=f"{shape} {dtype}")
+    figure, axis = plt.subplots(figsize=(6.0, 3.0), layout="constrained")
     axis.set_xscale("log", base=2)
-    axis.set_xticks([1, *widths], [str(width) for width in (1, *widths)])
+    for suffix, style in (("", "--"), (" native", "-")):
+        for place, (shape, dtype) in enumerate(kinds):
+            batches = re.compile(rf"batch (\d+){suffix}")
+            of_kind = [row for row in rows if (row.shape, row.dtype) == (shape, dtype)]
+            found = [(match, row) for row in of_kind if (match := batches.fullmatch(row.name))]
+            if not found:
+                continue
+            widths = {int(match[1]): row.tokens_per_s for match, row in found}
+            rates = {1: _rate(rows, shape, dtype, f"decode{suffix}")} | widths
+            axis.plot(
+                [*rates],
+                [*rates.values()],
+                style,
+                color=f"C{place}",
+                marker="o",
+                label=f"{shape} {dtype}, {LABELS[suffix]}",
+            )
+            axis.set_xticks([*rates], [str(width) for width in rates])
     axis.set_ylim(bottom=0)
     axis.set_xlabel("streams")
     axis.set_title("decode in batches, tokens/s")
