@@ -87,12 +87,18 @@ class Curves:
     def waited(self, kind: Kind, from_s: float, to_s: float, weight: float) -> None:
         """A state of that kind was not used while its age went from `from_s` to `to_s`."""
         first, last = step_of(from_s), step_of(to_s)
+        if first == last:
+            spans = [max(to_s - from_s, 0.0) * weight]
+        else:
+            spans = [
+                (_EDGES[first + 1] - from_s) * weight,
+                *[width * weight for width in _WIDTHS[first + 1 : last]],
+                max(to_s - _EDGES[last], 0.0) * weight,
+            ]
         for level in ((), *kind):
             held = self._of(level).held
-            for step in range(first, last + 1):
-                begin = from_s if step == first else _EDGES[step]
-                end = to_s if step == last else _EDGES[step + 1]
-                held[step] += max(end - begin, 0.0) * weight
+            for step, span in enumerate(spans, first):
+                held[step] += span
 
     def used(self, kind: Kind, age_s: float, weight: float) -> None:
         """It was used at that age."""

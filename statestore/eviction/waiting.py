@@ -5,9 +5,13 @@ whether it was for a use. So a kind that nobody comes back to is known before it
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
-from statestore.eviction.curves import STEPS, Curves, end_of
+from statestore.eviction.curves import STEPS, Curves, end_of, step_of
 from statestore.eviction.trials import Trial
+
+#: Trials that are moved on at a time, some microseconds each.
+MOVED: Final = 64
 
 
 class Waiting:
@@ -25,14 +29,17 @@ class Waiting:
         self._by_step[0].append(trial)
 
     def advance(self, now: float) -> None:
-        """Note what all have waited through by `now`."""
-        for step, trials in enumerate(self._by_step):
-            end_s = end_of(step)
+        """Note what they have waited through by `now`, the oldest first; of many no more than
+        `MOVED`, so that the first request of a morning does not pay for the night.
+        """
+        left = MOVED
+        for step in reversed(range(STEPS - 1)):
+            trials, end_s = self._by_step[step], end_of(step)
             while trials and now - trials[0].began >= end_s:
-                trial = trials.popleft()
-                if trial.running:
-                    self._waited(trial, end_s)
-                    self._by_step[step + 1].append(trial)
+                if left == 0:
+                    return
+                left -= 1
+                self._move(trials.popleft(), step, now)
 
     def end(self, trial: Trial, at: float, *, used: bool) -> None:
         """It ended at `at`, by a use or without."""
@@ -44,6 +51,13 @@ class Waiting:
         if used:
             self._curves.used(trial.kind, age_s, trial.tokens)
         self._curves.ended(trial.tokens)
+
+    def _move(self, trial: Trial, step: int, now: float) -> None:
+        """To the step that its age is on; those between are empty, as older ones went before."""
+        if trial.running:
+            reached = max(step_of(now - trial.began), step + 1)
+            self._waited(trial, end_of(reached - 1))
+            self._by_step[reached].append(trial)
 
     def _waited(self, trial: Trial, age_s: float) -> None:
         if age_s > trial.waited_s:

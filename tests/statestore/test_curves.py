@@ -12,7 +12,7 @@ from statestore.entry import Role
 from statestore.eviction.curves import STEPS, Curves, _best, end_of, step_of
 from statestore.eviction.strangers import Strangers
 from statestore.eviction.trials import Trial
-from statestore.eviction.waiting import Waiting
+from statestore.eviction.waiting import MOVED, Waiting
 
 A, B = (("a",), ("a", 1)), (("b",), ("b", 1))
 
@@ -160,3 +160,21 @@ def test_strangers_are_bounded() -> None:
     for number in range(100):
         strangers.meet(b"%d" % number, 0.0, A, 1, 1.0)
     assert len(strangers) == 10
+
+
+def test_a_night_is_waited_through_in_parts() -> None:
+    """Many at once, each over many steps: no call brings in more than so many, and all come in."""
+    night, count = 30_000.0, 3 * MOVED + 1
+    seen, whole = Curves(), Curves()
+    waiting = Waiting(seen)
+    for number in range(count):
+        waiting.begin(a_trial(number / count))
+        whole.waited(a_trial(0.0).kind, 0.0, end_of(step_of(night - 1.0) - 1), a_trial(0.0).tokens)
+    held = []
+    for _ in range(5):
+        waiting.advance(night)
+        held.append(sum(seen._of(()).held))
+    assert held[0] < held[1] < held[2] < held[3] == held[4]
+    assert held[0] == pytest.approx(held[4] * MOVED / count)
+    assert seen._of(()).held == pytest.approx(whole._of(()).held)
+    assert len(waiting) == count

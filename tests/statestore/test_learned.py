@@ -145,6 +145,8 @@ def test_an_end_that_was_continued_is_given_up() -> None:
         policy.seen(prompts, None, NOW + request.time_s)
         policy.put(an_entry_of(prompts[0], Role.PROMPT, 0, NOW), NOW - 100, NOW + request.time_s)
     later = NOW + 4000.0
+    for _ in range(30):  # to know of all that they waited until then
+        policy.rank([], later)
     age = later - 100.0
     first, second = a_prefix(*range(20)), a_prefix(*range(21))
     end = an_entry_of(first[-1], Role.PROMPT, 0, later)
@@ -252,7 +254,17 @@ def test_it_costs_less_than_a_millisecond(million: Learned) -> None:
             million.put(entry, at - 100, at)
         million.hit(entries[0], at - 100, at)
         spent.append(time.perf_counter() - began)
-    assert sorted(spent)[100] < 0.005  # 0.05 ms on a quiet machine
+    assert sorted(spent)[100] < 0.02  # 0.5 ms on a quiet machine, while it catches up on hours
+
+
+def test_no_request_pays_for_all_that_waited(million: Learned) -> None:
+    """The dearest of those that come after a night, though it has met 65,536."""
+    spent = []
+    for number in range(20):
+        began = time.process_time()
+        million.seen(a_prefix(number), None, NOW + 50_000.0)
+        spent.append(time.process_time() - began)
+    assert max(spent) < 0.2  # 1 ms on a quiet machine; all at once would take seconds
 
 
 # What is written beside an entry
