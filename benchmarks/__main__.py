@@ -23,6 +23,7 @@ BENCHMARKS = {
     "Time to first token of a question about a stored document": ["benchmarks.ttft"],
     "Find and fetch in every store": ["benchmarks.storage_fetch"],
     "Stores that grow": ["benchmarks.storage_scale"],
+    "What admission and policy add to a request": ["benchmarks.admission"],
     "File backend": ["benchmarks.bench_file_backend"],
     "Codecs": ["benchmarks.bench_codec"],
     "Streams side by side": ["benchmarks.serving"],
