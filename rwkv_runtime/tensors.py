@@ -111,7 +111,8 @@ def _opened_safetensors(path: Path) -> Opened:
 
 
 def _opened_pth(path: Path, size: int, *, mapped: bool = True) -> Opened:
-    _refuse_compressed(path)
+    if mapped:
+        _refuse_compressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -146,12 +147,14 @@ def _opened_pth(path: Path, size: int, *, mapped: bool = True) -> Opened:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """PyTorch compresses nothing, and unpacks what is: a small file may become any size."""
+    """PyTorch compresses nothing, and unpacks what is: a small file may become any size. Nor is it
+    given an archive whose members cannot be listed here: it may see others than we do.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             kinds = {member.compress_type for member in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # the older format, or damaged: PyTorch says how
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"{path}: damaged or truncated .pth file: {error}") from error
     if kinds - {zipfile.ZIP_STORED}:
         raise WeightsError(f"{path}: a compressed archive, which no .pth file is; unpack it")
 

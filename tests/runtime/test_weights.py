@@ -227,6 +227,20 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -
         read(path)
 
 
+def test_an_archive_that_only_pytorch_would_unpack_is_refused(tmp_path: Path) -> None:
+    """One of a zip version to come: Python's reader stops there, PyTorch's unpacks it."""
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}." + bytes(1 << 20))
+        archive.writestr("archive/version", "3")
+    content = path.read_bytes()
+    listed = b"PK\x01\x02" + bytes([zipfile.DEFAULT_VERSION, 3])
+    assert content.count(listed) == 2
+    path.write_bytes(content.replace(listed + bytes([20, 0]), listed + bytes([64, 0])))
+    with pytest.raises(WeightsError, match=r"damaged or truncated .pth file: zip file version 6.4"):
+        read(path)
+
+
 def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be read: File name too long"):
         read(tmp_path / ("x" * 300))
