@@ -41,10 +41,10 @@ from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.forks import Forks
 from rwkv_runtime.pace import Costs
 from statestore import open_store
-from statestore.backends.file import CATALOG
-from statestore.backends.postgres import open_for_migration
 from statestore.backends.sightings import SIGHTINGS, sightings_of
-from statestore.backends.sqlite import open_database
+from statestore.backends.sql.file import CATALOG
+from statestore.backends.sql.postgres import open_for_migration
+from statestore.backends.sql.sqlite import open_database
 from statestore.eviction import make_policy
 from statestore.keys import ChunkRule, Namespace, Plan, Role, marks, plan
 from statestore.simulate.replay import an_entry

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stats import Timing, alternate, timed
-from statestore.backends.file import CATALOG, open_file_backend
-from statestore.backends.rows import to_row
-from statestore.backends.sql import SqlBackend
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.file import CATALOG, open_file_backend
+from statestore.backends.sql.rows import to_row
 from statestore.entry import Entry, EntryFilter, Role
 from statestore.keys import StateKey
 

@@ -35,14 +35,14 @@ from benchmarks.servers import (
 from benchmarks.stats import Timing, alternate, timed
 from benchmarks.storage_fetch import GUARD
 from statestore import open_store
-from statestore.backends import totals
 from statestore.backends.base import Backend
-from statestore.backends.database import Database
-from statestore.backends.file import BLOBS, CATALOG
-from statestore.backends.postgres import open_for_migration
 from statestore.backends.redis.address import Address
-from statestore.backends.rows import to_row
-from statestore.backends.sqlite import open_database
+from statestore.backends.sql import totals
+from statestore.backends.sql.database import Database
+from statestore.backends.sql.file import BLOBS, CATALOG
+from statestore.backends.sql.postgres import open_for_migration
+from statestore.backends.sql.rows import to_row
+from statestore.backends.sql.sqlite import open_database
 from statestore.entry import Entry, Evicted
 from statestore.eviction import make_policy
 from statestore.keys import StateKey

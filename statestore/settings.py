@@ -32,15 +32,15 @@ from platformdirs import user_data_path
 
 from statestore.backends import ending
 from statestore.backends.base import Backend
-from statestore.backends.budgeted import OPTIONS as BUDGET_OPTIONS
-from statestore.backends.budgeted import budgeted
-from statestore.backends.encrypted import OPTIONS as ENCRYPTION_OPTIONS
-from statestore.backends.encrypted import Encrypted
-from statestore.backends.guarded import OPTIONS as GUARD_OPTIONS
-from statestore.backends.guarded import guarded
-from statestore.backends.recoded import Recoded
 from statestore.backends.redis.address import OPTIONS, SCHEMES, Address
-from statestore.backends.tiered import Tier, Tiered
+from statestore.backends.tiers.backend import Tier, Tiered
+from statestore.backends.wrappers.budgeted import OPTIONS as BUDGET_OPTIONS
+from statestore.backends.wrappers.budgeted import budgeted
+from statestore.backends.wrappers.encrypted import OPTIONS as ENCRYPTION_OPTIONS
+from statestore.backends.wrappers.encrypted import Encrypted
+from statestore.backends.wrappers.guarded import OPTIONS as GUARD_OPTIONS
+from statestore.backends.wrappers.guarded import guarded
+from statestore.backends.wrappers.recoded import Recoded
 from statestore.codec import CodecName
 from statestore.codec.auto import AutoCodec
 from statestore.errors import SettingsError
@@ -50,7 +50,7 @@ from statestore.store import StateStore
 from statestore.url import StoreURL, places, size_bytes
 
 if TYPE_CHECKING:
-    from statestore.backends.revisions import Revisions
+    from statestore.backends.sql.revisions import Revisions
 
 #: Names the store that commands use when they are told none.
 URL_VARIABLE = "RWKV_STATESTORE_URL"
@@ -80,7 +80,7 @@ def _directory(url: StoreURL) -> Path:
 
 
 def _open_file(url: StoreURL) -> Backend:
-    return cast("Backend", _module("file", url).open_file_backend(_directory(url)))
+    return cast("Backend", _module("sql.file", url).open_file_backend(_directory(url)))
 
 
 def _open_memory(url: StoreURL) -> Backend:
@@ -89,7 +89,7 @@ def _open_memory(url: StoreURL) -> Backend:
         raise url.error("a memory store has a name and no path: memory: or memory://name")
     budget = {**url.options, **url.common}.get("budget")
     limit = None if budget is None else size_bytes(budget, f"store URL {str(url)!r}: budget")
-    return cast("Backend", _module("memory", url).MemoryBackend(url.netloc, limit))
+    return cast("Backend", _module("memory.backend", url).MemoryBackend(url.netloc, limit))
 
 
 def _fleet_place(url: StoreURL, module: ModuleType) -> object:
@@ -98,7 +98,7 @@ def _fleet_place(url: StoreURL, module: ModuleType) -> object:
 
 
 def _open_fleet(url: StoreURL, *, absent_ok: bool = False) -> Backend:
-    module = _module("fleet", url, "postgres")
+    module = _module("sql.fleet", url, "postgres")
     place = _fleet_place(url, module)
     return cast("Backend", module.open_fleet_backend(place, absent_ok=absent_ok))
 
@@ -144,11 +144,11 @@ _COMMON: Final = ("codec", *(name for wrap in _WRAPS for name in wrap.options))
 
 
 def _file_revisions(url: StoreURL) -> Revisions:
-    return cast("Revisions", _module("revisions", url).of_file(_directory(url)))
+    return cast("Revisions", _module("sql.revisions", url).of_file(_directory(url)))
 
 
 def _fleet_revisions(url: StoreURL) -> Revisions:
-    module = _module("fleet", url, "postgres")
+    module = _module("sql.fleet", url, "postgres")
     return cast("Revisions", module.open_revisions(_fleet_place(url, module)))
 
 
@@ -275,7 +275,7 @@ def _codec_of(url: StoreURL) -> CodecName | AutoCodec:
 def _open_backend(url: StoreURL, metrics: Metrics, *, create: bool, absent_ok: bool) -> Backend:
     """The backend at `url` with all that belongs around it."""
     if not create and url.scheme == "file":
-        _module("file", url).require_store(_directory(url))
+        _module("sql.file", url).require_store(_directory(url))
     opener = _OPENERS[url.scheme]
     backend = _open_fleet(url, absent_ok=absent_ok) if opener is _open_fleet else opener(url)
     try:

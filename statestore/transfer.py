@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from statestore import codec
 from statestore.backends.base import Backend, Buffer
-from statestore.backends.budgeted import Budgeted
-from statestore.backends.encrypted import Encrypted
-from statestore.backends.guarded import Guarded
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers.budgeted import Budgeted
+from statestore.backends.wrappers.encrypted import Encrypted
+from statestore.backends.wrappers.guarded import Guarded
 from statestore.codec.container import read_whole
 from statestore.codec.frames import check_sum
 from statestore.entry import Entry, EntryFilter, Status

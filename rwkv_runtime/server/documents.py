@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from rwkv_runtime.server.errors import ApiError
 from rwkv_runtime.tokenizer import Tokenizer
-from statestore.backends.tiered import Tiered
+from statestore.backends.tiers.backend import Tiered
 from statestore.entry import Entry, EntryFilter, Role
 from statestore.errors import BackendError, InputError
 from statestore.keys import Namespace, StateKey, hashing, named_key, pack_tokens

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import reduce
 
 from statestore.backends.base import Backend
-from statestore.backends.budgeted import Budgeted
 from statestore.backends.lookups import LookupSums
 from statestore.backends.tallies import Tally, by_fingerprint, joined, lookups
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers.budgeted import Budgeted
 from statestore.cli.premises import Premises
 from statestore.entry import Usage
 from statestore.errors import StateStoreError

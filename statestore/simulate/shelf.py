@@ -12,8 +12,8 @@ from dataclasses import replace
 from itertools import count
 from typing import Final
 
-from statestore.backends.budget import Budget
 from statestore.backends.headroom import SPARE
+from statestore.backends.wrappers.budget import Budget
 from statestore.entry import Entry
 from statestore.eviction import Policy, Verdict
 from statestore.eviction.policy import STOP_S, lowest, sampled, transient

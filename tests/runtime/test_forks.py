@@ -15,7 +15,7 @@ from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.pace import Costs
 from statestore import ChunkRule, Namespace, Role, StateStore, open_store
-from statestore.backends.faulty import Delay, Fail, Fault, Faulty
+from statestore.backends.wrappers.faulty import Delay, Fail, Fault, Faulty
 from statestore.errors import UnavailableError
 from statestore.eviction import make_policy
 from statestore.keys import Plan, fork_at, plan

@@ -23,8 +23,8 @@ from rwkv_runtime.engines import Engine
 from rwkv_runtime.session import Session
 from statestore import ChunkRule, StateStore, open_store
 from statestore.backends.base import Backend
-from statestore.backends.faulty import Fail, Fault, Faulty, Hang
 from statestore.backends.leases import Lease, Leases, Outcome
+from statestore.backends.wrappers.faulty import Fail, Fault, Faulty, Hang
 from statestore.errors import UnavailableError
 from statestore.keys import plan
 from statestore.once import Once
@@ -240,7 +240,7 @@ import sys, threading
 from pathlib import Path
 from rwkv_runtime import Runtime, load_engine
 from statestore import ChunkRule, StateStore, open_store
-from statestore.backends.faulty import Delay, Fault, Faulty
+from statestore.backends.wrappers.faulty import Delay, Fault, Faulty
 model, url = sys.argv[1:]
 store = open_store(url)
 slow = StateStore(Faulty(store.backend, Fault(("publish",), Delay(0.3))))

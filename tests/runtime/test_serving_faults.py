@@ -21,7 +21,7 @@ from rwkv_runtime.engines import Engine, Rwkv7Engine
 from rwkv_runtime.errors import BusyError
 from rwkv_runtime.serving import Ended, Failed, Request, Streams
 from statestore import Namespace, StateStore, open_store
-from statestore.backends.faulty import Delay, Fail, Fault, Faulty
+from statestore.backends.wrappers.faulty import Delay, Fail, Fault, Faulty
 from statestore.errors import ClosedError, UnavailableError
 from tests.runtime.listening import (
     ENDLESS,

@@ -17,8 +17,8 @@ from rwkv_runtime.engines import Engine
 from rwkv_runtime.errors import TokenizerError, VocabularyError
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore import ChunkRule, EntryFilter, Identity, Namespace, Role, StateStore, open_store
-from statestore.backends.faulty import Delay, Fail, Fault, Faulty, Operation
 from statestore.backends.lookups import lookups_of
+from statestore.backends.wrappers.faulty import Delay, Fail, Fault, Faulty, Operation
 from statestore.errors import (
     FullError,
     PromptError,

@@ -16,10 +16,19 @@ import torch
 from rwkv_runtime import load_engine
 from rwkv_runtime.engines import Engine
 from statestore import ChunkRule, StateStore, open_store
-from statestore.backends.breaker import Pauses
-from statestore.backends.faulty import Chance, Delay, Fail, Fault, Faulty, FlipBit, Lose, Truncate
-from statestore.backends.file import open_file_backend
-from statestore.backends.guarded import Guarded
+from statestore.backends.sql.file import open_file_backend
+from statestore.backends.wrappers.breaker import Pauses
+from statestore.backends.wrappers.faulty import (
+    Chance,
+    Delay,
+    Fail,
+    Fault,
+    Faulty,
+    FlipBit,
+    Lose,
+    Truncate,
+)
+from statestore.backends.wrappers.guarded import Guarded
 from statestore.errors import FullError, UnavailableError
 from tests.runtime.store_load import THREADS, Load
 from tests.statestore.postgres_servers import PostgresPlace, PostgresServer

@@ -11,7 +11,7 @@ import pytest
 from rwkv_runtime.server.documents import Documents
 from rwkv_runtime.server.errors import ApiError
 from rwkv_runtime.tokenizer import ByteTokenizer, WorldTokenizer
-from statestore.backends.faulty import Fail, Fault, Faulty
+from statestore.backends.wrappers.faulty import Fail, Fault, Faulty
 from statestore.errors import InputError, TokenError, UnavailableError
 from statestore.keys import Namespace
 from statestore.settings import open_store

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.backends.budgeted import Budgeted
-from statestore.backends.guarded import Guarded
-from statestore.backends.write_behind import Bounds
+from statestore.backends.tiers.write_behind import Bounds
+from statestore.backends.wrappers.budgeted import Budgeted
+from statestore.backends.wrappers.guarded import Guarded
 from statestore.entry import Entry, Role
 from statestore.keys import StateKey
 from statestore.settings import open_store

@@ -18,8 +18,8 @@ from pathlib import Path
 import alembic.command  # noqa: F401 - loaded here once, not in every child
 
 from statestore.backends.base import Backend
-from statestore.backends.file import open_file_backend
 from statestore.backends.leases import Outcome
+from statestore.backends.sql.file import open_file_backend
 from statestore.entry import Change, EntryFilter, Status
 from statestore.errors import UnavailableError
 from statestore.keys import StateKey

@@ -19,8 +19,8 @@ from contextlib import suppress
 from functools import partial
 
 from statestore.backends.base import Backend
-from statestore.backends.budget import Budget
-from statestore.backends.budgeted import Budgeted
+from statestore.backends.wrappers.budget import Budget
+from statestore.backends.wrappers.budgeted import Budgeted
 from statestore.entry import EntryFilter
 from statestore.errors import UnavailableError
 from statestore.eviction import make_policy

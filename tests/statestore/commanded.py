@@ -19,10 +19,10 @@ import alembic.command  # noqa: F401 - loaded ahead
 import psycopg  # noqa: F401
 import rich.table  # noqa: F401
 
-import statestore.backends.fleet
-import statestore.backends.migrate
 import statestore.backends.redis.backend
-import statestore.backends.revisions  # noqa: F401
+import statestore.backends.sql.fleet
+import statestore.backends.sql.migrate
+import statestore.backends.sql.revisions  # noqa: F401
 from statestore.cli import main
 from statestore.cli.main import _LINES
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from statestore.backends.file import open_file_backend
+from statestore.backends.sql.file import open_file_backend
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, publish
 from tests.statestore.forked import fork
 

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from statestore.backends.base import Backend
-from statestore.backends.file import open_file_backend
 from statestore.backends.lookups import LookupSums, lookups_of
 from statestore.backends.sightings import sightings_of
-from statestore.backends.sql import SqlBackend
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.file import open_file_backend
 from statestore.entry import Entry, EntryFilter, Evicted, Role, Status, Usage
 from statestore.keys import StateKey, marks
 from statestore.tables import HEAD

@@ -27,7 +27,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from statestore.backends.base import Backend
-from statestore.backends.fleet import FleetPlace, open_revisions
+from statestore.backends.sql.fleet import FleetPlace, open_revisions
 from tests.statestore.backend_places import FilePlace, open_backend
 
 USER, SECRET = "keeper", "s3cret@/:word"

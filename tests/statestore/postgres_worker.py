@@ -16,8 +16,8 @@ from pathlib import Path
 
 import alembic.command  # noqa: F401 - loaded here once, not in every child
 
-from statestore.backends.fleet import FleetPlace, open_fleet_backend, open_revisions
-from statestore.backends.sql import SqlBackend
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend, open_revisions
 from statestore.errors import UnavailableError
 from tests.statestore.backend_places import a_key, an_entry, publish
 from tests.statestore.backend_worker import KEYS, churn, mix, step

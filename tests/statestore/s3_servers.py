@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from statestore.backends.base import Backend
-from statestore.backends.fleet import FleetPlace, open_fleet_backend
+from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend
 from statestore.blobs.objects import ObjectBlobs
 from statestore.blobs.s3 import S3Place
 from tests.statestore.postgres_servers import PostgresPlace

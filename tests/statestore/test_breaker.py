@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from statestore.backends.breaker import JITTER, Breaker, Circuit, Pauses
+from statestore.backends.wrappers.breaker import JITTER, Breaker, Circuit, Pauses
 
 PAUSES = Pauses(first_s=1.0, longest_s=8.0)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.backends.budget import Budget
-from statestore.backends.budgeted import Budgeted
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers.budget import Budget
+from statestore.backends.wrappers.budgeted import Budgeted
 from statestore.entry import Change, Entry, EntryFilter, Role, Status, Usage
 from statestore.errors import FullError, InputError, SettingsError, UnavailableError
 from statestore.eviction import make_policy
@@ -206,7 +206,7 @@ class BudgetContract(PlaceContract):
     def test_a_large_budget_is_emptied_by_whole_states_of_slack(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("statestore.backends.budget.FEW", 100)
+        monkeypatch.setattr("statestore.backends.wrappers.budget.FEW", 100)
         budgeted = Budgeted(backend, Budget(100 * KB, low=0.975), make_policy("lru"))
         for number in range(100):
             put(budgeted, number)

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from statestore.backends import departures
-from statestore.backends.database import Database, Fault
-from statestore.backends.migrate import bring_to_head
-from statestore.backends.sql import SqlBackend
-from statestore.backends.sqlite import classify, open_database
+from statestore.backends.sql import departures
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.database import Database, Fault
+from statestore.backends.sql.migrate import bring_to_head
+from statestore.backends.sql.sqlite import classify, open_database
 from statestore.blobs.filesystem import FilesystemBlobs
 from statestore.entry import EntryFilter
 from statestore.errors import FullError, InputError, UnavailableError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from statestore import open_store
-from statestore.backends.file import FILTER
+from statestore.backends.sql.file import FILTER
 from tests.statestore.redis_servers import running
 from tests.statestore.test_cli import fill, run, run_json
 from tests.statestore.test_cli_moving import damage, entries, here

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestore import open_store
-from statestore.backends.memory import MemoryBackend
-from statestore.backends.recoded import Recoded
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.wrappers.recoded import Recoded
 from statestore.codec import read_header
 from statestore.codec.auto import AutoCodec, Speeds, faster
 from statestore.entry import Role

@@ -7,9 +7,9 @@ import logging
 import pytest
 
 from statestore import StateStore
-from statestore.backends.faulty import OF_BACKEND, Fail, Fault, Faulty
-from statestore.backends.memory import MemoryBackend
-from statestore.backends.tiered import Tier, Tiered
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.tiers.backend import Tier, Tiered
+from statestore.backends.wrappers.faulty import OF_BACKEND, Fail, Fault, Faulty
 from statestore.complaints import EVERY_S, Complaints
 from statestore.errors import UnavailableError
 from tests.statestore.backend_places import a_key

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from statestore.backends import forks, totals
-from statestore.backends.file import open_file_backend
-from statestore.backends.forks import Turnstile
-from statestore.backends.sqlite import open_database
+from statestore.backends.sql import forks, totals
+from statestore.backends.sql.file import open_file_backend
+from statestore.backends.sql.forks import Turnstile
+from statestore.backends.sql.sqlite import open_database
 from statestore.entry import Change, EntryFilter, Status
 from statestore.errors import ClosedError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
@@ -245,7 +245,7 @@ def test_a_fork_and_its_parent_both_go_on(place: FilePlace) -> None:
     code = """
         import os, random, sys, threading
         from pathlib import Path
-        from statestore.backends.file import open_file_backend
+        from statestore.backends.sql.file import open_file_backend
         from tests.statestore.backend_places import an_entry, publish
         from tests.statestore.backend_worker import KEYS, PATIENCE_S, step
         from tests.statestore.forked import fork, succeeded

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from statestore.backends.deadline import FETCH_BYTES, Deadlines, OverdueError, Threads
+from statestore.backends.wrappers.deadline import FETCH_BYTES, Deadlines, OverdueError, Threads
 from statestore.errors import ClosedError, FullError
 
 LONG_S = 60.0
@@ -116,7 +116,7 @@ def test_nothing_of_a_call_is_kept(threads: Threads) -> None:
 def test_an_interpreter_ends_though_a_call_hangs() -> None:
     program = (
         "import threading\n"
-        "from statestore.backends.deadline import OverdueError, Threads\n"
+        "from statestore.backends.wrappers.deadline import OverdueError, Threads\n"
         "try:\n"
         "    Threads('x').call('find', threading.Event().wait, 0.01)\n"
         "except OverdueError:\n"

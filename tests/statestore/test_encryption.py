@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from xxhash import xxh3_128
 
 from statestore import open_store
-from statestore.backends.encrypted import Encrypted
-from statestore.backends.memory import MemoryBackend
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.wrappers.encrypted import Encrypted
 from statestore.cli import main
 from statestore.codec import CODEC_NAMES, CodecName, decode, read_header
 from statestore.codec.sealing import seal, unseal

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.backends.faulty import (
+from statestore.backends.leases import Outcome
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.wrappers.faulty import (
     OF_BACKEND,
     OF_LEASES,
     Chance,
@@ -25,8 +27,6 @@ from statestore.backends.faulty import (
     Operation,
     Truncate,
 )
-from statestore.backends.leases import Outcome
-from statestore.backends.memory import MemoryBackend
 from statestore.entry import Change, EntryFilter
 from statestore.errors import FullError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestore.backends.file import open_file_backend
+from statestore.backends.sql.file import open_file_backend
 from statestore.blobs.base import BlobInfo
 from statestore.blobs.filesystem import FilesystemBlobs
 from statestore.buffers import ALIGNMENT

@@ -14,15 +14,24 @@ from typing import Any
 import pytest
 
 from statestore import PutOutcome, open_store, settings
-from statestore.backends import guarded as guarded_module
 from statestore.backends.base import Backend
-from statestore.backends.breaker import Circuit, Pauses
-from statestore.backends.deadline import Deadlines
-from statestore.backends.faulty import Chance, Delay, Fail, Fault, Faulty, Hang, Lose, Operation
-from statestore.backends.guarded import Guarded
 from statestore.backends.leases import Leases, Outcome
-from statestore.backends.memory import MemoryBackend
+from statestore.backends.memory.backend import MemoryBackend
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers import guarded as guarded_module
+from statestore.backends.wrappers.breaker import Circuit, Pauses
+from statestore.backends.wrappers.deadline import Deadlines
+from statestore.backends.wrappers.faulty import (
+    Chance,
+    Delay,
+    Fail,
+    Fault,
+    Faulty,
+    Hang,
+    Lose,
+    Operation,
+)
+from statestore.backends.wrappers.guarded import Guarded
 from statestore.entry import Change, EntryFilter, Status
 from statestore.errors import ClosedError, CorruptError, FullError, SettingsError, UnavailableError
 from statestore.metrics import Metrics

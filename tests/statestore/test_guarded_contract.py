@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.backends.guarded import Guarded
+from statestore.backends.wrappers.guarded import Guarded
 from tests.statestore.backend_places import MemoryPlace, Place, open_backend
 from tests.statestore.test_backend_contract import BackendContract
 from tests.statestore.test_eviction_contract import EvictionContract

@@ -9,7 +9,7 @@ import pytest
 
 from statestore import open_store
 from statestore.backends.headroom import has_headroom
-from statestore.backends.memory import MemoryBackend
+from statestore.backends.memory.backend import MemoryBackend
 from statestore.entry import Entry, Role
 from statestore.keys import StateKey
 from statestore.simulate.real import BLOB

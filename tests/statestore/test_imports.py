@@ -18,7 +18,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; sys.modules['rwkv_runt
 
 
 def test_the_package_imports_without_torch() -> None:
-    run_python(WITHOUT_TORCH + "import statestore, statestore.cli, statestore.backends.file")
+    run_python(WITHOUT_TORCH + "import statestore, statestore.cli, statestore.backends.sql.file")
 
 
 def test_a_store_works_without_torch(tmp_path: object) -> None:

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestore.backends import lookup_filter
-from statestore.backends.bloom import FEW, add, hashes, passing, passing_of_few
-from statestore.backends.file import CATALOG, FILTER, open_file_backend
-from statestore.backends.filter_file import FilterFile
-from statestore.backends.revisions import of_file
+from statestore.backends.sql import lookup_filter
+from statestore.backends.sql.bloom import FEW, add, hashes, passing, passing_of_few
+from statestore.backends.sql.file import CATALOG, FILTER, open_file_backend
+from statestore.backends.sql.filter_file import FilterFile
+from statestore.backends.sql.revisions import of_file
 from statestore.entry import Change, Entry, Status
 from statestore.errors import ClosedError
 from tests.statestore.backend_places import (

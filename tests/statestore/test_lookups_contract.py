@@ -19,15 +19,15 @@ import pytest
 from statestore import open_store
 from statestore.backends import lookup_tally
 from statestore.backends.base import Backend
-from statestore.backends.faulty import Fail, Fault, Faulty
-from statestore.backends.file import open_file_backend
 from statestore.backends.lookup_tally import LookupTally
 from statestore.backends.lookups import Lookups, LookupSums, lookups_of
-from statestore.backends.memory import MemoryBackend
-from statestore.backends.sql import SqlBackend
-from statestore.backends.sql_lookups import SqlLookups
-from statestore.backends.tiered import Tier, Tiered
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.file import open_file_backend
+from statestore.backends.sql.lookups import SqlLookups
+from statestore.backends.tiers.backend import Tier, Tiered
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers.faulty import Fail, Fault, Faulty
 from statestore.entry import Role
 from statestore.errors import ClosedError, UnavailableError
 from statestore.metrics import Metrics

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.backends.local_leases import LocalLeases
-from statestore.backends.memory import MemoryBackend
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.memory.leases import LocalLeases
 from statestore.entry import EntryFilter, Evicted
 from statestore.errors import ClosedError, FullError, SettingsError
 from statestore.settings import open_store

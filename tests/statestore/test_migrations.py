@@ -22,9 +22,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event
 
 from statestore import tables
-from statestore.backends.file import open_file_backend
-from statestore.backends.migrate import migrations_dir
-from statestore.backends.revisions import of_file
+from statestore.backends.sql.file import open_file_backend
+from statestore.backends.sql.migrate import migrations_dir
+from statestore.backends.sql.revisions import of_file
 from statestore.entry import Change, Status
 from statestore.errors import SchemaVersionError, SettingsError, UnavailableError
 from tests.statestore.backend_places import FilePlace, a_key, an_entry, publish
@@ -95,7 +95,7 @@ def test_a_catalog_without_tables_is_brought_to_head_on_open(tmp_path: Path) -> 
 
 def test_at_head_alembic_is_not_loaded(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from statestore.backends.file import *;"
+        "import sys; from pathlib import Path; from statestore.backends.sql.file import *;"
         "open_file_backend(Path(sys.argv[1])).close(); print('alembic' in sys.modules)"
     )
     outputs = [

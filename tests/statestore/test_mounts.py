@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from statestore import open_store
-from statestore.backends import file
-from statestore.backends.mounts import file_system
+from statestore.backends.sql import file
+from statestore.backends.sql.mounts import file_system
 from tests.statestore.small_disks import mounted_tmpfs
 
 MOUNTS = r"""/dev/vda / ext4 rw,relatime 0 0

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pytest
 
 from statestore import open_store
-from statestore.backends.fleet import FleetPlace
+from statestore.backends.sql.fleet import FleetPlace
 from statestore.blobs.objects import WHOLE_BYTES, ObjectBlobs
 from statestore.blobs.s3 import S3Place
 from statestore.errors import (
@@ -333,5 +333,5 @@ def test_a_missing_driver_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_driver_is_loaded_by_those_who_use_it() -> None:
-    code = "import sys, statestore.backends.fleet; sys.exit('obstore' in sys.modules)"
+    code = "import sys, statestore.backends.sql.fleet; sys.exit('obstore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

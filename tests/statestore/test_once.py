@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.backends.file import open_file_backend
 from statestore.backends.leases import Leases, Outcome
-from statestore.backends.memory import MemoryBackend
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.sql.file import open_file_backend
 from statestore.errors import UnavailableError
 from statestore.once import Once, Patience, Ruling, Turn
 from tests.statestore.backend_places import a_key

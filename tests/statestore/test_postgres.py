@@ -16,12 +16,12 @@ from hypothesis import settings
 from sqlalchemy import event
 
 from statestore import Identity, open_store
-from statestore.backends.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.leases import Outcome
 from statestore.backends.lookups import lookups_of
-from statestore.backends.sql import SqlBackend
-from statestore.backends.sql_lookups import SqlLookups
-from statestore.backends.sql_sightings import SqlSightings
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend
+from statestore.backends.sql.lookups import SqlLookups
+from statestore.backends.sql.sightings import SqlSightings
 from statestore.entry import EntryFilter
 from statestore.errors import SettingsError, UnavailableError
 from statestore.keys import marks

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from statestore.backends.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.leases import Lease, Outcome
-from statestore.backends.sql import SqlBackend
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend
 from tests.statestore.backend_places import a_key
 from tests.statestore.postgres_servers import PostgresPlace
 

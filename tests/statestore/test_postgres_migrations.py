@@ -13,8 +13,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, event, make_url
 
 from statestore import open_store, tables
-from statestore.backends import migrate
-from statestore.backends.fleet import FleetPlace, open_revisions
+from statestore.backends.sql import migrate
+from statestore.backends.sql.fleet import FleetPlace, open_revisions
 from statestore.errors import InputError, SchemaVersionError
 from tests.statestore.backend_places import a_key, an_entry, publish
 from tests.statestore.backend_worker import KEYS

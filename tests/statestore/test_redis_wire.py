@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from statestore.backends.base import NotAtHandError
-from statestore.backends.budget import Budget
-from statestore.backends.budgeted import Budgeted
-from statestore.backends.deadline import Deadlines
-from statestore.backends.guarded import Guarded
 from statestore.backends.redis.parts import PART_BYTES
 from statestore.backends.redis.wire import KEPT
+from statestore.backends.wrappers.budget import Budget
+from statestore.backends.wrappers.budgeted import Budgeted
+from statestore.backends.wrappers.deadline import Deadlines
+from statestore.backends.wrappers.guarded import Guarded
 from statestore.errors import UnavailableError
 from statestore.eviction import DEFAULT, make_policy
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish

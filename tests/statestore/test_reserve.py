@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from statestore.backends import reserve
-from statestore.backends.file import open_file_backend
-from statestore.backends.reserve import Reserve
+from statestore.backends.sql import reserve
+from statestore.backends.sql.file import open_file_backend
+from statestore.backends.sql.reserve import Reserve
 from statestore.entry import EntryFilter
 from statestore.errors import FullError
 from tests.statestore.backend_places import a_key, an_entry, publish, publish_all

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.backends.faulty import Fail, Fault, Faulty
-from statestore.backends.file import open_file_backend
-from statestore.backends.memory import MemoryBackend
+from statestore.backends.memory.backend import MemoryBackend
 from statestore.backends.sightings import (
     LocalSightings,
     Sightings,
     Unfailing,
     sightings_of,
 )
-from statestore.backends.sql_sightings import SqlSightings
-from statestore.backends.tiered import Tier, Tiered
+from statestore.backends.sql.file import open_file_backend
+from statestore.backends.sql.sightings import SqlSightings
+from statestore.backends.tiers.backend import Tier, Tiered
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers.faulty import Fail, Fault, Faulty
 from statestore.errors import ClosedError, UnavailableError
 from statestore.keys import marks
 from statestore.metrics import Metrics

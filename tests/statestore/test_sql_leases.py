@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from statestore.backends.base import Backend
-from statestore.backends.file import open_file_backend
-from statestore.backends.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.leases import OUTCOME_S, Lease, Leases, Outcome
-from statestore.backends.sql import SqlBackend
-from statestore.backends.sql_leases import SqlLeases
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.file import open_file_backend
+from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend
+from statestore.backends.sql.leases import SqlLeases
 from statestore.errors import UnavailableError
 from tests.statestore.backend_places import a_key
 from tests.statestore.forked import fork, succeeded

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from statestore import Identity, PutOutcome, Role, StateStore, open_store
-from statestore.backends.faulty import Fault, Faulty, Hang
-from statestore.backends.file import open_file_backend
-from statestore.backends.memory import MemoryBackend
-from statestore.backends.tiered import Tier, Tiered
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.sql.file import open_file_backend
+from statestore.backends.tiers.backend import Tier, Tiered
+from statestore.backends.wrappers.faulty import Fault, Faulty, Hang
 from statestore.codec import Limits
 from statestore.entry import Entry, Status
 from statestore.errors import InputError, SettingsError, StateStoreError, UnavailableError

@@ -17,11 +17,11 @@ import pytest
 
 from statestore import StateStore, codec, open_store
 from statestore.backends.base import Backend, Blob
-from statestore.backends.memory import MemoryBackend
-from statestore.backends.recent import Recent
-from statestore.backends.tiered import Tier, Tiered
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.tiers.backend import Tier, Tiered
+from statestore.backends.tiers.recent import Recent
+from statestore.backends.tiers.write_behind import Bounds
 from statestore.backends.wrapper import Wrapper
-from statestore.backends.write_behind import Bounds
 from statestore.entry import Candidate, Change, Entry, EntryFilter, Status
 from statestore.errors import FullError, SettingsError, UnavailableError
 from statestore.metrics import Metrics

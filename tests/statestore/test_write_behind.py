@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from statestore import open_store
-from statestore.backends.write_behind import Bounds, Task, WriteBehind
+from statestore.backends.tiers.write_behind import Bounds, Task, WriteBehind
 from statestore.metrics import Metrics
 from tests.statestore.backend_places import a_key
 from tests.statestore.tiered_worker import STATES

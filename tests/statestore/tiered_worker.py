@@ -14,9 +14,9 @@ import threading
 
 from statestore import StateStore, open_store
 from statestore.backends import ending
-from statestore.backends.faulty import Fault, Faulty, Hang, Operation
-from statestore.backends.memory import MemoryBackend
-from statestore.backends.tiered import Tier, Tiered
+from statestore.backends.memory.backend import MemoryBackend
+from statestore.backends.tiers.backend import Tier, Tiered
+from statestore.backends.wrappers.faulty import Fault, Faulty, Hang, Operation
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, publish
 from tests.statestore.test_store import OURS, put
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from statestore.backends.mounts import NETWORK, file_system
+from statestore.backends.sql.mounts import NETWORK, file_system
 from statestore.cli.checkup.finding import Finding
 from statestore.cli.checkup.settings import open_to_others
 from statestore.cli.plain import nameless

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from statestore.backends.base import Backend, Mendable
-from statestore.backends.budgeted import Budgeted
 from statestore.backends.leases import Outcome
-from statestore.backends.revisions import Standing
+from statestore.backends.sql.revisions import Standing
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers.budgeted import Budgeted
 from statestore.cli.checkup.disk import disk_findings
 from statestore.cli.checkup.finding import Finding
 from statestore.cli.checkup.servers import postgres_findings, redis_findings

@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from statestore.backends.rows import WANTED, digest_at, packed, to_departed
+from statestore.backends.sql.rows import WANTED, digest_at, packed, to_departed
 from statestore.entry import Departed
 from statestore.keys import StateKey
 from statestore.tables import DEPARTED_ROWS, departed

@@ -18,22 +18,22 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from statestore.backends import catalog, departures, search, sql_tallies, totals
 from statestore.backends.base import Blob, Orphan, Swept
 from statestore.backends.bell import Line
-from statestore.backends.database import Database
-from statestore.backends.evicting import evict
 from statestore.backends.fields import touched
 from statestore.backends.leases import Leases
-from statestore.backends.lookup_filter import LookupFilter
 from statestore.backends.lookups import Lookups
-from statestore.backends.recounting import agree, recount
-from statestore.backends.reserve import Reserve
-from statestore.backends.rows import Holding, has_labels, text, to_columns
 from statestore.backends.sightings import Sightings
-from statestore.backends.sql_leases import SqlLeases
-from statestore.backends.sql_lookups import SqlLookups
-from statestore.backends.sql_sightings import SqlSightings
+from statestore.backends.sql import catalog, departures, search, tallies, totals
+from statestore.backends.sql.database import Database
+from statestore.backends.sql.evicting import evict
+from statestore.backends.sql.leases import SqlLeases
+from statestore.backends.sql.lookup_filter import LookupFilter
+from statestore.backends.sql.lookups import SqlLookups
+from statestore.backends.sql.recounting import agree, recount
+from statestore.backends.sql.reserve import Reserve
+from statestore.backends.sql.rows import Holding, has_labels, text, to_columns
+from statestore.backends.sql.sightings import SqlSightings
 from statestore.backends.tallies import Tally
 from statestore.blobs.base import BlobStore, RemovesMany
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Status, Usage
@@ -196,7 +196,7 @@ class SqlBackend:
 
     def tallies(self, namespace: str | None = None) -> list[tuple[bytes, Tally]]:
         """Sums by namespace, model and fingerprint, in one query that reads every row."""
-        return self._database.read(lambda tx: sql_tallies.tallies(tx, namespace))
+        return self._database.read(lambda tx: tallies.tallies(tx, namespace))
 
     def evict(
         self,

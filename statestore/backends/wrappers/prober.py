@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from statestore.backends.breaker import Breaker, Circuit
+from statestore.backends.wrappers.breaker import Breaker, Circuit
 from statestore.errors import StateStoreError, UnavailableError
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ Every moment is by the database's clock: on a server one clock for all hosts, in
 of the host it lies on. Each call is one statement or two, and whoever finds a lease held has only
 read. A row stays until it is taken again, or some time after it lapsed: a release removes old ones.
 
-A server tells those who wait of a release (`postgres_line`). What no message tells, that the owner
+A server tells those who wait of a release (`line`). What no message tells, that the owner
 died or the message was lost, they see when the lease should have lapsed, and every few seconds. In
 a SQLite file, and where there is no connection to listen on, they look at jittered, growing
 intervals.
@@ -28,8 +28,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement
 
 from statestore.backends.bell import Bell, Ear, Line
-from statestore.backends.database import Database
 from statestore.backends.leases import OUTCOME_S, Lease, Outcome
+from statestore.backends.sql.database import Database
 from statestore.keys import StateKey
 from statestore.tables import leases
 

@@ -27,8 +27,8 @@ from sqlalchemy import (
     text,
 )
 
-from statestore.backends.database import Database
 from statestore.backends.sightings import SIGHTINGS
+from statestore.backends.sql.database import Database
 from statestore.keys.second_sight import MARK_BYTES
 from statestore.tables import sightings
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from sqlalchemy import Connection, column, inspect, select, table
 
-from statestore.backends.database import Database
+from statestore.backends.sql.database import Database
 from statestore.errors import InputError, SchemaVersionError
 from statestore.tables import HEAD, REVISIONS
 
@@ -85,7 +85,7 @@ def revision(connection: Connection) -> str | None:
 
 def migrations_dir() -> Path:
     """Where the revisions lie: inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parents[2]
     candidates = (package / "_migrations", package.parent / "migrations")
     for candidate in candidates:
         if (candidate / "env.py").is_file():

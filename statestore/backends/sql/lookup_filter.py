@@ -34,8 +34,8 @@ from typing import Any, Final
 import numpy as np
 from sqlalchemy import Connection, Select, bindparam, column, func, select, table
 
-from statestore.backends import totals
-from statestore.backends.bloom import (
+from statestore.backends.sql import totals
+from statestore.backends.sql.bloom import (
     FEW,
     HASH_BYTES,
     Hashes,
@@ -45,9 +45,9 @@ from statestore.backends.bloom import (
     passing,
     passing_of_few,
 )
-from statestore.backends.database import Database
-from statestore.backends.filter_file import FilterFile
-from statestore.backends.rows import DIGEST_BYTES
+from statestore.backends.sql.database import Database
+from statestore.backends.sql.filter_file import FilterFile
+from statestore.backends.sql.rows import DIGEST_BYTES
 from statestore.blobs.filesystem import storage_error
 from statestore.errors import BackendError
 from statestore.keys import StateKey

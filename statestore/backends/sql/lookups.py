@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, select, text
 
-from statestore.backends.database import Database
 from statestore.backends.fields import check_text
 from statestore.backends.lookups import ROWS, LookupSums
+from statestore.backends.sql.database import Database
 from statestore.tables import lookups
 
 # It comes aside from requests; another process that holds the write lock is not waited for.

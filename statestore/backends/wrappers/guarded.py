@@ -33,13 +33,13 @@ from functools import partial
 from typing import Final, TypeVar
 
 from statestore.backends.base import Backend, Blob, Follower, NotAtHandError, Punctual
-from statestore.backends.breaker import Breaker, Circuit, Pauses
-from statestore.backends.deadline import Deadlines, OverdueError, Threads
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.lookups import Lookups, LookupSums, lookups_of
-from statestore.backends.prober import Prober
 from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers.breaker import Breaker, Circuit, Pauses
+from statestore.backends.wrappers.deadline import Deadlines, OverdueError, Threads
+from statestore.backends.wrappers.prober import Prober
 from statestore.entry import Change, Entry
 from statestore.errors import ClosedError, UnavailableError
 from statestore.keys import StateKey

@@ -28,10 +28,10 @@ from statestore.backends.fields import check_entry
 from statestore.backends.headroom import has_headroom
 from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
-from statestore.backends.recent import Recent
 from statestore.backends.sightings import Sightings, sightings_of
-from statestore.backends.tiered_lookups import TieredLookups
-from statestore.backends.write_behind import Bounds, Task, WriteBehind
+from statestore.backends.tiers.lookups import TieredLookups
+from statestore.backends.tiers.recent import Recent
+from statestore.backends.tiers.write_behind import Bounds, Task, WriteBehind
 from statestore.complaints import Complaints
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.errors import BackendError, ClosedError, ContainerError, FullError, InputError

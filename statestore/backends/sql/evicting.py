@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, delete, false, func, select, update
 
-from statestore.backends import totals
-from statestore.backends.departures import remember
-from statestore.backends.rows import HOLDING, Holding, moment, to_holding
-from statestore.backends.samples import sample
+from statestore.backends.sql import totals
+from statestore.backends.sql.departures import remember
+from statestore.backends.sql.rows import HOLDING, Holding, moment, to_holding
+from statestore.backends.sql.samples import sample
 from statestore.entry import Candidate, Departed, Status
 from statestore.eviction.policy import Judge, lowest, sampled
 from statestore.tables import ageing, entries

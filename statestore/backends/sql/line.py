@@ -11,7 +11,7 @@ from typing import Any, Final
 import psycopg
 from sqlalchemy import URL
 
-from statestore.backends.sql_leases import CHANNEL
+from statestore.backends.sql.leases import CHANNEL
 from statestore.errors import UnavailableError
 
 _CONNECT_S: Final = 2  # the least that the driver takes; per address of the host

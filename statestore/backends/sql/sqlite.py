@@ -25,7 +25,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from statestore.backends.database import PATIENCE, WRITES, Database, Dialect, Fault, Row
+from statestore.backends.sql.database import PATIENCE, WRITES, Database, Dialect, Fault, Row
 from statestore.errors import UnavailableError
 
 _IDLE_CONNECTIONS: Final = (

@@ -37,9 +37,9 @@ from statestore.backends.fields import (
     touched,
 )
 from statestore.backends.leases import Lease, Leases, Outcome
-from statestore.backends.local_leases import LocalLeases
 from statestore.backends.lookups import LocalLookups, Lookups
-from statestore.backends.shelf import Shelf
+from statestore.backends.memory.leases import LocalLeases
+from statestore.backends.memory.shelf import Shelf
 from statestore.backends.sightings import LocalSightings, Sightings
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.errors import ClosedError, FullError, InputError

@@ -11,14 +11,14 @@ import errno
 import logging
 from pathlib import Path
 
-from statestore.backends.database import Database
-from statestore.backends.filter_file import is_possible
-from statestore.backends.lookup_filter import LookupFilter
-from statestore.backends.migrate import bring_to_head
-from statestore.backends.mounts import NETWORK, file_system
-from statestore.backends.reserve import Reserve
-from statestore.backends.sql import SqlBackend
-from statestore.backends.sqlite import open_database
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.database import Database
+from statestore.backends.sql.filter_file import is_possible
+from statestore.backends.sql.lookup_filter import LookupFilter
+from statestore.backends.sql.migrate import bring_to_head
+from statestore.backends.sql.mounts import NETWORK, file_system
+from statestore.backends.sql.reserve import Reserve
+from statestore.backends.sql.sqlite import open_database
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error
 from statestore.errors import FullError, SettingsError
 

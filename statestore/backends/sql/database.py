@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from statestore.backends.forks import Turnstile
+from statestore.backends.sql.forks import Turnstile
 from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
 
 T = TypeVar("T")

@@ -31,7 +31,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from statestore.backends.bloom import Words
+from statestore.backends.sql.bloom import Words
 
 _MAGIC: Final = b"rwkvfltr"
 _VERSION: Final = 1

@@ -30,9 +30,9 @@ from statestore.backends.base import (
     Punctual,
     read_followed,
 )
-from statestore.backends.budget import Account, Budget
 from statestore.backends.headroom import SPARE
 from statestore.backends.wrapper import Wrapper
+from statestore.backends.wrappers.budget import Account, Budget
 from statestore.entry import Change, Entry, Evicted, Usage
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, Policy, make_policy

@@ -21,7 +21,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from statestore.backends.totals import Place
+from statestore.backends.sql.totals import Place
 from statestore.entry import Status
 from statestore.tables import SHARDS, entries, totals
 

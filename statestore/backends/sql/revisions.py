@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from statestore.backends.database import Database
-from statestore.backends.file import CATALOG
-from statestore.backends.migrate import bring_to_head, downgrade, revision
-from statestore.backends.sqlite import open_database
+from statestore.backends.sql.database import Database
+from statestore.backends.sql.file import CATALOG
+from statestore.backends.sql.migrate import bring_to_head, downgrade, revision
+from statestore.backends.sql.sqlite import open_database
 from statestore.blobs.filesystem import storage_error
 from statestore.errors import UnavailableError
 from statestore.tables import HEAD, REVISIONS

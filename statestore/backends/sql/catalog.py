@@ -23,9 +23,9 @@ from sqlalchemy import (
     update,
 )
 
-from statestore.backends import totals
-from statestore.backends.departures import forget, remember, remembered
-from statestore.backends.rows import (
+from statestore.backends.sql import totals
+from statestore.backends.sql.departures import forget, remember, remembered
+from statestore.backends.sql.rows import (
     HOLDING,
     Holding,
     conditions,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, false, func, select
 
 from statestore.backends.fields import memo_of
-from statestore.backends.rows import DIGEST_BYTES, moment, whole
+from statestore.backends.sql.rows import DIGEST_BYTES, moment, whole
 from statestore.entry import Candidate, Role, Status
 from statestore.keys import StateKey
 from statestore.tables import entries

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, ScalarSelect, Select, bindparam, func, literal, or_, select
 
-from statestore.backends.database import Database, Row
-from statestore.backends.rows import WANTED, digest_at, packed, to_entry
+from statestore.backends.sql.database import Database, Row
+from statestore.backends.sql.rows import WANTED, digest_at, packed, to_entry
 from statestore.entry import Entry, Status
 from statestore.keys import StateKey
 from statestore.tables import entries

@@ -23,12 +23,12 @@ from urllib.parse import quote, urlencode
 from sqlalchemy import URL, Connection, make_url, select
 from sqlalchemy.exc import ArgumentError
 
-from statestore.backends.database import Database
-from statestore.backends.migrate import refuse_other, require_head
-from statestore.backends.postgres import open_database, open_for_migration, without_secret
-from statestore.backends.postgres_line import PostgresLine
-from statestore.backends.revisions import Revisions
-from statestore.backends.sql import SqlBackend
+from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.database import Database
+from statestore.backends.sql.line import PostgresLine
+from statestore.backends.sql.migrate import refuse_other, require_head
+from statestore.backends.sql.postgres import open_database, open_for_migration, without_secret
+from statestore.backends.sql.revisions import Revisions
 from statestore.blobs import s3
 from statestore.blobs.base import BlobStore
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error

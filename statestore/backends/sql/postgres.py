@@ -32,7 +32,7 @@ from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from statestore.backends.database import WRITES, Database, Dialect, Fault, Row
+from statestore.backends.sql.database import WRITES, Database, Dialect, Fault, Row
 
 T = TypeVar("T")
 
