@@ -15,6 +15,7 @@ holding though nobody uses it at this moment, one whose time has passed is not.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,11 +46,9 @@ _FEW: Final = 20
 
 def step_of(age_s: float) -> int:
     """The step of age that `age_s` falls on."""
-    if age_s >= _EDGES[-2]:
-        return STEPS - 1
-    if age_s >= _EDGES[1]:
-        return min(1 + int(_PER_OCTAVE * (math.log2(age_s) - 1.0)), STEPS - 1)
-    return 0  # and what is no number
+    if age_s < _EDGES[-2]:
+        return bisect_right(_EDGES, age_s, 1) - 1
+    return STEPS - 1 if age_s >= _EDGES[-2] else 0  # what is no number
 
 
 def end_of(step: int) -> float:
@@ -78,6 +77,7 @@ class Curves:
 
     def __init__(self) -> None:
         self._levels: dict[Hashable, _Seen] = {}
+        self._paths: dict[Kind, tuple[_Seen, ...]] = {}
         self._known: dict[Kind, _Curve] = {}
         self._common: list[float] = []
         self._weight = 0.0
@@ -86,25 +86,18 @@ class Curves:
 
     def waited(self, kind: Kind, from_s: float, to_s: float, weight: float) -> None:
         """A state of that kind was not used while its age went from `from_s` to `to_s`."""
-        first, last = step_of(from_s), step_of(to_s)
-        if first == last:
-            spans = [max(to_s - from_s, 0.0) * weight]
-        else:
-            spans = [
-                (_EDGES[first + 1] - from_s) * weight,
-                *[width * weight for width in _WIDTHS[first + 1 : last]],
-                max(to_s - _EDGES[last], 0.0) * weight,
-            ]
-        for level in ((), *kind):
-            held = self._of(level).held
-            for step, span in enumerate(spans, first):
-                held[step] += span
+        path = self._path(kind)
+        for step in range(step_of(from_s), step_of(to_s) + 1):
+            span = (min(to_s, end_of(step)) - max(from_s, _EDGES[step])) * weight
+            if span > 0.0:
+                for seen in path:
+                    seen.held[step] += span
 
     def used(self, kind: Kind, age_s: float, weight: float) -> None:
         """It was used at that age."""
         step = step_of(age_s)
-        for level in ((), *kind):
-            self._of(level).uses[step] += weight
+        for seen in self._path(kind):
+            seen.uses[step] += weight
 
     def ended(self, weight: float) -> None:
         """A trial has ended, by a use or without."""
@@ -120,22 +113,26 @@ class Curves:
         """The most uses per second that holding one of that age can bring; between steps in
         proportion, so that of two alike the older goes.
         """
-        best = self._curve(kind).best
+        best = (self._known.get(kind) or self._curve(kind)).best
         step = step_of(age_s)
-        if step == STEPS - 1:
-            return best[step]
-        part = (age_s - _EDGES[step]) / _WIDTHS[step]
-        return best[step] + max(0.0, part) * (best[step + 1] - best[step])
+        here = best[step]
+        if step == STEPS - 1 or not age_s > 0.0:
+            return here
+        return here + (age_s - _EDGES[step]) / _WIDTHS[step] * (best[step + 1] - here)
 
     def relative(self, kind: Kind) -> float:
         """How many times as often as the common curve says that kind is used."""
         return self._curve(kind).relative
 
+    def _path(self, kind: Kind) -> tuple[_Seen, ...]:
+        """What was seen of all, and of each level of `kind`."""
+        path = self._paths.get(kind)
+        if path is None:
+            path = self._paths[kind] = tuple(map(self._of, ((), *kind)))
+        return path
+
     def _of(self, level: Hashable) -> _Seen:
-        seen = self._levels.get(level)
-        if seen is None:
-            seen = self._levels[level] = _Seen([0.0] * STEPS, [0.0] * STEPS)
-        return seen
+        return self._levels.setdefault(level, _Seen([0.0] * STEPS, [0.0] * STEPS))
 
     def _curve(self, kind: Kind) -> _Curve:
         if not self._known:

@@ -141,15 +141,17 @@ class Learned:
         """See `Judge`."""
         with self._mine():
             self._waiting.advance(now)
-            sketches = [sketch(entry) for entry in entries]
-            for entry, known in zip(entries, sketches, strict=True):
+            ranks: list[float] = []
+            waited_s = 0.0
+            for entry in entries:
+                known, idle_s = sketch(entry), max(now - entry.used_at, 0.0)
                 self._meet(entry, known, now)
+                waited_s += idle_s
+                best = self._curves.best(known.kind, idle_s)
+                ranks.append(known.gain * best / max(entry.blob_bytes, 1))
             if entries:  # where age alone decides, they are idle for half of what they are held
-                self._idle.add(sum(max(now - e.used_at, 0.0) for e in entries) / len(entries))
-            return [
-                known.gain * self._curves.best(known.kind, now - entry.used_at) / _bytes(entry)
-                for entry, known in zip(entries, sketches, strict=True)
-            ]
+                self._idle.add(waited_s / len(entries))
+            return ranks
 
     def _mine(self) -> threading.Lock:
         """The lock; a forked child has its own, which nobody holds."""

@@ -12,6 +12,8 @@ from statestore.eviction.trials import Trial
 
 #: Trials that are moved on at a time, some microseconds each.
 MOVED: Final = 64
+#: Steps of age that end, and the age at which.
+_FROM_THE_OLDEST: Final = tuple((step, end_of(step)) for step in reversed(range(STEPS - 1)))
 
 
 class Waiting:
@@ -33,8 +35,8 @@ class Waiting:
         `MOVED`, so that the first request of a morning does not pay for the night.
         """
         left = MOVED
-        for step in reversed(range(STEPS - 1)):
-            trials, end_s = self._by_step[step], end_of(step)
+        for step, end_s in _FROM_THE_OLDEST:
+            trials = self._by_step[step]
             while trials and now - trials[0].began >= end_s:
                 if left == 0:
                     return

@@ -19,6 +19,7 @@ from statestore.simulate.admission import (
 from statestore.simulate.oracle import replay_clairvoyant
 from statestore.simulate.plot import plot
 from statestore.simulate.real import replay_through
+from statestore.simulate.repeated import Repeated
 from statestore.simulate.replay import Result, replay
 from statestore.simulate.trace import Request, read_trace
 from statestore.simulate.workers import make_workers
@@ -28,6 +29,7 @@ __all__ = [
     "GAIN_TOKENS",
     "PRODUCTION",
     "Admission",
+    "Repeated",
     "Request",
     "Result",
     "make_admission",

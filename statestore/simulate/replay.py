@@ -105,7 +105,8 @@ def replay(
     shelf = shelf or OwnShelf(policy, budget_states)
     result = Result(policy.name, admission.name, budget_states)
     began: float | None = None
-    for number, request in enumerate(requests, 1):
+    unreported = 0
+    for request in requests:
         began = request.time_s if began is None else began
         since_s = request.time_s - began
         evicted = shelf.evictions
@@ -116,25 +117,30 @@ def replay(
             tally.hit_tokens += found
             tally.states_written += written
             tally.evictions += shelf.evictions - evicted
-        if progress is not None and number % REPORTED == 0:
-            progress(REPORTED)
+        unreported += 1
+        if progress is not None and unreported == REPORTED:
+            progress(unreported)
+            unreported = 0
+    if progress is not None and unreported:
+        progress(unreported)
     result.states_kept = shelf.kept
     return result
 
 
 def _serve(request: Request, now: float, shelf: Shelf, admission: Admission) -> tuple[int, int]:
     """One request: tokens found, states stored."""
-    if not request.keys:
+    keys = tuple(request.keys)
+    if not keys:
         return 0, 0
-    entry = shelf.longest(request.keys[::-1], now)
+    entry = shelf.longest(keys[::-1], now)
     tokens = 0 if entry is None else entry.key.n_tokens
-    depth = 0 if entry is None else request.keys.index(entry.key) + 1
+    depth = 0 if entry is None else keys.index(entry.key) + 1
     if entry is not None:
         shelf.hit(entry, now)
     written = 0
     ancestor = tokens
-    for place, role in admission.stored(request.keys, depth, request.segments):
-        key = request.keys[place]
+    for place, role in admission.stored(keys, depth, request.segments):
+        key = keys[place]
         written += shelf.put(an_entry(key, role, ancestor, now), now)
         if role is not Role.SPARSE:  # such a one goes first and spares nobody its gain
             ancestor = key.n_tokens

@@ -8,21 +8,24 @@ Two formats, one JSON object a line, told apart by their fields:
     {"time": s, "tokens": tokens, "positions": [tokens, ...], "keys": [hex, ...], ...}
         an access log, see `statestore.accesslog`: a key for each of a prompt's chunk ends.
 
-A trace comes from elsewhere: what is no request is refused, with its line.
+A trace comes from elsewhere: what is no request is refused, with its line. A million requests take
+some hundred megabytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from statestore.accesslog import KEY_BYTES
 from statestore.errors import InputError
 from statestore.keys import StateKey
+from statestore.simulate.prefixes import KEPT_BYTES, Prefixes
 
 #: Longest line; a prompt of a hundred million tokens fits.
 LINE_LIMIT: Final = 1 << 24  # 16 MiB
@@ -31,7 +34,7 @@ TOKENS_LIMIT: Final = 1 << 40
 SPAN_LIMIT_S: Final = 1e9
 TIME_LIMIT: Final = 1e15
 
-_KEY_BYTES: Final = 16  # of an access log
+_REPORTED: Final = 1 << 20  # bytes between two reports of progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +43,28 @@ class Request:
 
     time_s: float
     n_tokens: int
-    keys: tuple[StateKey, ...]  # of its prefixes, shallow first
+    keys: Sequence[StateKey]  # of its prefixes, shallow first
     segments: frozenset[int] = frozenset()  # places in `keys` where a declared segment ends
 
 
-def read_trace(path: Path, block_size: int = 512) -> list[Request]:
-    """The requests in a file, ordered by time; `block_size` in tokens, of Mooncake's format.
+def read_trace(
+    path: Path, block_size: int = 512, progress: Callable[[int], None] | None = None
+) -> list[Request]:
+    """The requests in a file, ordered by time.
+
+    Args:
+        path: is read once, from its begin to its end; a pipe will do.
+        block_size: tokens, of Mooncake's format.
+        progress: is told how many more bytes were read.
 
     Raises `InputError`, which names the line, for what is no request.
     """
     try:
         with path.open("rb") as file:
             lines = iter(lambda: file.readline(LINE_LIMIT + 1), b"")
-            requests = list(_requests(lines, str(path), block_size))
+            requests = list(_requests(lines, str(path), block_size, progress))
     except OSError as error:
-        raise InputError(f"trace {path}: {error}") from error
+        raise InputError(f"trace {path}: {error.strerror or error}") from error
     if not requests:
         raise InputError(f"trace {path}: it holds no request")
     requests.sort(key=lambda request: request.time_s)
@@ -64,46 +74,69 @@ def read_trace(path: Path, block_size: int = 512) -> list[Request]:
     return requests
 
 
-def _requests(lines: Iterable[bytes], where: str, block_size: int) -> Iterator[Request]:
-    keys: dict[tuple[int, int], StateKey] = {}
+def _requests(
+    lines: Iterable[bytes], where: str, block_size: int, progress: Callable[[int], None] | None
+) -> Iterator[Request]:
+    unreported = 0
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
-            yield _request(line, block_size, keys)
-        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+            if line.strip():
+                yield _request(line, block_size)
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             says = f"no {error}" if type(error) is KeyError else str(error)
             raise InputError(f"trace {where}, line {number}: no request: {says}") from error
+        unreported += len(line)
+        if progress is not None and unreported >= _REPORTED:
+            progress(unreported)
+            unreported = 0
+    if progress is not None:
+        progress(unreported)
 
 
-def _request(line: bytes, block_size: int, keys: dict[tuple[int, int], StateKey]) -> Request:
+def _request(line: bytes, block_size: int) -> Request:
+    fields = _object(line)
+    if "hash_ids" in fields:
+        return _mooncake(fields, block_size)
+    if "keys" in fields:
+        return _logged(fields)
+    raise ValueError("neither hash_ids (Mooncake's format) nor keys (an access log)")
+
+
+def _object(line: bytes) -> dict[str, Any]:
     if len(line) > LINE_LIMIT:
         raise ValueError(f"longer than {LINE_LIMIT} bytes")
-    fields = json.loads(line)
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            "it is not UTF-8; of a compressed trace: zcat FILE | statestore simulate -"
+        ) from error
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not one JSON object on a line: {error}") from error
     if type(fields) is not dict:
         raise TypeError(f"a JSON object is wanted, not {type(fields).__name__}")
-    return _mooncake(fields, block_size, keys) if "hash_ids" in fields else _logged(fields)
+    return fields
 
 
-def _mooncake(
-    fields: dict[str, Any], block_size: int, keys: dict[tuple[int, int], StateKey]
-) -> Request:
+def _mooncake(fields: dict[str, Any], block_size: int) -> Request:
     tokens = _count(fields, "input_length")
     blocks = _list(fields, "hash_ids", int)
-    prefixes = tuple(
-        _once(keys, block, place * block_size)
-        for place, block in enumerate(blocks[: tokens // block_size], 1)
-    )
-    return Request(_time(fields, "timestamp") / 1000.0, tokens, prefixes)
+    full = tokens // block_size
+    if 2 * (len(blocks) + 1) < full or len(blocks) - 1 > 2 * (full + 1):
+        raise ValueError(
+            f"{len(blocks)} hash_ids for {tokens} tokens: they are not those of blocks of "
+            f"{block_size} tokens; name theirs by --block-size"
+        )
+    blocks = blocks[:full]
+    ends = range(block_size, block_size * (len(blocks) + 1), block_size)
+    digests = b"".join(map(_digest, blocks, ends))
+    return Request(_time(fields, "timestamp") / 1000.0, tokens, Prefixes(digests, ends))
 
 
-def _once(keys: dict[tuple[int, int], StateKey], block: int, position: int) -> StateKey:
-    """The key of a block, the same object for each request that has it."""
-    key = keys.get((block, position))
-    if key is None:
-        digest = hashlib.sha256(b"%d %d" % (block, position)).digest()
-        key = keys[block, position] = StateKey(digest, position)
-    return key
+def _digest(block: int, position: int) -> bytes:
+    return hashlib.sha256(b"%d %d" % (block, position)).digest()[:KEPT_BYTES]
 
 
 def _logged(fields: dict[str, Any]) -> Request:
@@ -119,16 +152,16 @@ def _logged(fields: dict[str, Any]) -> Request:
     return Request(
         _time(fields, "time"),
         tokens,
-        tuple(map(_named, names, positions)),
+        Prefixes(b"".join(map(_named, names)), array("q", positions)),
         frozenset(place for place, position in enumerate(positions) if position in segments),
     )
 
 
-def _named(name: str, position: int) -> StateKey:
+def _named(name: str) -> bytes:
     digest = bytes.fromhex(name)
-    if len(digest) != _KEY_BYTES:
-        raise ValueError(f"a key is {2 * _KEY_BYTES} hex digits, not {name[:80]!r}")
-    return StateKey(digest + digest, position)
+    if len(digest) != KEY_BYTES:
+        raise ValueError(f"a key is {2 * KEY_BYTES} hex digits, not {name[:80]!r}")
+    return digest
 
 
 def _count(fields: dict[str, Any], name: str) -> int:
@@ -140,7 +173,7 @@ def _count(fields: dict[str, Any], name: str) -> int:
 
 def _time(fields: dict[str, Any], name: str) -> float:
     value = fields[name]
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > TIME_LIMIT:
+    if type(value) not in (int, float) or not abs(value) <= TIME_LIMIT:  # nor is NaN
         raise ValueError(f"{name} is no time: {str(value)[:80]}")
     return float(value)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,6 +19,7 @@ from statestore.eviction.policy import STOP_S
 from statestore.keys import ChunkRule, Role, StateKey, plan
 from statestore.simulate import (
     PRODUCTION,
+    Repeated,
     Request,
     make_admission,
     make_workers,
@@ -26,6 +29,7 @@ from statestore.simulate import (
     replay_through,
 )
 from statestore.simulate.admission import stops
+from statestore.simulate.prefixes import Prefixes
 from statestore.simulate.replay import REPORTED
 from statestore.simulate.trace import LINE_LIMIT
 from tests.statestore.backend_places import digest
@@ -182,7 +186,60 @@ def test_progress_is_told() -> None:
     told: list[int] = []
     requests = [Request(float(n), 150, (key("a", 1),)) for n in range(2 * REPORTED + 1)]
     replay(requests, make_policy(), make_admission(), None, progress=told.append)
-    assert told == [REPORTED, REPORTED]
+    assert told == [REPORTED, REPORTED, 1]
+
+
+def test_a_trace_is_told_as_it_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "trace", *(mooncake(n, 150, *[1] * 2) for n in range(20_000)))
+    told: list[int] = []
+    read_trace(path, BLOCK, told.append)
+    assert len(told) == 2
+    assert sum(told) == path.stat().st_size
+
+
+def test_a_trace_several_times_over(tmp_path: Path) -> None:
+    """Nothing of one time is found in the next, and each time it goes as it went."""
+    once = read_trace(written(tmp_path / "trace", *SMALL), BLOCK)
+    thrice = Repeated(once, 3)
+    assert len(thrice) == 12
+    assert thrice[:4] == once == list(Repeated(once, 1))
+    assert [request.time_s for request in thrice[3:6]] == [30.0, 40.0, 50.0]
+    assert thrice[-1] == thrice[11]
+    assert len({key for request in thrice for key in request.keys}) == 3 * 5
+    alone, result = (
+        replay(requests, make_policy(), make_admission("end"), None) for requests in (once, thrice)
+    )
+    assert result.total.hit_tokens == 3 * alone.total.hit_tokens == 1800
+    assert result.total.states_written == 3 * alone.total.states_written
+    with pytest.raises(InputError, match="1000000000 times"):
+        Repeated(once, 10**9)
+
+
+def test_a_million_requests_fit_into_memory(tmp_path: Path) -> None:
+    """Of each prefix 16 bytes are kept, not a key of a quarter of a kilobyte."""
+    lines = [mooncake(at, 5000, *range(50 * at, 50 * at + 50)) for at in range(1000)]
+    path = written(tmp_path / "trace", *lines)
+    tracemalloc.start()
+    requests = read_trace(path, BLOCK)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(requests) == 1000
+    assert taken < 1000 * (50 * 16 + 600)
+
+
+def test_packed_keys_are_keys() -> None:
+    keys = [StateKey(bytes([place]) * 32, 7 * place) for place in range(1, 6)]
+    packed = Prefixes(b"".join(key.digest[:16] for key in keys), range(7, 36, 7))
+    assert list(packed) == keys
+    assert packed[::-1] == tuple(keys[::-1])
+    assert packed[1:3] == tuple(keys[1:3])
+    assert packed[-1] == keys[-1]
+    assert packed == tuple(keys)
+    assert packed != tuple(keys[1:])
+    assert hash(packed) == hash(tuple(keys))
+    assert packed.index(keys[3]) == 3
+    with pytest.raises(IndexError):
+        packed[5]
 
 
 def test_the_oracle_is_ahead_of_all() -> None:
@@ -233,11 +290,14 @@ A_KEY = "00" * 16
     ("text", "message"),
     [
         ("", "it holds no request"),
-        ("\n{}\n", "line 2: no request: no 'time|line 2: no request: no 'tokens"),
+        ("\n{}\n", "line 2: no request: neither hash_ids"),
         ("not json\n", "line 1: no request"),
         ("[1, 2]\n", "line 1: no request: a JSON object is wanted, not list"),
         (A_BLOCK + "7\n", "line 2: no request"),
         (A_BLOCK + '{"hash_ids": [1', "line 2: no request"),
+        ("timestamp,input_length\n", "line 1: no request: it is not one JSON object on a line"),
+        (A_BLOCK.replace("[1]", "[1, 2, 3, 4, 5, 6]"), "6 hash_ids for 600 tokens: .*--block-size"),
+        (A_BLOCK.replace("600", "9000"), "1 hash_ids for 9000 tokens: .*--block-size"),
         (A_BLOCK.replace("600", '"many"'), "line 1: no request: input_length is a count"),
         (A_BLOCK.replace("600", "-1"), "input_length is a count of tokens"),
         (A_BLOCK.replace("600", "true"), "input_length is a count of tokens"),
@@ -247,7 +307,7 @@ A_KEY = "00" * 16
         (A_BLOCK.replace(": 0}", ": NaN}"), "timestamp is no time"),
         (A_BLOCK.replace(": 0}", ": -Infinity}"), "timestamp is no time"),
         (A_BLOCK.replace(": 0}", ": 1e300}"), "timestamp is no time"),
-        (A_BLOCK.replace(": 0}", ": " + "9" * 400 + "}"), "line 1: no request"),
+        (A_BLOCK.replace(": 0}", ": " + "9" * 400 + "}"), "timestamp is no time"),
         (A_BLOCK.replace(": 0}", ": null}"), "timestamp is no time"),
         (A_BLOCK + A_BLOCK.replace(": 0}", ": 9e14}"), "lie between its first and its last"),
         (A_BLOCK.replace("[1]", '{"a": 1}'), "hash_ids is a list of int"),
@@ -258,7 +318,7 @@ A_KEY = "00" * 16
         ('{"time": 1, "tokens": 5, "positions": [5], "keys": []}\n', "1 positions and 0 keys"),
         (f'{{"time": 1, "tokens": 5, "positions": [6], "keys": ["{A_KEY}"]}}\n', "not ascending"),
         (f'{{"time": 1, "tokens": 5, "positions": [0], "keys": ["{A_KEY}"]}}\n', "not ascending"),
-        ("\ud800", "line 1: no request"),
+        ("\ud800", "line 1: no request: it is not UTF-8"),
     ],
 )  # fmt: skip
 def test_a_trace_that_is_none(tmp_path: Path, text: str, message: str) -> None:
@@ -266,6 +326,33 @@ def test_a_trace_that_is_none(tmp_path: Path, text: str, message: str) -> None:
     path.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(InputError, match=message):
         read_trace(path)
+
+
+def test_a_compressed_trace(tmp_path: Path) -> None:
+    """It says what to do, and that does it."""
+    path = tmp_path / "trace.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in SMALL).encode()))
+    refused = run("simulate", str(path))
+    assert refused.returncode == 2
+    assert "line 1: no request: it is not UTF-8; of a compressed trace: zcat" in refused.stderr
+    unpacked = gzip.decompress(path.read_bytes()).decode()
+    done = run("simulate", "-", "--block-size", "100", "--repeat", "3", "--json", stdin=unpacked)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["requests"] == 3 * 4
+
+
+def test_a_mark_of_byte_order_is_none_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_bytes(b"\xef\xbb\xbf" + A_BLOCK.encode() + b"\r\n" + A_BLOCK.encode())
+    assert len(read_trace(path)) == 2
+
+
+def test_times_may_be_negative_and_in_any_order(tmp_path: Path) -> None:
+    lines = [mooncake(at, 150, 1) for at in (-5, -20, -10)]
+    requests = read_trace(written(tmp_path / "trace", *lines), BLOCK)
+    assert [request.time_s for request in requests] == [-20.0, -10.0, -5.0]
+    assert replay(requests, make_policy(), make_admission(), 5).total.hit_tokens == 200
 
 
 def test_a_line_without_an_end(tmp_path: Path) -> None:
@@ -301,9 +388,9 @@ def test_the_command(tmp_path: Path) -> None:
         assert result["bytes_written"] == result["states_written"] * 10**6
         assert result["hit_token_share"] == result["hit_tokens"] / result["input_tokens"]
         assert [hour["hit_tokens"] for hour in result["hours"]] == [result["hit_tokens"]]
-    table = run("simulate", str(trace), "--block-size", "100")
+    table = run("simulate", str(trace), "--block-size", "100", *["--budget-states", "5"] * 2)
     assert table.returncode == 0, table.stderr
-    assert "learned" in table.stdout
+    assert table.stdout.count("learned") == 1  # asked for twice, replayed once
     assert "unlimited" in table.stdout
     assert not table.stderr  # the bar is for terminals
 
@@ -364,6 +451,13 @@ def test_the_command_refuses(tmp_path: Path) -> None:
     done = run("simulate", str(trace), "--budget", "1kB")
     assert done.returncode == 2
     assert "less than one state" in done.stderr
+    for option, value in (("--speed", "nan"), ("--fetch", "inf")):
+        done = run("simulate", str(trace), option, value)
+        assert done.returncode == 2
+        assert "finite numbers are wanted" in done.stderr
+    done = run("simulate", str(trace), "--plot", str(tmp_path / "none" / "found.svg"))
+    assert done.returncode == 2
+    assert "none/found.svg: No such file" in done.stderr
     done = run("simulate", str(trace), "--policy", "oracle", "--real")
     assert done.returncode == 2
     assert "knows the future" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Final
 
 import click
 
+from statestore.cli.progress import progress
 from statestore.cli.render import emit_json, emit_table, size
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, POLICIES
@@ -19,6 +21,7 @@ from statestore.simulate import (
     ADMISSIONS,
     GAIN_TOKENS,
     PRODUCTION,
+    Repeated,
     Request,
     Result,
     make_admission,
@@ -49,7 +52,9 @@ class _Scale:
 
 
 @click.command()
-@click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "trace", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
 @click.option(
     "--budget-states",
     "counts",
@@ -77,7 +82,21 @@ class _Scale:
     show_default=True,
     help="What to store; may be repeated.",
 )
-@click.option("--block-size", default=512, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--block-size",
+    default=512,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens of a block in the trace; an access log has none.",
+)
+@click.option(
+    "--repeat",
+    "times",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Replay the trace so many times over, each time by other users.",
+)
 @click.option(
     "--speed",
     default=2000.0,
@@ -125,6 +144,7 @@ def simulate(
     policies: Sequence[str],
     admissions: Sequence[str],
     block_size: int,
+    times: int,
     speed: float,
     fetch_s: float,
     real: str | None,
@@ -135,7 +155,8 @@ def simulate(
 ) -> None:
     """Replay recorded requests and show what would have been found, stored and dropped.
 
-    TRACE holds one JSON object a line: Mooncake's format, or an access log of this project.
+    TRACE holds one JSON object a line: Mooncake's format, or an access log of this project. -
+    stands for standard input.
 
     \b
     Example:
@@ -145,11 +166,15 @@ def simulate(
     per_state = size_bytes(state_size, "--state-size")
     if per_state < 1:
         raise InputError("--state-size: at least one byte")
+    if not (math.isfinite(speed) and math.isfinite(fetch_s)):
+        raise InputError("--speed and --fetch: finite numbers are wanted")
     budgets = _budgets(counts, sizes, per_state)
     if real is not None and ORACLE in policies:
         raise InputError("--policy oracle: no real store knows the future; leave out --real")
-    requests = read_trace(trace, block_size)
-    runs = list(product(budgets, policies, admissions))
+    if picture is not None:
+        _draw(picture)  # what cannot be written is said before, not after minutes
+    requests = Repeated(_read(trace, block_size), times)
+    runs = list(dict.fromkeys(product(budgets, policies, admissions)))
     gain_tokens = max(GAIN_TOKENS, fetch_s * speed)
     results = list(_results(requests, runs, real, gain_tokens, workers))
     scale = _Scale(per_state, speed)
@@ -169,8 +194,15 @@ def _budgets(counts: Sequence[int], sizes: Sequence[str], per_state: int) -> lis
     return [*(states or None for states in counts), *fit] or [None]
 
 
+def _read(trace: Path, block_size: int) -> list[Request]:
+    path = Path("/dev/stdin") if trace == Path("-") else trace
+    known = path.stat().st_size if path.is_file() else None
+    with progress(f"reading {trace}", known, quiet=False) as advance:
+        return read_trace(path, block_size, advance)
+
+
 def _results(
-    requests: list[Request],
+    requests: Sequence[Request],
     runs: Sequence[tuple[int | None, str, str]],
     real: str | None,
     gain_tokens: float,
@@ -195,16 +227,19 @@ def _bar(requests: int) -> Iterator[Callable[[int], None]]:
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TimeElapsedColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replaying", total=requests)
         yield lambda count: bar.advance(task, count)
 
 
-def _draw(picture: Path, results: Sequence[Result]) -> None:
+def _draw(picture: Path, results: Sequence[Result] = ()) -> None:
+    """Without results: make the file, or leave it as it is."""
     try:
-        picture.write_text(plot(results), encoding="utf-8")
+        with picture.open("w" if results else "a", encoding="utf-8") as file:
+            file.write(plot(results) if results else "")
     except OSError as error:
         raise InputError(f"--plot {picture}: {error.strerror}") from error
 
