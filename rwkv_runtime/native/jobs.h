@@ -6,22 +6,50 @@
 
 enum { GROUP = 24 }; /* rows that a thread computes without looking up */
 
-/* A matrix times the rows from `first` on. */
+/* A matrix times the rows from `first` on. Sums are stored, added to what is there, or fed: as they
+ * are, or by a function of them. */
 typedef struct {
     const Matrix *matrix;
     Vectors input, out;
-    enum { STORED, ADDED, FED } result;
-    lanes (*activation)(lanes); /* before it is fed */
+    enum { STORED, ADDED, FED, FED_TANH, FED_SIGMOID, FED_SQUARED } result;
     int64_t first;
 } Job;
 
+static inline lanes itself(lanes x) { return x; }
+
+static inline __attribute__((always_inline)) void feed_block(const float *sums, float *out,
+                                                             int64_t place, int is_bf16,
+                                                             lanes (*activation)(lanes)) {
+    for (int64_t i = 0; i < BLOCK; i += LANES)
+        feed(out, place + i, activation(load(sums + i)), is_bf16);
+}
+
+static void add_block(const float *sums, float *out) {
+    for (int64_t i = 0; i < BLOCK; i += LANES)
+        store(out + i, add(load(out + i), load(sums + i)));
+}
+
+/* What becomes of one row's sums. */
 static void finish_row(const Job *job, const float *sums, float *out, int64_t block, int is_bf16) {
-    for (int64_t i = 0; i < BLOCK; i += LANES) {
-        lanes x = load(sums + i);
-        if (job->result == FED)
-            feed(out, block * BLOCK + i, job->activation ? job->activation(x) : x, is_bf16);
-        else
-            store(out + block * BLOCK + i, add(load(out + block * BLOCK + i), x));
+    int64_t place = block * BLOCK;
+    switch (job->result) {
+    case STORED:
+        break;
+    case ADDED:
+        add_block(sums, out + place);
+        break;
+    case FED:
+        feed_block(sums, out, place, is_bf16, itself);
+        break;
+    case FED_TANH:
+        feed_block(sums, out, place, is_bf16, hyperbolic_tangent);
+        break;
+    case FED_SIGMOID:
+        feed_block(sums, out, place, is_bf16, sigmoid);
+        break;
+    case FED_SQUARED:
+        feed_block(sums, out, place, is_bf16, squared_relu);
+        break;
     }
 }
 
@@ -29,16 +57,22 @@ static void finish_row(const Job *job, const float *sums, float *out, int64_t bl
 static void compute(const Step *at, const Job *job, int64_t block, int64_t group) {
     float sums[GROUP * BLOCK];
     int is_bf16 = (int)at->model->is_bf16;
-    int64_t row = job->first + group * GROUP;
+    int64_t row = job->first + group * GROUP, size = sizeof(float);
     int64_t rows = at->rows - row < GROUP ? at->rows - row : GROUP;
-    Rows of = {row_of(job->input, row), sums, rows,
-               job->input.apart * (int64_t)sizeof(float), BLOCK};
+    int64_t written = job->result >= FED ? fed_size(is_bf16) : size;
+    Rows of = {.x = (const char *)row_of(job->input, row),
+               .out = sums,
+               .later = (char *)row_of(job->out, row) + block * BLOCK * written,
+               .rows = rows,
+               .x_apart = job->input.apart * size,
+               .out_apart = BLOCK,
+               .later_apart = job->out.apart * size};
     if (job->result == STORED) {
-        of.out = row_of(job->out, row) + block * BLOCK;
+        of.out = (float *)of.later;
         of.out_apart = job->out.apart;
     }
     product(job->matrix, block, of, is_bf16);
-    for (int64_t i = 0; job->result != STORED && i < rows; i++)
+    for (int64_t i = 0; i < rows; i++)
         finish_row(job, sums + i * BLOCK, row_of(job->out, row + i), block, is_bf16);
 }
 

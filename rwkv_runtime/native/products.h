@@ -17,6 +17,9 @@
 
 enum { QUARTERS = BLOCK / LANES };
 
+/* Bytes of a block for one input in fp32, for a pair in bf16. */
+enum { LINE = 4 * BLOCK };
+
 /* Bytes that are asked for ahead of their use: the processor itself does not look beyond a page. */
 enum { AHEAD = 4096 };
 
@@ -30,16 +33,20 @@ enum { MOST_ROWS = 1, WIDE = 1 };
 #endif
 
 /* What a product reads and writes: a vector of each row, as it was fed, so many bytes and floats
- * apart. */
+ * apart; and where what becomes of the sums will be written, so many bytes apart. */
 typedef struct {
-    const void *x;
+    const char *x;
     float *out;
-    int64_t rows, x_apart, out_apart;
+    char *later;
+    int64_t rows, x_apart, out_apart, later_apart;
 } Rows;
 
 static Rows without(Rows of, int64_t rows) {
-    return (Rows){(const char *)of.x + rows * of.x_apart, of.out + rows * of.out_apart,
-                  of.rows - rows, of.x_apart, of.out_apart};
+    of.x += rows * of.x_apart;
+    of.out += rows * of.out_apart;
+    of.later += rows * of.later_apart;
+    of.rows -= rows;
+    return of;
 }
 
 /* x y + z, with numbers below the normal ones as zeros. */
@@ -93,98 +100,109 @@ static inline lanes flushed(lanes x) {
 
 #endif
 
-/* Two inputs' parts of sixteen outputs of a few rows. */
-static inline __attribute__((always_inline)) void fuse_two(const void *weights, const char *x,
-                                                           int64_t apart, lanes (*sum)[WIDE],
-                                                           const int q, const int rows,
-                                                           const int is_bf16) {
+/* Sixteen sums and what sixteen pairs add to them, where the processor does that. */
+static inline lanes fused_pairs(lanes x, lanes y, lanes z) {
 #if defined(__AVX512BF16__)
-    if (is_bf16) {
-        __m512i pairs = _mm512_loadu_si512(weights);
-        for (int row = 0; row < rows; row++) {
-            int32_t two;
-            memcpy(&two, x + row * apart, sizeof two);
-            sum[row][q] = _mm512_dpbf16_ps(sum[row][q], (__m512bh)_mm512_set1_epi32(two),
-                                           (__m512bh)pairs);
-        }
-        return;
-    }
+    return _mm512_dpbf16_ps(z, (__m512bh)x, (__m512bh)y);
+#else
+    (void)x, (void)y;
+    return z;
 #endif
-    lanes first, second;
-    if (is_bf16) {
-        load_pairs(weights, &first, &second);
-        first = flushed(first), second = flushed(second);
-    } else {
-        first = load(weights), second = load((const float *)weights + BLOCK);
-    }
-    for (int row = 0; row < rows; row++) {
-        const float *two = (const float *)(x + row * apart);
-        if (is_bf16) {
-            sum[row][q] = fused_flushed(second, flushed(all(two[1])), sum[row][q]);
-            sum[row][q] = fused_flushed(first, flushed(all(two[0])), sum[row][q]);
+}
+
+/* In a register from here on: left alone, a compiler may load a weight anew for each row. */
+#if defined(__AVX512F__)
+#define HELD(x) __asm__("" : "+v"(x))
+#else
+#define HELD(x) (void)0
+#endif
+
+/* A line of weights times its input, or pair of them, of a few rows. */
+static inline __attribute__((always_inline)) void fuse_line(const char *weights, const char *x,
+                                                            int64_t apart, lanes (*sum)[WIDE],
+                                                            const int rows, const int is_bf16) {
+    const int halves = is_bf16 && !PAIRS; /* pairs are taken apart */
+    lanes first[WIDE], second[WIDE];
+    for (int q = 0; q < WIDE; q++)
+        if (halves) {
+            load_pairs((const uint16_t *)weights + q * 2 * LANES, first + q, second + q);
+            first[q] = flushed(first[q]), second[q] = flushed(second[q]);
         } else {
-            sum[row][q] = fused(second, all(two[1]), fused(first, all(two[0]), sum[row][q]));
+            first[q] = load((const float *)weights + q * LANES);
+            HELD(first[q]);
         }
+    for (int row = 0; row < rows; row++, x += apart) {
+        float two[2];
+        memcpy(two, x, halves ? 8 : 4);
+        for (int q = 0; q < WIDE; q++)
+            if (halves) {
+                sum[row][q] = fused_flushed(second[q], flushed(all(two[1])), sum[row][q]);
+                sum[row][q] = fused_flushed(first[q], flushed(all(two[0])), sum[row][q]);
+            } else {
+                sum[row][q] = is_bf16 ? fused_pairs(first[q], all(two[0]), sum[row][q])
+                                      : fused(first[q], all(two[0]), sum[row][q]);
+            }
     }
 }
 
 /* WIDE times sixteen of a block's outputs for some rows; `rows` is a constant to the compiler, so
  * that every sum has a register of its own. */
-static inline __attribute__((always_inline)) void tile(const void *block, int64_t in, Rows of,
+static inline __attribute__((always_inline)) void tile(const char *weights, int64_t lines, Rows of,
                                                        int first, const int rows,
                                                        const int is_bf16) {
-    const int64_t size = is_bf16 ? 2 : 4, line = 2 * BLOCK * size;
-    const int64_t quarter = LANES * (is_bf16 ? 2 * size : size);
-    const int64_t two = is_bf16 && PAIRS ? 4 : 8;
-    const char *x = of.x, *weights = (const char *)block + first * quarter;
+    const int64_t step = is_bf16 && !PAIRS ? 8 : 4;
+    const char *x = of.x;
     lanes sum[MOST_ROWS][WIDE];
+    weights += first * LANES * 4;
     for (int row = 0; row < rows; row++)
-        for (int q = 0; q < WIDE; q++)
+        for (int q = 0; q < WIDE; q++) {
             sum[row][q] = all(0.0f);
-    for (int64_t i = 0; i < in; i += 2, weights += line, x += two) {
-        for (int64_t ahead = 0; rows < MOST_ROWS && ahead < line; ahead += 64)
-            __builtin_prefetch(weights + AHEAD + ahead);
-        for (int q = 0; q < WIDE; q++)
-            fuse_two(weights + q * quarter, x, of.x_apart, sum, q, rows, is_bf16);
+            __builtin_prefetch(of.later + row * of.later_apart + (first + q) * LANES * 4, 1);
+        }
+    for (int64_t line = 0; line < lines; line++, weights += LINE, x += step) {
+        for (int q = 0; rows < MOST_ROWS && q < WIDE; q++)
+            __builtin_prefetch(weights + AHEAD + q * LANES * 4);
+        fuse_line(weights, x, of.x_apart, sum, rows, is_bf16);
     }
     for (int row = 0; row < rows; row++)
         for (int q = 0; q < WIDE; q++)
             store(of.out + row * of.out_apart + (first + q) * LANES, sum[row][q]);
 }
 
-static inline __attribute__((always_inline)) void tiles(const void *block, int64_t in, Rows of,
+static inline __attribute__((always_inline)) void tiles(const char *block, int64_t lines, Rows of,
                                                         const int is_bf16) {
 #if defined(__AVX2__) && defined(__FMA__)
     for (; of.rows >= 6; of = without(of, 6))
         for (int first = 0; first < QUARTERS; first += WIDE)
-            tile(block, in, of, first, 6, is_bf16);
+            tile(block, lines, of, first, 6, is_bf16);
     for (; of.rows >= 4; of = without(of, 4))
         for (int first = 0; first < QUARTERS; first += WIDE)
-            tile(block, in, of, first, 4, is_bf16);
+            tile(block, lines, of, first, 4, is_bf16);
     for (; of.rows >= 2; of = without(of, 2))
         for (int first = 0; first < QUARTERS; first += WIDE)
-            tile(block, in, of, first, 2, is_bf16);
+            tile(block, lines, of, first, 2, is_bf16);
 #endif
     for (; of.rows; of = without(of, 1))
         for (int first = 0; first < QUARTERS; first += WIDE)
-            tile(block, in, of, first, 1, is_bf16);
+            tile(block, lines, of, first, 1, is_bf16);
 }
 
 /* A call of its own, so that no arithmetic is moved out of where the processor flushes. */
-static __attribute__((noinline)) void bf16_tiles(const void *block, int64_t in, Rows of) {
-    tiles(block, in, of, 1);
+static __attribute__((noinline)) void bf16_tiles(const char *block, int64_t lines, Rows of) {
+    tiles(block, lines, of, 1);
 }
 
 /* One block of outputs for all rows, `of.out` being that block's. */
 static void product(const Matrix *m, int64_t block, Rows of, int is_bf16) {
-    int64_t place = block * BLOCK * m->in;
+    int64_t lines = is_bf16 ? m->in / 2 : m->in;
+    const char *weights = (const char *)m->blocks + block * lines * LINE;
     if (!is_bf16) {
-        tiles((const float *)m->blocks + place, m->in, of, 0);
+        tiles(weights, lines, of, 0);
     } else if (PAIRS) {
-        bf16_tiles((const uint16_t *)m->blocks + place, m->in, of);
+        bf16_tiles(weights, lines, of);
     } else {
         unsigned before = begin_flushing();
-        bf16_tiles((const uint16_t *)m->blocks + place, m->in, of);
+        bf16_tiles(weights, lines, of);
         end_flushing(before);
     }
 }
@@ -194,7 +212,8 @@ void rwkv7_sums(int64_t in, const uint16_t *x, const uint16_t *block, float *sum
     float fed[BLOCK];
     for (int64_t i = 0; i < in; i += LANES)
         feed(fed, i, load_halves(x + i), 1);
-    product(&(Matrix){block, in, BLOCK}, 0, (Rows){fed, sums, 1, 0, 0}, 1);
+    product(&(Matrix){block, in, BLOCK}, 0,
+            (Rows){.x = (const char *)fed, .out = sums, .later = (char *)sums, .rows = 1}, 1);
 }
 
 /* And as they are described above. */

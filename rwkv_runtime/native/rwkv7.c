@@ -121,13 +121,13 @@ static void project(const Step *at, int64_t layer, Thread thread) {
     const Vectors *mixed = at->mixed, *inner = at->inner;
     int64_t late = wanted(at, layer, 2);
     const Job jobs[] = {
-        {&of->receptance, mixed[0], at->r, STORED, 0, late},
-        {&of->key, mixed[2], at->k, STORED, 0, 0},
-        {&of->value, mixed[3], at->v, STORED, 0, 0},
-        {&of->w1, mixed[1], inner[0], FED, hyperbolic_tangent, 0},
-        {&of->a1, mixed[4], inner[1], FED, 0, 0},
-        {&of->v1, mixed[3], inner[2], FED, 0, 0},
-        {&of->g1, mixed[5], inner[3], FED, sigmoid, late},
+        {&of->receptance, mixed[0], at->r, STORED, late},
+        {&of->key, mixed[2], at->k, STORED, 0},
+        {&of->value, mixed[3], at->v, STORED, 0},
+        {&of->w1, mixed[1], inner[0], FED_TANH, 0},
+        {&of->a1, mixed[4], inner[1], FED, 0},
+        {&of->v1, mixed[3], inner[2], FED, 0},
+        {&of->g1, mixed[5], inner[3], FED_SIGMOID, late},
     };
     multiply(at, jobs, sizeof jobs / sizeof *jobs, thread);
 }
@@ -137,29 +137,29 @@ static void expand(const Step *at, int64_t layer, Thread thread) {
     const Layer *of = at->model->layer + layer;
     const Vectors *inner = at->inner;
     const Job jobs[] = {
-        {&of->w2, inner[0], at->w, STORED, 0, 0},
-        {&of->a2, inner[1], at->a, STORED, 0, 0},
-        {&of->g2, inner[3], at->g, STORED, 0, wanted(at, layer, 2)},
-        {&of->v2, inner[2], at->found, STORED, 0, 0},
+        {&of->w2, inner[0], at->w, STORED, 0},
+        {&of->a2, inner[1], at->a, STORED, 0},
+        {&of->g2, inner[3], at->g, STORED, wanted(at, layer, 2)},
+        {&of->v2, inner[2], at->found, STORED, 0},
     };
     multiply(at, jobs, layer ? 4 : 3, thread);
 }
 
 static void add_attention(const Step *at, int64_t layer, Thread thread) {
     const Matrix *matrix = &at->model->layer[layer].output;
-    Job job = {matrix, at->mixed[2], at->x, ADDED, 0, wanted(at, layer, 2)};
+    Job job = {matrix, at->mixed[2], at->x, ADDED, wanted(at, layer, 2)};
     multiply(at, &job, 1, thread);
 }
 
 static void widen(const Step *at, int64_t layer, Thread thread) {
     const Matrix *matrix = &at->model->layer[layer].ffn_key;
-    Job job = {matrix, at->mixed[0], at->wide, FED, squared_relu, wanted(at, layer, 1)};
+    Job job = {matrix, at->mixed[0], at->wide, FED_SQUARED, wanted(at, layer, 1)};
     multiply(at, &job, 1, thread);
 }
 
 static void add_channels(const Step *at, int64_t layer, Thread thread) {
     const Matrix *matrix = &at->model->layer[layer].ffn_value;
-    Job job = {matrix, at->wide, at->x, ADDED, 0, wanted(at, layer, 1)};
+    Job job = {matrix, at->wide, at->x, ADDED, wanted(at, layer, 1)};
     multiply(at, &job, 1, thread);
 }
 
@@ -239,7 +239,7 @@ static __attribute__((noinline)) void score_rows(const Scoring *at) {
                  load_kept(at->hidden, row * model->width + i, (int)model->is_bf16),
                  (int)model->is_bf16);
     meet(step->team, thread);
-    Job job = {&model->head, step->x, at->logits, STORED, 0, 0};
+    Job job = {&model->head, step->x, at->logits, STORED, 0};
     multiply(step, &job, 1, thread);
 }
 

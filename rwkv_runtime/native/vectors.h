@@ -33,6 +33,9 @@ static inline void feed(void *to, int64_t place, lanes x, int is_bf16) {
         store((float *)to + place, is_bf16 ? rounded(x) : x);
 }
 
+/* Bytes of an input as it is fed. */
+static int64_t fed_size(int is_bf16) { return is_bf16 && PAIRS ? 2 : 4; }
+
 static float dot(const float *x, const float *y, int64_t length) {
     lanes sum = all(0.0f);
     for (int64_t i = 0; i < length; i += LANES)
