@@ -4,6 +4,7 @@
 #   TORCH_INDEX  where to take PyTorch from. Empty: pip's default, which on Linux is the CUDA build (several
 #                gigabytes). The small CPU build (about 200 MB):
 #                    make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   TEST_CHAOS_S seconds of test-chaos on each place
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -11,8 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+TEST_CHAOS_S ?= 120
 
-.PHONY: help demo test test-compose test-pythons lint bench services clean
+.PHONY: help demo test test-chaos test-compose test-pythons lint bench services clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +43,9 @@ demo: $(READY)  ## read a document once, ask it questions from new processes
 
 test: $(READY)  ## the tests; PYTEST_ARGS are passed on
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+test-chaos: $(READY)  ## minutes of writers, readers and evictors killed at random, on each place in turn
+	@TEST_CHAOS_S=$(TEST_CHAOS_S) $(BIN)/pytest -q -s tests/statestore/test_chaos.py $(PYTEST_ARGS)
 
 test-compose: $(READY)  ## build and start docker-compose.yml, test the running stack, tear it down
 	@docker info >/dev/null 2>&1 || { echo "test-compose needs a Docker engine: start one, or name it in DOCKER_HOST"; exit 1; }

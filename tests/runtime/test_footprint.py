@@ -36,7 +36,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return write
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="not run: this system has no Linux's /proc"
+)
 @pytest.mark.parametrize(
     ("name", "stored", "dtype"),
     [

@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,19 +27,14 @@ from tests.statestore.forked import (
     Verb,
     at_once,
     end_with,
-    fork,
-    killed,
     killed_in_pairs,
     run_module,
     side_by_side,
-    succeeded,
 )
 
 KEYS = 30  # that `step` plays with
 MARKS = 16  # further ones, published once and left alone
 PATIENCE_S = 60.0
-BUDGET = 300_000  # bytes that `churn` keeps to
-BLOB_LIMIT = 20_000  # bytes of one of its blobs
 
 #: Processes that one test kills: a dozen, or as many as somebody has the time for.
 KILLS = int(os.environ.get("TEST_KILLS", "12"))
@@ -156,70 +150,10 @@ def kill(root: str, seed: int, count: int) -> bool:
     return killed_in_pairs(work, seed, count, 0.08, while_opening=True)
 
 
-def churn(opened: Callable[[], Backend], seed: int, count: int) -> bool:
-    """Over a store that is too full: three writers, two readers and two evictors.
-
-    `count` times one of them is killed, and another one takes its place at once.
-    """
-    dice = random.Random(seed)
-
-    def fill() -> None:
-        backend = opened()
-        for number in range(4 * KEYS, 4 * KEYS + 2 * BUDGET // BLOB_LIMIT):
-            publish(backend, an_entry(number, blob_bytes=BLOB_LIMIT, score=dice.random()))
-        backend.close()
-
-    def start(work: Callable[[Backend, random.Random], None]) -> int:
-        number = dice.randrange(1 << 30)
-        return fork(partial(forever, opened, work, number))
-
-    well = succeeded([fork(fill)])
-    parts = [write, write, write, read, read, make_room, make_room]
-    running = {start(part): part for part in parts}
-    for _ in range(count):
-        time.sleep(dice.uniform(0.02, 0.1))
-        victim = dice.choice(list(running))
-        part = running.pop(victim)
-        well &= killed(victim)
-        running[start(part)] = part
-    ends = [killed(child) for child in running]  # of every one
-    return well and all(ends)
-
-
-def forever(
-    opened: Callable[[], Backend], work: Callable[[Backend, random.Random], None], seed: int
-) -> None:
-    dice = random.Random(seed)
-    backend = opened()
-    while True:
-        work(backend, dice)
-
-
-def write(backend: Backend, dice: random.Random) -> None:
-    """As a worker does: one that holds the lease publishes, the others wait for it."""
-    number = dice.randrange(4 * KEYS)
-    take_turns(backend, a_key(number), dice)
-    size, name = dice.randrange(BLOB_LIMIT), dice.choice(["default", "tenant"])
-    publish(backend, an_entry(number, blob_bytes=size, score=dice.random(), namespace=name))
-
-
-def read(backend: Backend, dice: random.Random) -> None:
-    look_up(backend, [a_key(dice.randrange(4 * KEYS)) for _ in range(5)])
-    with unless_busy():
-        backend.touch(an_entry(dice.randrange(4 * KEYS)), CREATED_AT, dice.random())
-
-
-def make_room(backend: Backend, dice: random.Random) -> None:
-    if dice.random() < 0.3:
-        backend.evict(BUDGET // 4, CREATED_AT, namespace="tenant", limit=5)
-    backend.evict(BUDGET, CREATED_AT, limit=dice.choice([1, 10, 256]))
-
-
 VERBS: dict[str, Verb] = {
     "race": race,
     "mix": lambda root, seed, count: mix(partial(opened, root), 80, seed, count),
     "kill": kill,
-    "churn": lambda root, seed, count: churn(partial(opened, root), seed, count),
 }
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Processes that write into one budgeted store at once, for `test_budgeted`.
 
-    python -m tests.statestore.budget_worker URL WRITERS PUTS KILLS
+    python -m tests.statestore.budget_worker URL WRITERS PUTS
 
 Exit status 0: the totals that an onlooker read never went 5 % over the budget, and what was left at
-the end is at most the budget and not much less. With KILLS, writers write until they are killed at
-a random moment; each time another takes over.
+the end is at most the budget and not much less.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -26,18 +24,15 @@ from statestore.errors import UnavailableError
 from statestore.eviction import make_policy
 from statestore.settings import open_store
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
-from tests.statestore.forked import fork, killed, run_module, succeeded
+from tests.statestore.forked import fork, run_module, succeeded
 
 STATE = 2000  # bytes
 BUDGET = 200 * STATE
-ENDLESS = 1 << 20  # puts, which nobody comes to make
 LAST = 1 << 40  # of no writer
 
 
-def run_worker(
-    url: str, *, writers: int, puts: int, kills: int = 0
-) -> subprocess.CompletedProcess[str]:
-    return run_module("tests.statestore.budget_worker", url, writers, puts, kills)
+def run_worker(url: str, *, writers: int, puts: int) -> subprocess.CompletedProcess[str]:
+    return run_module("tests.statestore.budget_worker", url, writers, puts)
 
 
 def open_place(url: str) -> Backend:
@@ -82,18 +77,6 @@ def stopped(pipe: int) -> bool:
         return False
 
 
-def lose(crew: list[int], kills: int, start: Callable[[int], int]) -> bool:
-    """Kill one of the crew at a time, and in the end all; ``False`` where one ended by itself."""
-    dice = random.Random(kills)
-    well = True
-    for number in range(kills):
-        time.sleep(dice.uniform(0.02, 0.1))
-        well &= killed(crew.pop(dice.randrange(len(crew))))
-        crew.append(start(len(crew) + 1 + number))
-    ends = [killed(child) for child in crew]  # of every one
-    return well and all(ends)
-
-
 def settle(url: str) -> str:
     """One put more, and a sweep; what is wrong with what is there then."""
     backend = Budgeted(open_place(url), Budget(BUDGET), make_policy())
@@ -110,18 +93,8 @@ def settle(url: str) -> str:
     return ""
 
 
-def fill(url: str) -> None:
-    """The store is full when the writers come."""
-    backend = open_place(url)
-    for number in range(LAST - BUDGET // STATE, LAST):
-        publish(backend, an_entry(number, blob_bytes=STATE, score=CREATED_AT))
-    backend.close()
-
-
-def main(url: str, writers: int, puts: int, kills: int) -> bool:
+def main(url: str, writers: int, puts: int) -> bool:
     open_place(url).close()
-    if kills and not succeeded([fork(partial(fill, url))]):
-        return False
     ready, go = os.pipe()
     stop, end = os.pipe()
     held = [go, end]  # that nobody else may hold open
@@ -135,12 +108,12 @@ def main(url: str, writers: int, puts: int, kills: int) -> bool:
         return fork(run)
 
     def start(writer: int) -> int:
-        return child(partial(write, url, ENDLESS if kills else puts, ready, writer))
+        return child(partial(write, url, puts, ready, writer))
 
     onlooker = child(partial(watch, url, stop))
     crew = [start(writer) for writer in range(writers)]
     os.close(held.pop(0))
-    written = lose(crew, kills, start) if kills else succeeded(crew)
+    written = succeeded(crew)
     os.close(held.pop())
     kept = succeeded([onlooker])
     problem = settle(url)

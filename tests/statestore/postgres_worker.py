@@ -20,7 +20,7 @@ from statestore.backends.sql.backend import SqlBackend
 from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend, open_revisions
 from statestore.errors import UnavailableError
 from tests.statestore.backend_places import a_key, an_entry, publish
-from tests.statestore.backend_worker import KEYS, churn, mix, step
+from tests.statestore.backend_worker import KEYS, mix, step
 from tests.statestore.forked import (
     Verb,
     at_once,
@@ -142,7 +142,6 @@ VERBS: dict[str, Verb] = {
     "once": once,
     "kill": kill,
     "endure": endure,
-    "churn": lambda url, seed, count: churn(partial(open_backend, url), seed, count),
 }
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from tests.statestore.backend_places import (
     an_entry,
     publish,
 )
-from tests.statestore.backend_worker import KILLS
 from tests.statestore.budget_worker import run_worker
 from tests.statestore.postgres_servers import PostgresPlace
 from tests.statestore.redis_places import RedisPlace
@@ -419,12 +418,6 @@ def crew_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def test_processes_keep_within_a_budget(crew_url: str) -> None:
     """Eight write for all they are worth while a ninth looks on."""
     done = run_worker(crew_url, writers=8, puts=40)
-    assert done.returncode == 0, done.stderr
-
-
-def test_processes_that_are_killed_keep_within_a_budget(crew_url: str) -> None:
-    """At random moments; what they leave is sound, and within the budget."""
-    done = run_worker(crew_url, writers=6, puts=0, kills=KILLS)
     assert done.returncode == 0, done.stderr
 
 

@@ -26,7 +26,6 @@ from statestore.entry import Change, EntryFilter, Status
 from statestore.errors import ClosedError, UnavailableError
 from tests.statestore.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
 from tests.statestore.backend_worker import (
-    BUDGET,
     KEYS,
     KILLS,
     PATIENCE_S,
@@ -114,21 +113,6 @@ def test_sigkill_at_any_moment_leaves_at_most_orphans(place: FilePlace) -> None:
         if seed and orphans:
             return
     raise AssertionError("the kills never met a write")
-
-
-def test_writers_readers_and_evictors_killed_at_random(place: FilePlace) -> None:
-    for seed in range(2):
-        done = run_worker("churn", place.root, seed, KILLS)
-        assert done.returncode == 0, done.stderr
-        check_store(place)
-        backend = place.open()
-        assert backend.usage().age > 0  # the evictors did something
-        backend.evict(BUDGET, CREATED_AT)
-        assert 0 < backend.usage().blob_bytes <= BUDGET
-        backend.sweep(time.time() + 1, grace_s=0)
-        backend.close()
-        assert place.blob_names() == named(place)
-        check_store(place)
 
 
 def test_a_lock_held_too_long_is_named_and_leaves_nothing(place: FilePlace) -> None:

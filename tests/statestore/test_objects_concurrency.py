@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.statestore.backend_places import CREATED_AT
-from tests.statestore.backend_worker import BUDGET
 from tests.statestore.postgres_worker import run_worker
 from tests.statestore.s3_servers import ObjectPlace
 from tests.statestore.test_postgres_faults import check_store, named, wait_for_the_dead
@@ -43,14 +41,4 @@ def sweep_until_sound(place: ObjectPlace) -> None:
 
 def test_sigkill_at_any_moment_leaves_at_most_orphans(place: ObjectPlace) -> None:
     run_worker("kill", place.url, 0, 12)
-    sweep_until_sound(place)
-
-
-def test_writers_readers_and_evictors_killed_at_random(place: ObjectPlace) -> None:
-    run_worker("churn", place.url, 0, 15)
-    wait_for_the_dead(place)
-    with closing(place.open()) as backend:
-        assert backend.usage().age > 0  # the evictors did something
-        backend.evict(BUDGET, CREATED_AT)
-        assert 0 < backend.usage().blob_bytes <= BUDGET
     sweep_until_sound(place)

@@ -21,7 +21,7 @@ from statestore.entry import EntryFilter, Role
 from statestore.errors import BackendError, FullError, UnavailableError
 from statestore.schema import State, Tensor, rwkv7
 from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, digest, publish
-from tests.statestore.backend_worker import BUDGET, KEYS, KILLS, step
+from tests.statestore.backend_worker import KEYS, KILLS, step
 from tests.statestore.postgres_servers import PostgresPlace, PostgresServer
 from tests.statestore.postgres_worker import open_backend, run_worker, start_worker
 from tests.statestore.redis_load import under_load
@@ -134,23 +134,6 @@ def test_sigkill_at_any_moment_leaves_at_most_orphans(place: PostgresPlace) -> N
         if seed and orphans:
             return
     raise AssertionError("the kills never met a write")
-
-
-def test_writers_readers_and_evictors_killed_at_random(place: PostgresPlace) -> None:
-    for seed in range(2):
-        run_worker("churn", place.url, seed, KILLS)
-        wait_for_the_dead(place)
-        log = (place.server.root / "log").read_text()
-        assert f"{place.database}|ERROR:  deadlock detected" not in log
-        check_store(place)
-        backend = place.open()
-        assert backend.usage().age > 0  # the evictors did something
-        backend.evict(BUDGET, CREATED_AT)
-        assert 0 < backend.usage().blob_bytes <= BUDGET
-        backend.sweep(time.time() + 1, grace_s=0)
-        backend.close()
-        assert place.blob_names() == named(place)
-        check_store(place)
 
 
 def test_a_lock_held_too_long_is_named_and_leaves_nothing(tmp_path: Path) -> None:

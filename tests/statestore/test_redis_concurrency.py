@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from statestore.backends.base import Backend
 from statestore.entry import EntryFilter
 from statestore.errors import ClosedError
 from tests.statestore.backend_places import a_blob
 from tests.statestore.backend_worker import step
 from tests.statestore.redis_places import RedisPlace
 from tests.statestore.redis_servers import running, running_cluster, wait_until
-from tests.statestore.redis_worker import BUDGET, run_worker
+from tests.statestore.redis_worker import run_worker
 
 #: Processes killed, instead of a few: 1000 take some minutes.
 KILLS = int(os.environ.get("TEST_KILLS", "0"))
@@ -109,34 +107,6 @@ def test_sigkill_at_any_moment_leaves_only_keys_that_expire(place: RedisPlace) -
         wait_until(lambda: len(place.parts()) == len(place.rows()), "what was evicted to expire")
         check_store(place)
     assert left > 0
-
-
-def test_writers_readers_and_evictors_killed_at_random(place: RedisPlace) -> None:
-    run_and_kill("riot", place, 7, KILLS or (25 if place.shards == 1 else 8))
-    check_store(place)
-    backend = place.open()
-    backend.evict(BUDGET, time.time(), limit=1000)
-    pinned = sum(entry.blob_bytes for entry in backend.entries(EntryFilter(pinned=True)))
-    assert backend.usage().blob_bytes <= max(BUDGET, pinned)
-    assert backend.evict(0, time.time(), limit=1).entries == 1
-    check_store(place)
-    check_namespaces(place, backend)
-    backend.sweep(0.0, grace_s=0)
-    backend.close()
-    check_store(place)
-    wait_until(lambda: len(place.parts()) == len(place.rows()), "what was evicted to expire")
-    wait_until(lambda: not place.keys("{*}:lease:*"), "leases to expire")
-
-
-def check_namespaces(place: RedisPlace, backend: Backend) -> None:
-    for name in ("a", "b", "nobody"):
-        mine = [row for row in place.rows() if row["namespace"] == name.encode()]
-        usage = backend.usage(name)
-        assert (usage.entries, usage.blob_bytes, usage.state_bytes) == (
-            *(len(mine), sum(row["blob_bytes"] for row in mine)),
-            sum(row["state_bytes"] for row in mine),
-        )
-        assert usage.pinned == sum(row["pinned"] for row in mine)
 
 
 def test_calls_that_run_while_it_closes_end_well(place: RedisPlace) -> None:
