@@ -3,7 +3,8 @@ is read.
 
 redis-py's own pipeline for a Cluster sends what failed again, command by command: with a node that
 does not answer, a timeout for each of them. Here a node that fails costs one timeout and ends the
-call. What a node sends elsewhere (its slots moved) goes the way of redirections, one by one.
+call; for a new map of the slots it is asked last, since its silence would cost another timeout.
+What a node sends elsewhere (its slots moved) goes the way of redirections, one by one.
 """
 
 from __future__ import annotations
@@ -31,11 +32,7 @@ def run(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
     for place, command in enumerate(commands):
         node = client.get_node_from_key(_key(command))  # type: ignore[no-untyped-call]
         shares[node].append(place)
-    try:
-        replies = _exchange(client, commands, shares)
-    except (redis_errors.ConnectionError, redis_errors.TimeoutError):
-        client.nodes_manager.initialize()  # a replica may stand in for the node by now
-        raise
+    replies = _exchange(client, commands, shares)
     for place, reply in replies.items():
         if isinstance(reply, _ELSEWHERE):
             replies[place] = _redirected(client, commands[place])
@@ -52,17 +49,23 @@ def _redirected(client: RedisCluster, command: Command) -> Any:  # noqa: ANN401 
 def _exchange(
     client: RedisCluster, commands: Sequence[Command], shares: dict[Any, list[int]]
 ) -> dict[int, Any]:
-    """Replies, and errors that are replies, by place."""
+    """Replies, and errors that are replies, by place. After a failure the map is made anew."""
     replies: dict[int, Any] = {}
-    with ExitStack() as stack:
-        open_to = {
-            node: stack.enter_context(_Borrowed(client.get_redis_connection(node).connection_pool))
-            for node in shares
-        }
-        for node, places in shares.items():
-            open_to[node].send([commands[place] for place in places])
-        for node, places in shares.items():
-            replies.update(zip(places, open_to[node].receive(), strict=True))
+    open_to: dict[Any, _Borrowed] = {}
+    node: Any = None  # that is just being asked
+    try:
+        with ExitStack() as stack:
+            for node in shares:
+                pool = client.get_redis_connection(node).connection_pool
+                open_to[node] = stack.enter_context(_Borrowed(pool))
+            for node, places in shares.items():
+                open_to[node].send([commands[place] for place in places])
+            for node, places in shares.items():
+                replies.update(zip(places, open_to[node].receive(), strict=True))
+    except (redis_errors.ConnectionError, redis_errors.TimeoutError):
+        # a replica may stand in for the node by now
+        client.nodes_manager.initialize(last_failed_node_name=node.name)
+        raise
     return replies
 
 
