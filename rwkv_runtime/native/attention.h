@@ -7,37 +7,47 @@
 static const float GROUP_NORM_EPS = 64e-5f;
 static const float DECAY_SCALE = -0.60653066f; /* -exp(-0.5) */
 
-/* w, a, k, v of a head as they are used, its unit key and the key's rate; in place. */
-static Heard prepare(const Step *at, const Layer *of, int64_t layer, int64_t row, Range head) {
-    float *r = row_of(at->r, row), *w = row_of(at->w, row), *a = row_of(at->a, row);
-    float *k = row_of(at->k, row), *v = row_of(at->v, row), *v_first = row_of(at->v_first, row);
-    const float *found = row_of(at->found, row);
-    /* What the mixed vectors are needed no more for. */
-    float *kk = row_of(at->mixed[0], row), *b = row_of(at->mixed[1], row);
-    int64_t first = head.from;
-    for (int64_t i = head.from; i < head.to; i += LANES) {
-        lanes decay = sigmoid(add(load(of->w0 + i), load(w + i)));
-        store(w + i, exponential(mul(all(DECAY_SCALE), decay)));
-        store(a + i, sigmoid(add(load(of->a0 + i), load(a + i))));
-        store(kk + i, mul(load(k + i), load(of->k_k + i)));
+/* Rows of a head that are prepared, and concluded, one after the other: so no row's square roots and
+ * quotients wait for another's sums. */
+enum { TOGETHER = 4 };
+
+/* A row's vectors of a head as they are used; they are few, so they stay near. */
+enum { OWN_VECTORS = 6 };
+
+/* w, k, v of a head as they are used, its unit key and the key's rate, and room for y: in `own`. */
+static Heard prepare(const Step *at, const Layer *of, int64_t layer, int64_t row, Range head,
+                     float *own) {
+    const float *w = row_of(at->w, row) + head.from, *a = row_of(at->a, row) + head.from;
+    const float *k = row_of(at->k, row) + head.from, *v = row_of(at->v, row) + head.from;
+    const float *found = row_of(at->found, row) + head.from;
+    const float *w0 = of->w0 + head.from, *a0 = of->a0 + head.from, *k_k = of->k_k + head.from;
+    const float *k_a = of->k_a + head.from;
+    float *v_first = row_of(at->v_first, row) + head.from;
+    int64_t size = head.to - head.from;
+    float *decay = own, *key = own + size, *value = own + 2 * size, *kk = own + 3 * size;
+    float *b = own + 4 * size, *y = own + 5 * size;
+    for (int64_t i = 0; i < size; i += LANES) {
+        lanes rate = sigmoid(add(load(w0 + i), load(w + i)));
+        store(decay + i, exponential(mul(all(DECAY_SCALE), rate)));
+        store(b + i, sigmoid(add(load(a0 + i), load(a + i))));
+        store(kk + i, mul(load(k + i), load(k_k + i)));
         if (layer) {
-            lanes rate = sigmoid(add(load(of->v0 + i), load(found + i)));
-            store(v + i, fused(sub(load(v_first + i), load(v + i)), rate, load(v + i)));
+            lanes portion = sigmoid(add(load(of->v0 + head.from + i), load(found + i)));
+            store(value + i, fused(sub(load(v_first + i), load(v + i)), portion, load(v + i)));
         } else {
+            store(value + i, load(v + i));
             store(v_first + i, load(v + i));
         }
     }
-    float square = dot(kk + first, kk + first, head.to - head.from);
-    lanes length = most(all(1e-12f), all(sqrtf(square)));
-    for (int64_t i = head.from; i < head.to; i += LANES) {
-        lanes rate = load(a + i), unit = quotient(load(kk + i), length);
-        lanes factor = fused(sub(rate, all(1.0f)), load(of->k_a + i), all(1.0f));
-        store(k + i, mul(load(k + i), factor));
+    lanes length = most(all(1e-12f), all(sqrtf(dot(kk, kk, size))));
+    for (int64_t i = 0; i < size; i += LANES) {
+        lanes rate = load(b + i), unit = quotient(load(kk + i), length);
+        lanes factor = fused(sub(rate, all(1.0f)), load(k_a + i), all(1.0f));
+        store(key + i, mul(load(k + i), factor));
         store(kk + i, unit);
         store(b + i, mul(unit, rate));
     }
-    return (Heard){r + first, w + first, k + first, v + first, kk + first, b + first,
-                   row_of(at->y, row) + first};
+    return (Heard){row_of(at->r, row) + head.from, decay, key, value, kk, b, y};
 }
 
 /* The norm of a head's y, its bonus and its gate; fed. */
@@ -59,22 +69,34 @@ static void conclude(const Step *at, const Layer *of, int64_t row, Range head, H
     }
 }
 
-static void attend(const Step *at, int64_t layer, Thread thread) {
+/* One head of all rows. `own`: [TOGETHER, OWN_VECTORS, size]. */
+static void attend_head(const Step *at, int64_t layer, Range head, float *turned, float *own) {
     const Layer *of = at->model->layer + layer;
-    int64_t size = at->model->width / at->model->heads, late = wanted(at, layer, 2);
+    int64_t size = head.to - head.from, late = wanted(at, layer, 2), place = head.from * size;
+    Heard heard[TOGETHER];
+    for (int64_t from = 0; from < at->rows; from += TOGETHER) {
+        int64_t to = from + TOGETHER < at->rows ? from + TOGETHER : at->rows;
+        for (int64_t row = from; row < to; row++)
+            heard[row - from] = prepare(at, of, layer, row, head,
+                                        own + (row - from) * OWN_VECTORS * size);
+        for (int64_t row = from; row < to; row++) {
+            if (is_first(at, row))
+                turn(state_of(at, at->before, row, layer)->att_kv + place, turned, size);
+            recur(turned, size, heard[row - from], row >= late);
+            if (is_last(at, row))
+                turn(turned, state_of(at, at->after, row, layer)->att_kv + place, size);
+        }
+        for (int64_t row = from > late ? from : late; row < to; row++)
+            conclude(at, of, row, head, heard[row - from]);
+    }
+}
+
+static void attend(const Step *at, int64_t layer, Thread thread) {
+    int64_t size = at->model->width / at->model->heads;
     Range part = share(thread, at->model->heads);
     for (int64_t number = part.from; number < part.to; number++) {
         Range head = {number * size, (number + 1) * size};
-        float *turned = at->turned + head.from * size;
-        for (int64_t row = 0; row < at->rows; row++) {
-            if (is_first(at, row))
-                turn(state_of(at, at->before, row, layer)->att_kv + head.from * size, turned, size);
-            Heard heard = prepare(at, of, layer, row, head);
-            recur(turned, size, heard, row >= late);
-            if (row >= late)
-                conclude(at, of, row, head, heard);
-            if (is_last(at, row))
-                turn(turned, state_of(at, at->after, row, layer)->att_kv + head.from * size, size);
-        }
+        attend_head(at, layer, head, at->turned + head.from * size,
+                    at->own + head.from * TOGETHER * OWN_VECTORS);
     }
 }

@@ -197,7 +197,7 @@ static void read_part(void *work) {
 int64_t rwkv7_scratch(const Model *model, int64_t rows) {
     int64_t width = apart(model->layer->w2.out), size = model->width / model->heads;
     int64_t row = 16 * width + 4 * apart(model->rank) + apart(model->ffn_width);
-    return rows * row + model->width * size;
+    return rows * row + model->width * (size + TOGETHER * OWN_VECTORS);
 }
 
 /* Read tokens: `before` -> `after`, which lies elsewhere, and the hidden vectors of the last token
@@ -208,7 +208,8 @@ void rwkv7_read(const Model *model, const Team *team, int64_t threads, int64_t s
     Step step = {.model = model, .team = team, .streams = streams, .length = length,
                  .rows = streams * length, .token = token, .before = before, .after = after,
                  .hidden = hidden, .turned = scratch};
-    float *next = scratch + model->width * (model->width / model->heads);
+    step.own = scratch + model->width * (model->width / model->heads);
+    float *next = step.own + model->width * TOGETHER * OWN_VECTORS;
     int64_t width = apart(model->layer->w2.out);
     Vectors *all_wide[] = {&step.x, &step.v_first, &step.r, &step.k, &step.v,
                            &step.w, &step.a,       &step.g, &step.y, &step.found};

@@ -31,6 +31,7 @@ typedef struct {
     Vectors inner[4]; /* [rank], as they are fed, of w, a, v, g */
     Vectors wide; /* [ffn_width], as they are fed */
     float *turned; /* [heads, K, V] */
+    float *own; /* [heads, TOGETHER, OWN_VECTORS, size] */
 } Step;
 
 static const LayerState *state_of(const Step *at, const LayerState *states, int64_t row,
