@@ -144,7 +144,9 @@ _COMMON: Final = ("codec", *(name for wrap in _WRAPS for name in wrap.options))
 
 
 def _file_revisions(url: StoreURL) -> Revisions:
-    return cast("Revisions", _module("sql.revisions", url).of_file(_directory(url)))
+    root = _directory(url)
+    _module("sql.file", url).require_store(root)
+    return cast("Revisions", _module("sql.revisions", url).of_file(root))
 
 
 def _fleet_revisions(url: StoreURL) -> Revisions:
@@ -291,7 +293,8 @@ def open_revisions(url: str) -> Revisions:
     """The revision of the catalog at `url`, to look at or to change; it is not upgraded by this.
 
     Raises:
-        SettingsError: the URL means nothing, or its store has no SQL catalog.
+        SettingsError: the URL means nothing, its store has no SQL catalog, or there is no store.
+        UnavailableError: the place cannot be opened, or a file store has lost its catalog.
     """
     place = parse_place(places(url)[-1])  # of tiers, the home's
     if place.scheme not in _REVISIONS:

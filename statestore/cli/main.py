@@ -112,5 +112,5 @@ def main(ctx: click.Context, url: str | None, file: Path | None) -> None:
       130  stopped by Ctrl-C
     """
     if ctx.invoked_subcommand not in _STORELESS:
-        config = load(file, flags={"store.url": url or None})
+        config = load(file, flags={"store.url": url})
         ctx.obj, ctx.meta[CONFIG] = config.store.url, config

@@ -157,7 +157,8 @@ def test_an_export_replaces_no_file_and_goes_on_with_no_other_export(
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("", "name is empty"), ("nowhere/x", "nowhere is no directory")]
+    ("name", "words"),
+    [("", "is a directory"), (".", "is a directory"), ("nowhere/x", "nowhere is no directory")],
 )
 def test_a_name_that_no_file_can_have_is_a_mistake(origin: Path, name: str, words: str) -> None:
     done = here("--store", origin, "export", name)

@@ -593,6 +593,34 @@ def test_explain_reads_json_from_stdin_and_a_fingerprints_file(place: Path, tmp_
     assert json.loads(flat.stdout)["boundaries"][-1]["why"] == "no output"
 
 
+def test_explain_says_how_to_choose_among_fingerprints(tmp_path: Path) -> None:
+    place = str(tmp_path / "s")
+
+    def stored(model: str, number: int) -> None:
+        digest = bytes([number]) * 32
+        [made] = plan([[number] * 64], digest, ChunkRule()).boundaries
+        with open_store(place) as store:
+            store.put(
+                Identity(digest), made.key, make_state(1), token_digest=made.token_digest,
+                role=made.role, model=model,
+            )  # fmt: skip
+
+    def said(*options: str) -> str:
+        done = run("--store", place, "explain", "-", *options, stdin="1 2")
+        assert done.returncode == 2, done.stdout
+        return done.stderr
+
+    stored("one.pth", 1)
+    stored("one.pth", 2)
+    assert "several settings of one model" in said()
+    assert "01" * 32 in said()
+    stored("two.pth", 3)
+    assert "give --model or --fingerprint" in said()
+    assert "several settings of one model" in said("--model", "one.pth")
+    chosen = run("--store", place, "explain", "-", "--model", "two.pth", stdin="1 2")
+    assert "2 tokens are to be computed" in chosen.stdout, chosen.stderr
+
+
 def test_explain_knows_a_tenants_salt_from_the_settings(place: Path, tmp_path: Path) -> None:
     prompt = tmp_path / "prompt.json"
     prompt.write_text(json.dumps([[1] * 64, [2] * 64]))

@@ -125,6 +125,17 @@ def test_only_a_catalog_is_upgraded(redis_url: str) -> None:
     assert "no SQL catalog" in refused(2, "--store", redis_url, "db", "upgrade")
 
 
+@pytest.mark.parametrize("command", ["ls", "stats", "gc", "verify", "db current", "db upgrade"])
+def test_where_no_store_is_none_is_made_and_all_say_the_same(tmp_path: Path, command: str) -> None:
+    said = refused(2, "--store", str(tmp_path / "s"), *command.split())
+    assert f"there is no store in {tmp_path / 's'}" in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_store_that_is_named_by_an_empty_variable_is_not_the_default_one() -> None:
+    assert "--store" in refused(2, "--store", "", "evict", "--to", "0", "--yes")
+
+
 def test_a_directory_takes_options_and_shows_its_budget(tmp_path: Path) -> None:
     place = f"{tmp_path / 's'}?codec=raw&budget=1MiB&budget.default=512KiB"
     with open_store(place) as store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,23 @@ def _stored(store: StateStore, namespace: str, model: str | None) -> bytes:
     for entry in store.list(EntryFilter(namespace=namespace, model=model)):
         found.setdefault(entry.fingerprint, entry.model)
         if len(found) > 1:
-            names = ", ".join(f"{digest.hex()} ({name})" for digest, name in found.items())
-            raise InputError(f"states of several models are stored: give --fingerprint: {names}")
+            raise InputError(_several(found, model))
     if not found:
         raise InputError("no state is stored to take the fingerprint of: give --fingerprint")
     return next(iter(found))
+
+
+def _several(found: Mapping[bytes, str], model: str | None) -> str:
+    """What to say where the first two fingerprints differ; there may be more of them."""
+    names = ", ".join(f"{digest.hex()} ({name})" for digest, name in found.items())
+    if model is None and len(set(found.values())) > 1:
+        return (
+            f"states of several models are stored: give --model or --fingerprint; two are {names}"
+        )
+    return (
+        "states of several settings of one model are stored: give --fingerprint, "
+        f"as `rwkv-runtime fingerprint` prints it; two are {names}"
+    )
 
 
 def _row(verdict: Verdict) -> list[str]:

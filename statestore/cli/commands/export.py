@@ -160,8 +160,8 @@ def _target(file: str, about: dict[str, str], *, dry_run: bool) -> Iterator[Resu
 @contextmanager
 def _file(path: Path, about: dict[str, str]) -> Iterator[Resumed]:
     """As `_target`; what was begun under the name with `PART` is gone on with."""
-    if not path.name:
-        raise InputError("the file's name is empty")
+    if not path.name or path.is_dir():
+        raise InputError(f"export: {str(path)!r} is a directory: give the name of a file")
     part = path.with_name(path.name + PART)
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is no directory to write {path.name} in: make it first")
