@@ -14,11 +14,12 @@ from sqlalchemy.exc import DBAPIError
 
 from statestore.backends.sql import departures
 from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.catalog import page
 from statestore.backends.sql.database import Database, Fault
 from statestore.backends.sql.migrate import bring_to_head
 from statestore.backends.sql.sqlite import classify, open_database
 from statestore.blobs.filesystem import FilesystemBlobs
-from statestore.entry import EntryFilter
+from statestore.entry import EntryFilter, Status
 from statestore.errors import FullError, InputError, UnavailableError
 from statestore.tables import departed, totals
 from tests.statestore.backend_places import CREATED_AT, a_key, an_entry, digest, publish
@@ -103,6 +104,25 @@ def test_no_query_scans_the_entries(
     assert not [step for step in plan if step.startswith(("SCAN entries", "SCAN departed"))] or (
         plan == ["SCAN entries USING INDEX ix_entries_used_at"]  # in the listing's order, by pages
     )
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        EntryFilter(namespace="n"),
+        EntryFilter(namespace="n", fingerprint=digest("f")),
+        EntryFilter(namespace="n", pinned=False),
+        EntryFilter(pinned=True),
+        EntryFilter(namespace="n", model="m", status=Status.READY),
+    ],
+)
+def test_a_long_listing_is_not_sorted_anew_for_each_page(
+    database: Database, backend: SqlBackend, where: EntryFilter
+) -> None:
+    after = (CREATED_AT, digest("t"))
+    read = lambda: database.read(lambda tx: page(tx, where, after, 256))  # noqa: E731
+    ((_, plan),) = statements_of(database, read)
+    assert plan == ["SEARCH entries USING INDEX ix_entries_used_at ((used_at,digest)<(?,?))"]
 
 
 def test_totals_read_no_entry(database: Database, backend: SqlBackend) -> None:

@@ -128,8 +128,12 @@ def page(
 ) -> tuple[list[Entry], Place | None]:
     """The next entries after a place in the order of use, newest first, out of `limit` rows; and
     where to go on, ``None`` at the end. Labels are not looked at.
+
+    A first page comes by whatever index leads to few entries. Where there is a second one, there
+    are many: SQLite, which knows nothing of how many, then goes along the order itself.
     """
-    statement = select(entries).where(*conditions(where))
+    walked = after is not None and connection.dialect.name == "sqlite"
+    statement = select(entries).where(*conditions(where, walked=walked))
     if after is not None:
         statement = statement.where(tuple_(entries.c.used_at, entries.c.digest) < tuple_(*after))
     order = (entries.c.used_at.desc(), entries.c.digest.desc())

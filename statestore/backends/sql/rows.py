@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import CTE, ColumnElement, LargeBinary, RowMapping, bindparam, func, literal, select
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    LargeBinary,
+    RowMapping,
+    UnaryExpression,
+    bindparam,
+    func,
+    literal,
+    select,
+)
+from sqlalchemy.sql.operators import custom_op
 
 from statestore.backends.fields import check_count, check_labels, check_memo, memo_of
 from statestore.blobs.base import NAME
@@ -22,6 +33,8 @@ from statestore.tables import entries
 log = logging.getLogger(__name__)
 
 DIGEST_BYTES: Final = 32
+
+_PLUS: Final[custom_op[Any]] = custom_op("+")  # to SQLite: no index for this column
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +269,12 @@ def labels_text(labels: Mapping[str, str]) -> str:
     return json.dumps(dict(labels), sort_keys=True)
 
 
-def conditions(where: EntryFilter) -> list[ColumnElement[bool]]:
-    """`where` as SQL, but for its labels: JSON differs between databases. See `has_labels`."""
+def conditions(where: EntryFilter, *, walked: bool = False) -> list[ColumnElement[bool]]:
+    """`where` as SQL, but for its labels: JSON differs between databases. See `has_labels`.
+
+    `walked` (SQLite): what many entries may have in common leads to no index, so that entries come
+    in the order that is asked for and are not sorted anew for each page.
+    """
     wanted: list[ColumnElement[bool]] = []
     for name in ("namespace", "model"):
         if getattr(where, name) is not None:
@@ -265,7 +282,10 @@ def conditions(where: EntryFilter) -> list[ColumnElement[bool]]:
     for name in ("namespace", "fingerprint", "token_digest", "model", "pinned"):
         value = getattr(where, name)
         if value is not None:
-            wanted.append(entries.c[name] == value)
+            column: ColumnElement[Any] = entries.c[name]
+            if walked and name in ("namespace", "fingerprint", "pinned"):
+                column = UnaryExpression(column, operator=_PLUS, type_=column.type)
+            wanted.append(column == value)
     if where.role is not None:
         wanted.append(entries.c.role == where.role.value)
     if where.status is not None:
