@@ -252,7 +252,9 @@ class PostgresPlace(FilePlace):
         self.url = self.server.url(self.database, root / "blobs", **options)
 
     def open(self) -> Backend:
-        return open_backend(f"{self.url}&find_ms=0")  # a loaded machine is no dead place
+        """Patiently, unless the place was given a patience: a loaded machine is no dead place."""
+        patience = "" if "timeout_s=" in self.url else "&timeout_s=30"
+        return open_backend(f"{self.url}{patience}&find_ms=0")
 
     def rows(self) -> list[dict[str, Any]]:
         return self.query("SELECT * FROM entries")

@@ -93,7 +93,7 @@ class SqlBackend:
         return self._url
 
     @property
-    def leases(self) -> Leases:
+    def leases(self) -> Leases | None:
         """The rights to compute a key that are given out here."""
         return self._leases
 

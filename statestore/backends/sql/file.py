@@ -15,8 +15,13 @@ from statestore.backends.sql.backend import SqlBackend
 from statestore.backends.sql.database import Database
 from statestore.backends.sql.filter_file import is_possible
 from statestore.backends.sql.lookup_filter import LookupFilter
-from statestore.backends.sql.migrate import bring_to_head
+from statestore.backends.sql.migrate import bring_to_head, require_head
 from statestore.backends.sql.mounts import NETWORK, file_system
+from statestore.backends.sql.reading import (
+    ReadOnlyBackend,
+    may_be_written,
+    open_for_reading,
+)
 from statestore.backends.sql.reserve import Reserve
 from statestore.backends.sql.sqlite import open_database
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error
@@ -31,7 +36,8 @@ BLOBS = "blobs"
 
 
 def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
-    """Open the store in the directory `path`, which is created with its parents.
+    """Open the store in the directory `path`, which is created with its parents. One that may not
+    be written here is opened for `reading`.
 
     Args:
         path: the store's directory.
@@ -51,6 +57,8 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
             root,
             kind,
         )
+    if not may_be_written(root, root / CATALOG):
+        return _open_for_reading(root, patience_s)
     reserve = Reserve(root / RESERVE)
     try:
         database = _open_catalog(root, patience_s)
@@ -62,6 +70,17 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
     known = LookupFilter(root / FILTER, database) if is_possible() else None
     blobs = FilesystemBlobs(root / BLOBS)
     return SqlBackend(database, blobs, root.as_uri(), lookup_filter=known, reserve=reserve)
+
+
+def _open_for_reading(root: Path, patience_s: float) -> SqlBackend:
+    log.warning("%s may only be read here: nothing is stored, and no hit is counted", root)
+    database = open_for_reading(root / CATALOG, patience_s)
+    try:
+        require_head(database, "`statestore db upgrade` where it may be written")
+    except BaseException:
+        database.close()
+        raise
+    return ReadOnlyBackend(database, FilesystemBlobs(root / BLOBS), root.as_uri())
 
 
 def require_store(path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Final, Self
 from statestore.backends.sql.database import Database
 from statestore.backends.sql.file import CATALOG
 from statestore.backends.sql.migrate import bring_to_head, downgrade, revision
+from statestore.backends.sql.reading import may_be_written, open_for_reading
 from statestore.backends.sql.sqlite import open_database
 from statestore.blobs.filesystem import storage_error
 from statestore.errors import UnavailableError
@@ -102,4 +103,6 @@ def of_file(root: Path) -> Revisions:
         raise storage_error(error, f"looking into {root}") from error
     if not there:
         raise UnavailableError(f"{path} is not there: a file store is made when it is opened")
+    if not may_be_written(root, path):
+        return Revisions(open_for_reading(path, _PATIENCE_S))
     return Revisions(open_database(path, _PATIENCE_S))

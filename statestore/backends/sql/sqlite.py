@@ -82,6 +82,8 @@ def classify(error: DBAPIError) -> Fault:
         return Fault.BUSY
     if primary in _DAMAGED:
         return Fault.DAMAGED
+    if primary == sqlite3.SQLITE_READONLY:
+        return Fault.READS_ONLY
     return Fault.FULL if primary == sqlite3.SQLITE_FULL or code in _NO_ROOM else Fault.OTHER
 
 
@@ -134,13 +136,13 @@ class SqliteShortcut:
 
 def _prepare(connection: sqlite3.Connection, place: str) -> None:
     connection.isolation_level = None  # transactions are begun by `begin`, not by the driver
-    connection.text_factory = _text
+    connection.text_factory = as_text
     _enter_wal(connection, place)
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
 
 
-def _text(stored: bytes) -> str:
+def as_text(stored: bytes) -> str:
     """Text as far as it is some: the driver would refuse every row beside a damaged one."""
     return stored.decode(errors="replace")
 
