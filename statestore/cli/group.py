@@ -29,6 +29,7 @@ class ErrorGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the chosen command."""
+        _stand_in()
         if is_plain():  # tables know by themselves
             ctx.color = False
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -49,6 +50,12 @@ class ErrorGroup(click.Group):
         except KeyboardInterrupt:
             click.echo(f"{ctx.info_name}: stopped", err=True)
             ctx.exit(130)
+
+
+def _stand_in() -> None:
+    """A stream that the caller has closed (``>&-``) leads nowhere, and no file gets its number."""
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _discard_output() -> None:

@@ -718,6 +718,15 @@ def test_the_module_and_the_script_are_the_command(program: list[str], place: Pa
     assert (missed.returncode, missed.stderr.count("\n")) == (5, 1)
 
 
+@pytest.mark.parametrize("arguments", ["ls", "stats --json", "verify"])
+def test_a_stdout_that_is_closed_is_as_none(place: Path, arguments: str) -> None:
+    words = f'"$0" -W error -m statestore --store "$1" {arguments} >&-'
+    done = subprocess.run(
+        ["sh", "-c", words, sys.executable, str(place)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("arguments", [("ls",), ("export", "-"), ("stats", "--json")])
 def test_an_output_that_cannot_be_written_is_one_line(
     place: Path, arguments: tuple[str, ...]
