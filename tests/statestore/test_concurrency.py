@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -304,6 +305,31 @@ def test_no_connection_is_open_across_a_fork(place: FilePlace) -> None:
     assert catalog in descriptors()
     backend.close()
     assert catalog not in descriptors()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_store_that_was_made_anew_is_noticed(place: FilePlace, *, gone: bool) -> None:
+    """By who has the old one open: nothing goes where nobody looks. With `gone`, it was met while
+    there was none.
+    """
+    backend, stored, mine, theirs = place.open(), an_entry(0), an_entry(1), an_entry(2)
+    publish(backend, stored)
+    shutil.rmtree(place.root)
+    if gone:
+        assert backend.longest([mine.key], CREATED_AT) is None
+        with pytest.raises(UnavailableError):
+            publish(backend, mine)
+        assert not place.root.exists()
+    with closing(place.open()) as other:
+        publish(other, theirs)
+        assert backend.longest([stored.key, theirs.key], CREATED_AT) == theirs
+        assert backend.read(theirs) == a_blob(theirs.key)
+        assert publish(backend, mine)
+        assert other.longest([mine.key], CREATED_AT) == mine
+        assert other.usage() == backend.usage()
+        backend.close()
+        assert place.blob_names() == {mine.blob, theirs.blob} == named(place)
+    check_store(place)
 
 
 def test_alone_waits_for_those_inside_and_holds_others_back() -> None:

@@ -9,24 +9,32 @@
   removal undone so leaves an entry without a blob, which is a miss too. No answer is ever wrong
   by it.
 
+A catalog whose directory was removed and made anew, or put back from a copy, is another file: who
+still has the old one open would write where nobody looks. So each transaction looks at which file
+is in place.
+
 The catalog lies on a local disk: WAL shares memory between processes of one host only.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from statestore.backends.sql.database import PATIENCE, WRITES, Database, Dialect, Fault, Row
 from statestore.errors import UnavailableError
+
+#: Device and inode; ``None``: no file.
+_File: TypeAlias = tuple[int, int] | None
 
 _IDLE_CONNECTIONS: Final = (
     8  # kept open between transactions; more are opened when threads want them
@@ -45,7 +53,7 @@ _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQ
 
 def open_database(path: Path, patience_s: float) -> Database:
     """The SQLite database at `path`, in WAL mode; `patience_s` bounds every wait for a lock."""
-    place = f"catalog {path}"
+    place, name = f"catalog {path}", str(path)
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         poolclass=QueuePool,
@@ -54,10 +62,19 @@ def open_database(path: Path, patience_s: float) -> Database:
         connect_args={"timeout": patience_s},
     )
 
+    @event.listens_for(engine, "do_connect")
+    def look(_dialect: object, entry: ConnectionPoolEntry, _given: object, _named: object) -> None:
+        entry.info["file"] = _file(name)
+
     @event.listens_for(engine, "connect")
     def prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         assert isinstance(connection, sqlite3.Connection)
         _prepare(connection, place)
+
+    @event.listens_for(engine, "checkout")
+    def check(_connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
+        if _replaced(name, entry.info["file"]):
+            raise DisconnectionError  # the pool connects anew
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -91,17 +108,14 @@ class SqliteShortcut:
     """Connections that only read, one statement at a time, each its own transaction."""
 
     def __init__(self, path: Path, place: str, patience_s: float) -> None:
-        self._path = path
+        self._path = str(path)
         self._place = place
         self._patience_s = patience_s
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[tuple[sqlite3.Connection, _File]] = []
 
     def rows(self, text: str, parameters: Mapping[str, Any]) -> list[Row]:
         """The rows of one SELECT."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._connect()
+        connection, file = self._connection()
         try:
             rows = connection.execute(text, parameters).fetchall()
         except BaseException as error:
@@ -110,7 +124,7 @@ class SqliteShortcut:
                 raise DBAPIError(text, None, error) from error
             raise
         if len(self._idle) < _IDLE_CONNECTIONS:
-            self._idle.append(connection)
+            self._idle.append((connection, file))
         else:
             connection.close()
         return rows
@@ -118,7 +132,19 @@ class SqliteShortcut:
     def clear(self) -> None:
         """Close every connection; nobody is in `rows`."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[0].close()
+
+    def _connection(self) -> tuple[sqlite3.Connection, _File]:
+        """One that is idle, or a new one; of the file that is in place now."""
+        while True:
+            try:
+                connection, file = self._idle.pop()
+            except IndexError:
+                file = _file(self._path)
+                return self._connect(), file
+            if not _replaced(self._path, file):
+                return connection, file
+            connection.close()
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -132,6 +158,22 @@ class SqliteShortcut:
         except sqlite3.Error as error:
             raise DBAPIError(None, None, error) from error
         return connection
+
+
+def _file(path: str) -> _File:
+    """Which file is in place; ``None``: there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - half of what it takes otherwise, at each transaction
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _replaced(path: str, file: _File) -> bool:
+    """Whether another file is in the place of `file`. One that is merely gone is used to its end:
+    to connect anew would make an empty one.
+    """
+    return _file(path) not in (file, None)
 
 
 def _prepare(connection: sqlite3.Connection, place: str) -> None:
