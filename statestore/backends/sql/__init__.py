@@ -1,6 +1,7 @@
 """A backend of two parts: a SQL catalog of entries, and a blob store.
 
 file           the embedded default: SQLite and a directory
+reading        a file store that may only be read
 fleet          PostgreSQL and a directory that all share, or an object store
 backend        the port
 catalog        what is asked of the catalog, inside a transaction
