@@ -1,7 +1,7 @@
 """The runtime's errors: further leaves of the storage layer's tree.
 
     StateStoreError                     1
-    ├── NumericsError                       the model's logits hold NaN or infinity
+    ├── NumericsError                       logits of NaN or infinity, or bits of another precision
     ├── BusyError                           as many requests wait as may: later
     └── InputError (ValueError)         2
         ├── WeightsError                    a file that this engine cannot run
@@ -21,7 +21,9 @@ from statestore.errors import InputError, StateStoreError, TokenError
 
 
 class NumericsError(StateStoreError):
-    """The model's logits hold NaN or infinity: weights or dtype do not suit each other."""
+    """The model's logits hold NaN or infinity: weights or dtype do not suit each other. Or the
+    program told PyTorch to compute otherwise than when the model was loaded.
+    """
 
 
 class BusyError(StateStoreError):

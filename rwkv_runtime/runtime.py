@@ -260,7 +260,7 @@ class Runtime:
         """Pay now what the first call of a process costs (thread pools, libraries); results are
         thrown away.
         """
-        tokens = torch.zeros(self.engine.rule.min_chunk, dtype=torch.int64)
+        tokens = torch.zeros(self.engine.rule.min_chunk, dtype=torch.int64, device="cpu")
         with torch.inference_mode():
             output, state = self.engine.prefill(tokens, self.engine.initial_state())
             self.engine.logits(output)

@@ -143,7 +143,7 @@ def sample(
         raise SamplingError("sampling at a temperature needs a torch.Generator")
     tokens, weights = _distribution(values, sampling)
     sums = np.cumsum(weights, out=weights)
-    point = torch.rand((), dtype=torch.float64, generator=generator).item() * sums[-1]
+    point = torch.rand((), dtype=torch.float64, generator=generator, device="cpu").item() * sums[-1]
     index = int(sums.searchsorted(point, side="right"))
     return int(tokens[min(index, len(tokens) - 1)])
 

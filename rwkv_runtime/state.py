@@ -91,7 +91,7 @@ def _loaded(stored: StoredTensor, device: torch.device | str) -> Tensor:
     data = np.frombuffer(stored.data, np.uint8)
     if data.size and data.ctypes.data % ALIGNMENT == 0:
         return _lent(data).view(dtype).view(shape).to(device)
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     tensor.view(-1).view(torch.uint8).numpy()[:] = data
     return tensor.to(device)
 

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from rwkv_runtime.digests import Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.base import check_tokens
-from rwkv_runtime.engines.load import machine, switches
+from rwkv_runtime.engines.computing import Computing
 from rwkv_runtime.engines.package import load_model, package_switches, package_version
 from rwkv_runtime.engines.strategy import Strategy
-from rwkv_runtime.engines.threads import computing
+from rwkv_runtime.engines.switches import machine, switches
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
 from rwkv_runtime.tensors import open_tensors
@@ -83,7 +83,7 @@ class PackageEngine:
         self.rule = rule
         self.vocabulary = dimensions.vocabulary
         self._model = model
-        self._threads = threads
+        self._computing = Computing(threads, fingerprint.device)
         self._start = _start_of(model, dimensions)
         if tuned is not None:  # between the two vectors of each layer
             matrices = zip(self._start[1::3], tuned.matrices, strict=True)
@@ -103,13 +103,13 @@ class PackageEngine:
     def prefill(self, tokens: Tensor, state: PackageState) -> tuple[Tensor, PackageState]:
         """See `Engine`. The output is the logits [vocabulary], fp32."""
         check_tokens(tokens, self.vocabulary)
-        with computing(self._threads):
+        with self._computing():
             logits, after = self._model.forward(tokens.tolist(), [x.clone() for x in state])
             return logits.float().cpu().clone(), tuple(x.clone() for x in after)
 
     def decode(self, token: int, state: PackageState) -> tuple[Tensor, PackageState]:
         """See `Engine`."""
-        return self.prefill(torch.tensor([token]), state)
+        return self.prefill(torch.tensor([token], device="cpu"), state)
 
     def logits(self, output: Tensor) -> Tensor:
         """See `Engine`."""
@@ -212,7 +212,9 @@ def _try(engine: PackageEngine, path: Path) -> None:
     """Compute once: the package asks for a tensor, and minds its shape, when it needs it."""
     for tokens in ([0], [0, 0]):  # one token and several take different ways
         with _stumbling(path):
-            output, state = engine.prefill(torch.tensor(tokens), engine.initial_state())
+            output, state = engine.prefill(
+                torch.tensor(tokens, device="cpu"), engine.initial_state()
+            )
         try:
             engine.schema.validate(engine.to_stored(state, output))
         except StateError as error:

@@ -22,7 +22,6 @@ from torch import Tensor
 from rwkv_runtime.engines.base import check_tokens
 from rwkv_runtime.engines.rows import KernelRows, Rows, TorchRows
 from rwkv_runtime.engines.rwkv7 import Rwkv7Engine
-from rwkv_runtime.engines.threads import computing
 from rwkv_runtime.model import ModelState
 from statestore.errors import InputError
 
@@ -110,8 +109,8 @@ class Batch:
                 f"not for {sorted(tokens)}"
             )
         if tokens:
-            check_tokens(torch.tensor(list(tokens.values())), self.engine.vocabulary)
-        with computing(self.engine.threads):
+            check_tokens(torch.tensor(list(tokens.values()), device="cpu"), self.engine.vocabulary)
+        with self.engine.computing():
             return self._rows.step(tokens)
 
     def _require(self, place: int) -> None:

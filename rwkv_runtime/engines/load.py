@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 
 from rwkv_runtime.digests import FileIdentity, Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.base import Engine
 from rwkv_runtime.engines.lossy import LossyEngine
-from rwkv_runtime.engines.processor import processor
 from rwkv_runtime.engines.rounding import Lossy
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
+from rwkv_runtime.engines.switches import machine, switches
 from rwkv_runtime.errors import DeviceError
 from rwkv_runtime.native import REVISION as KERNEL_REVISION
 from rwkv_runtime.native import Kernel, library
@@ -38,8 +37,6 @@ DeviceName: TypeAlias = Literal["cpu", "cuda"]
 KernelName: TypeAlias = Literal["torch", "native"]
 KERNELS: tuple[KernelName, ...] = get_args(KernelName)
 MAX_THREADS = 1024  # with very many OpenMP ends the process
-# By these the libraries take other instructions than the processor's best, with other bits.
-INSTRUCTIONS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -167,50 +164,3 @@ def _kernel_named(kernel: str) -> tuple[tuple[str, str], ...]:
 
 def _shapes(architecture: Architecture) -> tuple[tuple[str, int], ...]:
     return tuple(asdict(architecture).items())
-
-
-def switches(device: str) -> tuple[tuple[str, str], ...]:
-    """Settings of the process that trade bits for speed, where they are not at their defaults."""
-    precision = _precision(device)
-    found = [] if precision == "highest" else [("float32_matmul_precision", precision)]
-    if device == "cuda":
-        found += _gpu_switches()
-    if device == "cpu" and not bool(torch.backends.mkldnn.enabled):
-        found.append(("mkldnn", "off"))
-    if device == "cpu":
-        told = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
-        found += [(name, os.environ[name]) for name in told if os.environ.get(name)]
-    return tuple(found)
-
-
-def _gpu_switches() -> list[tuple[str, str]]:
-    matmul: Any = torch.backends.cuda.matmul
-    usual = {
-        "allow_bf16_reduced_precision_reduction": True,
-        "allow_fp16_reduced_precision_reduction": True,
-        "allow_fp16_accumulation": False,
-    }
-    set_ = {name: getattr(matmul, name, value) for name, value in usual.items()}
-    found = [(name, str(set_[name])) for name, value in usual.items() if set_[name] != value]
-    # They go over torch's head, or choose another library.
-    told = ("NVIDIA_TF32_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT", "TORCH_LINALG_PREFER_CUSOLVER")
-    return found + [(name, os.environ[name]) for name in told if os.environ.get(name)]
-
-
-def _precision(device: str) -> str:
-    """In how many bits fp32 is multiplied there; "highest": in all."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set by the newer names, for which torch has no such word
-        places: Any = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
-        precision = str(places.matmul.fp32_precision)
-        return "highest" if precision in ("none", "ieee") else precision
-
-
-def machine(device: str, threads: int | None) -> tuple[tuple[str, str], ...]:
-    """What a strict fingerprint holds of this machine."""
-    common = (("threads", str(threads)), ("torch", str(torch.__version__)), *processor())
-    if device == "cuda":
-        return (*common, ("gpu", torch.cuda.get_device_name()), ("cuda", str(torch.version.cuda)))
-    limits = tuple((name, os.environ[name]) for name in INSTRUCTIONS if os.environ.get(name))
-    return (*common, ("cpu", torch.backends.cpu.get_cpu_capability()), *limits)

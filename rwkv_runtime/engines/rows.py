@@ -61,7 +61,7 @@ class TorchRows:
 
     def step(self, tokens: Mapping[int, int]) -> Tensor:
         """See `Rows`."""
-        rows = torch.tensor([[tokens.get(place, 0)] for place in range(self._width)])
+        rows = torch.tensor([[tokens.get(place, 0)] for place in range(self._width)], device="cpu")
         hidden, self._state = model.forward(
             self._weights, rows.to(self._weights.emb.device), self._state, owned=True
         )

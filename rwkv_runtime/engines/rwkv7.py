@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rwkv_runtime import model
 from rwkv_runtime.engines.base import check_tokens
-from rwkv_runtime.engines.threads import computing
+from rwkv_runtime.engines.computing import Computing
 from rwkv_runtime.model import LayerState, ModelState
 from rwkv_runtime.native import Kernel
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
@@ -57,10 +57,10 @@ class Rwkv7Engine:
         self.architecture = weights.architecture
         self.vocabulary = weights.architecture.vocabulary
         self.weights = model.Weights.of(weights.tensors)
-        self.threads = threads
         self._tuned = tuned
         self.kernel = kernel
         self._device = self.weights.emb.device
+        self.computing = Computing(threads, self._device.type, settled=kernel is None)
         self.schema = schema_of(weights.architecture, self.weights.emb.dtype)
 
     def initial_state(self) -> ModelState:
@@ -81,13 +81,13 @@ class Rwkv7Engine:
 
     def decode(self, token: int, state: ModelState) -> tuple[Tensor, ModelState]:
         """See `Engine`. A single token takes the recurrence's own step, without a chunked solve."""
-        tokens = torch.tensor([[token]])
+        tokens = torch.tensor([[token]], device="cpu")
         check_tokens(tokens[0], self.vocabulary)
         return self._forward(tokens.to(self._device), state)
 
     def logits(self, output: Tensor) -> Tensor:
         """See `Engine`."""
-        with computing(self.threads):
+        with self.computing():
             if self.kernel is not None:
                 return self.kernel.logits(output)
             return model.logits(self.weights, output[None])[0].float()
@@ -112,7 +112,7 @@ class Rwkv7Engine:
         return layers, output
 
     def _forward(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        with computing(self.threads):
+        with self.computing():
             if self.kernel is not None:
                 return self.kernel.read(tokens[0], state)
             hidden, after = model.forward(self.weights, tokens, state)

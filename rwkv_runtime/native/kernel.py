@@ -27,6 +27,9 @@ LANES = 16
 ROWS = 256  # tokens of one call at most: they bound the memory that it works in
 DTYPES = (torch.float32, torch.bfloat16)
 POINTER, INT = ctypes.c_void_p, ctypes.c_int64
+CPU = torch.device(
+    "cpu"
+)  # told each time: a program may have set another place, or dtype, for its own
 
 NORMS = {"ln1": "ln1", "ln2": "ln2", "ln_x": "att.ln_x"}
 VECTORS = ("w0", "a0", "v0", "k_k", "k_a", "r_k")
@@ -134,8 +137,8 @@ class Kernel:
         if len(tokens) != len(states):
             raise StateError(f"{len(tokens)} tokens for {len(states)} states")
         if not tokens:
-            return torch.empty(0, self._shape.width, dtype=self._dtype), ()
-        return self._advance(torch.tensor(tokens), states)
+            return torch.empty(0, self._shape.width, dtype=self._dtype, device=CPU), ()
+        return self._advance(torch.tensor(tokens, device=CPU), states)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden [..., C] -> float32 [..., vocabulary], in memory of its own.
@@ -146,7 +149,7 @@ class Kernel:
         shape, out = self._shape, self._bound.model.head.out
         wanted = (*hidden.shape[:-1], shape.width)
         self._check_tensor("hidden", hidden, self._dtype, wanted)
-        found = torch.empty(*hidden.shape[:-1], out)
+        found = torch.empty(*hidden.shape[:-1], out, dtype=torch.float32, device=CPU)
         count = hidden.numel() // shape.width
         if not count:
             return found[..., : shape.vocabulary]
@@ -179,7 +182,7 @@ class Kernel:
                 )
         before = self._addresses(states)
         after = tuple(tuple(self._empty_layer() for _ in state) for state in states)
-        hidden = torch.empty(count, shape.width, dtype=self._dtype)
+        hidden = torch.empty(count, shape.width, dtype=self._dtype, device=CPU)
         with self._memory(len(tokens)) as scratch:
             self._read(
                 ctypes.byref(self._bound.model),
@@ -202,9 +205,9 @@ class Kernel:
         try:
             scratch = self._spare.pop()
         except IndexError:  # the first call, or another thread has it
-            scratch = torch.empty(0)
+            scratch = torch.empty(0, dtype=torch.float32, device=CPU)
         if scratch.numel() < size:
-            scratch = torch.empty(size)
+            scratch = torch.empty(size, dtype=torch.float32, device=CPU)
             use_huge_pages([scratch])
         yield scratch.data_ptr()
         if not self._spare:
@@ -214,9 +217,9 @@ class Kernel:
         """Memory that lies as a loaded state's does."""
         width, heads, size = self._shape.width, self._shape.heads, self._shape.head_size
         return LayerState(
-            torch.empty(1, width, dtype=self._dtype),
-            torch.empty(1, heads, size, size),
-            torch.empty(1, width, dtype=self._dtype),
+            torch.empty(1, width, dtype=self._dtype, device=CPU),
+            torch.empty(1, heads, size, size, dtype=torch.float32, device=CPU),
+            torch.empty(1, width, dtype=self._dtype, device=CPU),
         )
 
     def _addresses(self, states: Sequence[ModelState]) -> ctypes.Array[ctypes.c_void_p]:

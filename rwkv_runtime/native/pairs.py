@@ -46,7 +46,8 @@ def _at_the_least() -> tuple[Tensor, Tensor]:
     """Sums that are the least normal number less 0.5 to 1.5 times 2^-151: some are rounded up to it
     again, and others count as zero.
     """
-    x, block = torch.zeros(INPUTS), torch.zeros(INPUTS // 2, BLOCK, 2)
+    x = torch.zeros(INPUTS, dtype=torch.float32)
+    block = torch.zeros(INPUTS // 2, BLOCK, 2, dtype=torch.float32)
     x[0], x[1] = -(2.0**-75), 2.0**-63
     block[0, :, 0] = (0.5 + torch.arange(BLOCK) / BLOCK) * 2.0**-76
     block[0, :, 1] = 2.0**-63
@@ -62,7 +63,7 @@ def _halves(shape: tuple[int, ...], exponent: int, source: torch.Generator) -> T
 
 
 def _sums(function: ctypes._NamedFuncPointer, x: Tensor, block: Tensor) -> Tensor:
-    sums = torch.empty(BLOCK)
+    sums = torch.empty(BLOCK, dtype=torch.float32)
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, block, sums))
     function(ctypes.c_int64(len(x)), *pointers)
     return sums

@@ -78,7 +78,7 @@ class SingleLanes:
     def step(self, tokens: Mapping[int, int]) -> Tensor:
         """See `Lanes`."""
         if not tokens:
-            return torch.empty(0, self._engine.vocabulary)
+            return torch.empty(0, self._engine.vocabulary, dtype=torch.float32, device="cpu")
         with torch.inference_mode():
             return torch.stack([self._decode(place, token) for place, token in tokens.items()])
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from rwkv_runtime import Runtime
 from rwkv_runtime import state as bridge
 from rwkv_runtime.engines import Engine, Rwkv7Engine, base, check_tokens, load_engine
-from rwkv_runtime.engines.load import switches
 from rwkv_runtime.engines.processor import described, processor
 from rwkv_runtime.engines.rwkv7 import PARTS
+from rwkv_runtime.engines.switches import switches
 from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore import buffers, open_store, schema
