@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rwkv_runtime.chat import Message
     from rwkv_runtime.conversation import Conversation
-    from rwkv_runtime.engines import Engine, load_engine
+    from rwkv_runtime.engines import Engine, load_engine, load_package_engine
     from rwkv_runtime.generation import Generated, Stop
     from rwkv_runtime.runtime import Answer, Runtime
     from rwkv_runtime.sampling import Sampling
@@ -35,12 +35,13 @@ __all__ = [
     "Stop",
     "Tokenizer",
     "load_engine",
+    "load_package_engine",
     "tokenizer_for",
 ]
 
 _PLACES = {
     **dict.fromkeys(("Answer", "Runtime"), "runtime"),
-    **dict.fromkeys(("Engine", "load_engine"), "engines"),
+    **dict.fromkeys(("Engine", "load_engine", "load_package_engine"), "engines"),
     **dict.fromkeys(("Generated", "Stop"), "generation"),
     **dict.fromkeys(("Tokenizer", "tokenizer_for"), "tokenizer"),
     "Conversation": "conversation",

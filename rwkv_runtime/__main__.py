@@ -12,6 +12,7 @@ import click
 from statestore.cli.group import LazyGroup, Line
 from statestore.cli.options import CONFIG, config_option
 from statestore.config import Config, load
+from statestore.errors import SettingsError
 
 _TABLE: Final = {
     "Try": {
@@ -46,9 +47,23 @@ _LINES: Final = [
 ]
 
 
+class _Commands(LazyGroup):
+    """What a command needs may be missing when it is run: that is told as at its loading."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith(("rwkv_runtime", "statestore")):
+                raise
+            click.secho(f"{ctx.info_name}: {error}", fg="red", err=True)
+            ctx.exit(SettingsError.exit_code)
+
+
 @click.group(
     "rwkv-runtime",
-    cls=LazyGroup,
+    cls=_Commands,
     lines=_LINES,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

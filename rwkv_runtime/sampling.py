@@ -37,7 +37,7 @@ class Sampling:
     presence_penalty: float = 0.0  # off the logit of a token that was generated before
     frequency_penalty: float = 0.0  # times how often it was
     penalty_decay: float = 1.0  # what is left of each count, token by token; RWKV's own use 0.996
-    seed: int | None = None  # None: another text each time
+    seed: int | None = None  # None, and -1 as elsewhere: another text each time
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
@@ -54,13 +54,13 @@ class Sampling:
                 raise SamplingError(f"{name} is {getattr(self, name)}, expected a number")
         if not 0 <= self.penalty_decay <= 1:
             raise SamplingError(f"penalty_decay is {self.penalty_decay}, expected 0 to 1")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise SamplingError(f"seed is {self.seed}, expected 0 to 2**63 - 1")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise SamplingError(f"seed is {self.seed}, expected -2**63 to 2**63 - 1")
 
     def generator(self) -> torch.Generator:
         """A new source of randomness, at the start of what `seed` stands for."""
         generator = torch.Generator()
-        if self.seed is None:
+        if self.seed is None or self.seed == -1:
             generator.seed()
         else:
             generator.manual_seed(self.seed)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rwkv_runtime.commands.cost import show_cost
 from rwkv_runtime.commands.options import Opening, json_option, read_text, runtime_options
 from rwkv_runtime.commands.progress import progress_bar
-from rwkv_runtime.runtime import Answer
 from statestore.cli.render import emit_json
+
+if TYPE_CHECKING:
+    from rwkv_runtime import Answer
 
 
 @click.command()

@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+import rwkv_runtime
 from rwkv_runtime.chat import NAMES, Message, template
 from rwkv_runtime.commands.cost import show_cost
 from rwkv_runtime.commands.options import Opening, json_option, read_text, runtime_options
 from rwkv_runtime.commands.progress import progress_bar
 from rwkv_runtime.commands.sampling import sampling_options
-from rwkv_runtime.conversation import Conversation
 from rwkv_runtime.errors import TokenizerError
-from rwkv_runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from rwkv_runtime import Conversation, Sampling
 
 
 @click.command()
@@ -62,7 +65,7 @@ def chat(
     said = [read_text(document)] if document is not None else []
     before = [Message("system", text) for text in [*said, system] if text]
     with opening.runtime() as runtime:
-        conversation = Conversation(
+        conversation = rwkv_runtime.Conversation(
             runtime,
             before,
             chat=template(written, runtime.tokenizer),

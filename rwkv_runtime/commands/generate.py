@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+import rwkv_runtime
 from rwkv_runtime.commands.options import Opening, json_option, read_text, runtime_options
 from rwkv_runtime.commands.progress import progress_bar
 from rwkv_runtime.commands.sampling import sampling_options
-from rwkv_runtime.generation import Stop
-from rwkv_runtime.sampling import Sampling
 from statestore.cli.render import emit_json
+
+if TYPE_CHECKING:
+    from rwkv_runtime import Sampling
 
 
 @click.command()
@@ -47,7 +50,7 @@ def generate(
             prefill = runtime.prefill(segments, progress=report)
         pieces = []
         new = runtime.continue_from(
-            prefill, max_tokens=max_tokens, sampling=sampling, stop=Stop.at(*stop)
+            prefill, max_tokens=max_tokens, sampling=sampling, stop=rwkv_runtime.Stop.at(*stop)
         )
         for piece in new:
             pieces.append(piece.text)

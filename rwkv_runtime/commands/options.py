@@ -9,29 +9,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import rwkv_runtime  # its names are loaded when they are asked for: completion needs none
 from rwkv_runtime.commands.progress import progress_bar
 from rwkv_runtime.demo import MODEL_PATH
-from rwkv_runtime.engines import (
+from rwkv_runtime.names import (
+    DEVICES,
+    DTYPES,
     KERNELS,
     LOSSY,
-    Engine,
+    DeviceName,
+    DTypeName,
     KernelName,
     Lossy,
-    LossyEngine,
-    load_engine,
-    load_package_engine,
 )
-from rwkv_runtime.runtime import Runtime
-from rwkv_runtime.tokenizer import tokenizer_for
 from statestore.cli.options import CONFIG
 from statestore.config import Config
 from statestore.errors import SettingsError
 from statestore.keys import Namespace
 from statestore.settings import URL_VARIABLE, default_url, open_store
+
+if TYPE_CHECKING:
+    from rwkv_runtime import Engine, Runtime
 
 Command = Callable[..., Any]
 
@@ -41,8 +43,8 @@ class Model:
     """--model, --dtype, --device, --threads, --strategy, --initial-state, --lossy, --kernel."""
 
     path: Path
-    dtype: Literal["fp32", "bf16", "fp16"]
-    device: Literal["cpu", "cuda"]
+    dtype: DTypeName
+    device: DeviceName
     threads: int | None
     strategy: str | None = None
     initial: Path | None = None
@@ -51,10 +53,6 @@ class Model:
 
     def engine(self) -> Engine:
         """Load the weights, with a bar while they are hashed."""
-        engine = self._exact()
-        return engine if self.lossy is None else LossyEngine(engine, self.lossy)
-
-    def _exact(self) -> Engine:
         with progress_bar("hashing the weights", unit="B") as hashed:
             if self.strategy is not None:
                 if self.kernel != "torch":
@@ -62,19 +60,21 @@ class Model:
                         f"--strategy computes with the rwkv package, and --kernel {self.kernel} "
                         "does not; give one of them"
                     )
-                return load_package_engine(
+                return rwkv_runtime.load_package_engine(
                     self.path,
                     self.strategy,
                     threads=self.threads,
                     initial=self.initial,
+                    lossy=self.lossy,
                     progress=hashed,
                 )
-            return load_engine(
+            return rwkv_runtime.load_engine(
                 self.path,
                 dtype=self.dtype,
                 device=self.device,
                 threads=self.threads,
                 initial=self.initial,
+                lossy=self.lossy,
                 kernel=self.kernel,
                 progress=hashed,
             )
@@ -98,10 +98,10 @@ class Opening:
         """
         namespace = Namespace(self.namespace, self.salt)
         engine = self.model.engine()
-        tokenizer = tokenizer_for(engine.vocabulary, self.tokenizer)
+        tokenizer = rwkv_runtime.tokenizer_for(engine.vocabulary, self.tokenizer)
         with (
             open_store(self.url or default_url()) as store,
-            Runtime(
+            rwkv_runtime.Runtime(
                 engine,
                 store,
                 namespace=namespace,
@@ -144,12 +144,12 @@ _MODEL = (
     ),
     click.option(
         "--dtype",
-        type=click.Choice(("fp32", "bf16", "fp16")),
+        type=click.Choice(DTYPES),
         default="fp32",
         show_default=True,
         help="What the model computes in.",
     ),
-    click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True),
+    click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True),
     click.option(
         "--threads",
         type=click.IntRange(min=1),
@@ -211,8 +211,8 @@ def model_options(command: Command) -> Command:
     @functools.wraps(command)
     def run(
         model: Path,
-        dtype: Literal["fp32", "bf16", "fp16"],
-        device: Literal["cpu", "cuda"],
+        dtype: DTypeName,
+        device: DeviceName,
         threads: int | None,
         strategy: str | None,
         initial: Path | None,

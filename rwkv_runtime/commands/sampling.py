@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rwkv_runtime.sampling import Sampling
+import rwkv_runtime  # its names are loaded when they are asked for
 
 Command = Callable[..., Any]
 
@@ -36,7 +36,7 @@ _OPTIONS = (
         default=1.0,
         help="What is left of each count, token by token; RWKV's demos use 0.996.",
     ),
-    click.option("--seed", type=int, help="Makes a sampled text repeatable."),
+    click.option("--seed", type=int, help="Makes a sampled text repeatable; -1 does not."),
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def sampling_options(command: Command) -> Command:
         seed: int | None,
         **rest: object,
     ) -> object:
-        sampling = Sampling(
+        sampling = rwkv_runtime.Sampling(
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rwkv_runtime.engines.adapter import PackageEngine, load_package_engine
 from rwkv_runtime.engines.base import Engine, EngineState, check_tokens
-from rwkv_runtime.engines.load import KERNELS, DeviceName, DTypeName, KernelName, load_engine
+from rwkv_runtime.engines.load import load_engine
 from rwkv_runtime.engines.lossy import LossyEngine
-from rwkv_runtime.engines.rounding import LOSSY, Lossy
 from rwkv_runtime.engines.rwkv7 import NUMERICS_REVISION, Rwkv7Engine
+from rwkv_runtime.names import KERNELS, LOSSY, DeviceName, DTypeName, KernelName, Lossy
 
 __all__ = [
     "KERNELS",

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from rwkv_runtime.digests import Progress, check_unchanged, weights_digest
-from rwkv_runtime.engines.base import check_tokens
+from rwkv_runtime.engines.base import Engine, check_tokens
 from rwkv_runtime.engines.computing import Computing
+from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.package import load_model, package_switches, package_version
 from rwkv_runtime.engines.strategy import Strategy
 from rwkv_runtime.engines.switches import machine, switches
 from rwkv_runtime.errors import WeightsError
+from rwkv_runtime.names import Lossy
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
 from rwkv_runtime.tensors import open_tensors
 from rwkv_runtime.tuned import TunedState, check_shapes, read_tuned
@@ -136,9 +138,10 @@ def load_package_engine(
     strict: bool = False,
     threads: int | None = None,
     initial: str | Path | None = None,
+    lossy: Lossy | None = None,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
-) -> PackageEngine:
+) -> Engine:
     """Load a `.pth` file of any version with the `rwkv` package.
 
     Args:
@@ -148,6 +151,7 @@ def load_package_engine(
         strict: As for `load_engine`.
         threads: As for `load_engine`.
         initial: A state-tuned file to begin from, instead of what the weights say.
+        lossy: As for `load_engine`.
         progress: As for `load_engine`.
         cache_dir: As for `load_engine`.
 
@@ -205,7 +209,7 @@ def load_package_engine(
     )
     engine = PackageEngine(model, dimensions, fingerprint, rule, threads, tuned)
     _try(engine, path)
-    return engine
+    return engine if lossy is None else LossyEngine(engine, lossy)
 
 
 def _try(engine: PackageEngine, path: Path) -> None:

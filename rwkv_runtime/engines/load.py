@@ -14,17 +14,16 @@ import ctypes
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
 
 import torch
 
 from rwkv_runtime.digests import FileIdentity, Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.base import Engine
 from rwkv_runtime.engines.lossy import LossyEngine
-from rwkv_runtime.engines.rounding import Lossy
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
 from rwkv_runtime.engines.switches import machine, switches
 from rwkv_runtime.errors import DeviceError
+from rwkv_runtime.names import DEVICES, KERNELS, DeviceName, DTypeName, KernelName, Lossy
 from rwkv_runtime.native import REVISION as KERNEL_REVISION
 from rwkv_runtime.native import Kernel, library
 from rwkv_runtime.tuned import read_tuned
@@ -32,10 +31,6 @@ from rwkv_runtime.weights import Architecture, read_weights, weights_files
 from statestore.errors import SettingsError
 from statestore.keys import ChunkRule, Fingerprint
 
-DTypeName: TypeAlias = Literal["fp32", "bf16", "fp16"]
-DeviceName: TypeAlias = Literal["cpu", "cuda"]
-KernelName: TypeAlias = Literal["torch", "native"]
-KERNELS: tuple[KernelName, ...] = get_args(KernelName)
 MAX_THREADS = 1024  # with very many OpenMP ends the process
 DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -133,7 +128,7 @@ def _digest_of(
 def _checked(dtype: str, device: str, threads: int | None) -> tuple[torch.dtype, torch.device]:
     if dtype not in DTYPE_NAMES:
         raise DeviceError(f"dtype {dtype!r} is not known; there are: {', '.join(DTYPE_NAMES)}")
-    if device not in get_args(DeviceName):
+    if device not in DEVICES:
         raise DeviceError(f"device {device!r} is not known; there are: cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(

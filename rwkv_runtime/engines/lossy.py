@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from rwkv_runtime.engines.base import Engine, EngineState
-from rwkv_runtime.engines.rounding import LOSSY, Lossy, expanded, rounded, rounded_schema
+from rwkv_runtime.engines.rounding import expanded, rounded, rounded_schema
+from rwkv_runtime.names import LOSSY, Lossy
 from rwkv_runtime.state import from_stored, to_stored
 from statestore.errors import SettingsError
 from statestore.keys import ChunkRule, Fingerprint

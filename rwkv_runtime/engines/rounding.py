@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from rwkv_runtime.errors import NumericsError
+from rwkv_runtime.names import Lossy
 from statestore.schema import DType, Schema, TensorSpec
-
-Lossy: TypeAlias = Literal["fp16", "bf16", "int8"]
-LOSSY: tuple[Lossy, ...] = get_args(Lossy)
 
 _HALVES = {"fp16": (DType.F16, torch.float16), "bf16": (DType.BF16, torch.bfloat16)}
 _SCALE = ".scale"

@@ -145,7 +145,7 @@ def _sampling(request: Sampled) -> Sampling:
     temperature = request.temperature
     return Sampling(
         temperature=TEMPERATURE if temperature is None else temperature,
-        top_k=request.top_k or 0,
+        top_k=max(request.top_k or 0, 0),
         top_p=1.0 if request.top_p is None else request.top_p,
         min_p=request.min_p or 0.0,
         presence_penalty=request.presence_penalty or 0.0,

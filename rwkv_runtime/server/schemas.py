@@ -44,6 +44,7 @@ _REFUSED: Final[dict[str, tuple[tuple[object, ...], str]]] = {
     "reasoning_effort": (("none",), "there is no effort to set"),
     "verbosity": (("medium",), "there is no verbosity to set"),
     "web_search_options": ((), "there is no search"),
+    "repetition_penalty": ((1, 1.0), "presence_penalty, frequency_penalty and penalty_decay are"),
 }
 
 M = TypeVar("M", bound=BaseModel)
@@ -69,12 +70,12 @@ class Sampled(_Strict):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None  # 0 and -1: all
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     penalty_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None  # -1: none
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     documents: (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -220,7 +221,7 @@ def test_ctrl_c_ends_quietly_and_keeps_what_was_read(common: list[str], tmp_path
     "words",
     [
         "from rwkv_runtime import Runtime",
-        "import sys; from rwkv_runtime.__main__ import main; main(['ask'], 'rwkv-runtime')",
+        "from rwkv_runtime.__main__ import main; main(['fingerprint', '--model', 'demo'])",
     ],
     ids=["python", "command"],
 )
@@ -239,6 +240,26 @@ def test_help_and_the_package_itself_do_not_load_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert all(f"  {name} " in done.stdout for name in ("demo", "ask", "warm", "serve"))
+
+
+@pytest.mark.parametrize("command", main.list_commands(click.Context(main)))
+def test_options_are_completed_without_a_model_library(command: str) -> None:
+    code = (
+        "import sys\nfrom rwkv_runtime.__main__ import main\n"
+        "try:\n    main(prog_name='rwkv-runtime')\n"
+        "finally:\n    print([name for name in ('torch', 'rich') if name in sys.modules])"
+    )
+    asked = {"COMP_WORDS": f"rwkv-runtime {command} --", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "_RWKV_RUNTIME_COMPLETE": "bash_complete", **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *options, loaded = done.stdout.splitlines()
+    assert "plain,--help" in options
+    assert loaded == "[]"
 
 
 def test_a_line_of_the_help_begins_as_the_command_does() -> None:

@@ -89,7 +89,9 @@ def test_a_seed_repeats_the_tokens_and_another_does_not() -> None:
 
     assert tokens(7) == tokens(7)
     assert tokens(7) != tokens(8)
+    assert tokens(-7) == tokens(-7) != tokens(7)
     assert tokens(None) != tokens(None)
+    assert tokens(-1) != tokens(-1)
 
 
 def test_tokens_come_as_often_as_their_chances_say() -> None:
@@ -135,7 +137,7 @@ def test_temperature_needs_a_generator() -> None:
         ({"presence_penalty": math.nan}, "presence_penalty"),
         ({"frequency_penalty": math.inf}, "frequency_penalty"),
         ({"penalty_decay": -0.1}, "penalty_decay"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
     ],
 )
 def test_settings_that_mean_nothing_are_named(settings: dict[str, float], name: str) -> None:
