@@ -12,10 +12,10 @@ from torch import Tensor
 from rwkv_runtime import Runtime
 from rwkv_runtime.engines import Rwkv7Engine, load_engine
 from rwkv_runtime.engines.batch import Batch
-from rwkv_runtime.engines.load import DTypeName
 from rwkv_runtime.errors import VocabularyError
 from rwkv_runtime.generation import Stop
 from rwkv_runtime.model import ModelState
+from rwkv_runtime.names import DTypeName
 from rwkv_runtime.sampling import Sampling
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore.errors import InputError

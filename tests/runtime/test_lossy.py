@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rwkv_runtime.engines import Rwkv7Engine, load_engine
 from rwkv_runtime.engines.lossy import LossyEngine
-from rwkv_runtime.engines.rounding import LOSSY, Lossy, expanded, rounded, rounded_schema
+from rwkv_runtime.engines.rounding import expanded, rounded, rounded_schema
 from rwkv_runtime.errors import NumericsError
+from rwkv_runtime.names import LOSSY, Lossy
 from statestore.errors import SettingsError
 from statestore.keys import ChunkRule
 from statestore.schema import DType, Schema, TensorSpec, rwkv7

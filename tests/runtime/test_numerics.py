@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from rwkv_runtime.engines import NUMERICS_REVISION, Rwkv7Engine, load_engine
-from rwkv_runtime.engines.load import DTypeName
+from rwkv_runtime.names import DTypeName
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore.schema import State
 
