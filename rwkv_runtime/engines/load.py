@@ -22,7 +22,7 @@ from rwkv_runtime.engines.base import Engine
 from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
 from rwkv_runtime.engines.switches import machine, switches
-from rwkv_runtime.errors import DeviceError
+from rwkv_runtime.errors import DeviceError, WeightsError
 from rwkv_runtime.names import DEVICES, KERNELS, DeviceName, DTypeName, KernelName, Lossy
 from rwkv_runtime.native import REVISION as KERNEL_REVISION
 from rwkv_runtime.native import Kernel, library
@@ -80,6 +80,8 @@ def load_engine(
     rule = rule or ChunkRule()
     digest, identities = _digest_of(weights_files(path), cache_dir, progress)
     weights = read_weights(path, torch_dtype, torch_device, rows=rule.chunk)
+    if weights_files(path) != tuple(identities):  # a directory's may have become others
+        raise WeightsError(f"{path}: its files changed while they were being read; load it again")
     for file, identity in identities.items():
         check_unchanged(file, identity)
     dimensions = weights.architecture

@@ -172,6 +172,19 @@ def test_another_model_is_refused_by_what_differs(
         load_engine(directory / "model.safetensors")
 
 
+def test_files_that_replace_those_that_were_hashed_are_not_read(
+    directory: Path, theirs: Tensors, tmp_path: Path
+) -> None:
+    """Other weights would go under the digest of the shards, which lie there as they did."""
+    other = {name: tensor + 1 for name, tensor in theirs.items()}
+
+    def arrive(_done: int, _total: int) -> None:
+        safetensors.torch.save_file(other, directory / "model.safetensors")
+
+    with pytest.raises(WeightsError, match="changed while they were being read"):
+        load_engine(directory, progress=arrive, cache_dir=tmp_path)
+
+
 def test_a_number_of_heads_beside_their_size_means_nothing(directory: Path, ours: Path) -> None:
     """As the models have it that flash-linear-attention's script has converted."""
     (directory / "config.json").write_text(json.dumps(CONFIG | {"head_dim": 64, "num_heads": 32}))
