@@ -37,7 +37,7 @@ HOLD_S: Final = 60.0
 #: Added to the score of what is only passing by; lower than any moment.
 TRANSIENT: Final = -1e11
 #: Seconds after which a passing stop that nobody came back to has served, room or not.
-STOP_S: Final = 1200.0
+STOP_S: Final = 1000.0
 #: Seconds that common worth is held beyond an age that is ahead of the clock.
 AHEAD_S: Final = 3600.0
 #: Entries judged for one that goes, and for each further one that goes with it.

@@ -37,7 +37,7 @@ class ChunkRule:
 
     chunk: int = 256  # tokens
     min_chunk: int = 32  # tokens
-    stride: int = 16  # every so many chunks inside a segment, a sparse boundary
+    stride: int = 10  # every so many chunks inside a segment, a sparse boundary
 
     def __post_init__(self) -> None:
         for name in ("chunk", "min_chunk", "stride"):

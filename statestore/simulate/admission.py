@@ -21,7 +21,7 @@ from statestore.keys import Role, StateKey, fork_place, marks
 
 #: Tokens between two stops, counted from where the prompt's last segment begins: what the
 #: runtime's default chunk rule makes of it.
-STOP_TOKENS: Final = 4096
+STOP_TOKENS: Final = 2560
 #: Tokens that an end must spare, as in the runtime.
 GAIN_TOKENS: Final = 64
 

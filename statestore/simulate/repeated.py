@@ -24,7 +24,10 @@ class Repeated(Sequence[Request]):
         span_s = requests[-1].time_s - requests[0].time_s
         self._period_s = span_s + span_s / max(len(requests) - 1, 1)
         if self._period_s * times > SPAN_LIMIT_S:
-            raise InputError(f"{times} times a trace of {span_s:g} s is more than {SPAN_LIMIT_S:g}")
+            raise InputError(
+                f"{times} times a trace of {span_s:g} s take longer than {SPAN_LIMIT_S:g} s: "
+                "repeat it less often"
+            )
 
     def __len__(self) -> int:
         return self._times * len(self._requests)

@@ -94,7 +94,7 @@ class _Scale:
     "times",
     default=1,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     help="Replay the trace so many times over, each time by other users.",
 )
 @click.option(
