@@ -19,6 +19,7 @@ from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import mul
 from typing import Final, TypeAlias
 
 Kind: TypeAlias = tuple[Hashable, ...]
@@ -180,7 +181,7 @@ class Curves:
 
 def _foretold(seen: _Seen, rates: Sequence[float]) -> float:
     """Uses in the time that was waited."""
-    return sum(held * rate for held, rate in zip(seen.held, rates, strict=True))
+    return sum(map(mul, seen.held, rates))
 
 
 def _best(rates: Sequence[float]) -> list[float]:
@@ -192,9 +193,8 @@ def _best(rates: Sequence[float]) -> list[float]:
     found = [0.0] * STEPS
     stretches: list[tuple[float, float, float]] = []  # nearest last: uses, seconds, left unused
     for step in range(STEPS - 1, -1, -1):
-        left = math.exp(-rates[step] * _WIDTHS[step])
         uses = -math.expm1(-rates[step] * _WIDTHS[step])
-        seconds = uses / rates[step]
+        seconds, left = uses / rates[step], 1.0 - uses
         while stretches and stretches[-1][0] * seconds > uses * stretches[-1][1]:
             further, longer, rest = stretches.pop()
             uses, seconds, left = uses + left * further, seconds + left * longer, left * rest

@@ -141,17 +141,17 @@ class Learned:
         """See `Judge`."""
         with self._mine():
             self._waiting.advance(now)
-            ranks: list[float] = []
-            waited_s = 0.0
-            for entry in entries:
-                known, idle_s = sketch(entry), max(now - entry.used_at, 0.0)
-                self._meet(entry, known, now)
-                waited_s += idle_s
-                best = self._curves.best(known.kind, idle_s)
-                ranks.append(known.gain * best / max(entry.blob_bytes, 1))
+            known = list(map(sketch, entries))
+            for entry, one in zip(entries, known, strict=True):
+                self._meet(entry, one, now)
+            idle_s = [now - e.used_at if e.used_at < now else 0.0 for e in entries]
             if entries:  # where age alone decides, they are idle for half of what they are held
-                self._idle.add(waited_s / len(entries))
-            return ranks
+                self._idle.add(sum(idle_s) / len(entries))
+            best = self._curves.best
+            return [
+                one.gain * best(one.kind, age_s) / _bytes(entry)
+                for entry, one, age_s in zip(entries, known, idle_s, strict=True)
+            ]
 
     def _mine(self) -> threading.Lock:
         """The lock; a forked child has its own, which nobody holds."""

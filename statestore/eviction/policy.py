@@ -97,9 +97,8 @@ def sampled(count: int) -> int:
 
 def lowest(entries: Sequence[Candidate | Entry], ranks: Sequence[float], count: int) -> list[int]:
     """The places of the `count` that go first; of two that are ranked alike the same everywhere."""
-    return heapq.nsmallest(
-        count, range(len(entries)), key=lambda place: (ranks[place], entries[place].key.digest)
-    )
+    ranked = zip(ranks, (entry.key.digest for entry in entries), range(len(entries)), strict=True)
+    return [place for _, _, place in heapq.nsmallest(count, ranked)]
 
 
 def transient(entry: Entry) -> bool:

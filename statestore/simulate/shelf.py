@@ -58,29 +58,35 @@ class OwnShelf:
         """Keep `entry`, once there is room. A passing stop takes nobody's place."""
         held = len(self._entries) + len(self._expired)
         digest = entry.key.digest
+        expires_at = entry.expires_at
         if transient(entry):
             if self._budget is not None and held >= SPARE * self._budget:
                 return False
-            entry = replace(entry, expires_at=now + STOP_S)
-            self._passing.append((now + STOP_S, digest))
+            expires_at = now + STOP_S
+            self._passing.append((expires_at, digest))
         if self._budget is not None and held >= self._budget:
             self._make_room(self._budget - self._slack - 1, now)
         self._expired.pop(digest, None)
-        self._place(entry, self._policy.put(entry, self._age, now))
+        verdict = self._policy.put(entry, self._age, now)
+        self._place(entry, verdict, entry.hits, now, expires_at)
         return True
 
     def hit(self, entry: Entry, now: float) -> None:
         """Score it anew; a stop passes no longer."""
         verdict = self._policy.hit(entry, self._age, now)
-        self._place(replace(entry, hits=entry.hits + 1, used_at=now, expires_at=None), verdict)
+        self._place(entry, verdict, entry.hits + 1, now, None)
 
-    def _place(self, entry: Entry, verdict: Verdict) -> None:
+    def _place(
+        self, entry: Entry, verdict: Verdict, hits: int, used_at: float, expires_at: float | None
+    ) -> None:
         digest, score = entry.key.digest, verdict.score
         memo = entry.memo if verdict.memo is None else verdict.memo
         if digest not in self._entries:
             self._places[digest] = len(self._digests)
             self._digests.append(digest)
-        self._entries[digest] = replace(entry, score=score, memo=memo)
+        self._entries[digest] = replace(
+            entry, hits=hits, used_at=used_at, expires_at=expires_at, score=score, memo=memo
+        )
         if self._policy.judge is None or score < 0.0:
             heapq.heappush(self._order, (score, next(self._turn), digest))
 
