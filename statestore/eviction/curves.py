@@ -181,7 +181,7 @@ class Curves:
 
 def _foretold(seen: _Seen, rates: Sequence[float]) -> float:
     """Uses in the time that was waited."""
-    return sum(map(mul, seen.held, rates))
+    return math.fsum(map(mul, seen.held, rates))
 
 
 def _best(rates: Sequence[float]) -> list[float]:
