@@ -50,6 +50,16 @@ class Sightings(Protocol):
 
 
 @runtime_checkable
+class PunctualSightings(Protocol):
+    """`Sightings` that can answer in time by themselves, as a `Punctual` place does."""
+
+    def seen_within(self, marks: Sequence[bytes], limit_s: float) -> int:
+        """`Sightings.seen`. Raises `UnavailableError` when `limit_s` has passed, and
+        `NotAtHandError` at once where no connection is open.
+        """
+
+
+@runtime_checkable
 class Sighting(Protocol):
     """A `Backend` that may keep such an index, shared by all who use the place."""
 

@@ -18,7 +18,7 @@ from statestore.backends.wrappers.deadline import Deadlines
 from statestore.backends.wrappers.guarded import Guarded
 from statestore.errors import UnavailableError
 from statestore.eviction import DEFAULT, make_policy
-from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
+from tests.statestore.backend_places import CREATED_AT, a_blob, a_key, an_entry, digest, publish
 from tests.statestore.redis_places import RedisPlace, open_url
 from tests.statestore.redis_servers import RedisServer, running
 
@@ -126,3 +126,20 @@ def test_a_guard_asks_on_the_callers_thread(backend: Any, within: Budget | None)
     guard.touch(entry, NOW, 1.0)
     assert guard._threads.running == 1
     guard.close()
+
+
+def test_sightings_in_time(server: RedisServer, backend: Any) -> None:
+    marks = [digest(f"mark {place}")[:12] for place in range(40)]
+    backend.sightings.note(marks[:25])
+    assert backend.sightings.seen(marks) == 25  # opens the wire
+    assert backend.sightings.seen_within(marks, 60.0) == 25
+    assert backend.sightings.seen_within([], 60.0) == 0
+    guard = Guarded(backend, Deadlines(20.0, 20.0))
+    assert guard.sightings is not None
+    assert guard.sightings.seen(marks) == 25
+    assert guard._threads.running == 0
+    guard.close()
+    other = open_url(f"{server.url}?timeout_s=30")
+    with pytest.raises(NotAtHandError):
+        other.sightings.seen_within(marks, 60.0)
+    other.close()

@@ -7,6 +7,7 @@ a prompt's prefixes are looked up in one step.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -97,10 +98,14 @@ class RedisSightings:
 
     def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says; one round trip."""
-        if not marks:
-            return 0
-        (count,) = self._server.run([self._command(SEEN, marks)])
-        return int(count)
+        return self._seen(marks, None)
+
+    def seen_within(self, marks: Sequence[bytes], limit_s: float) -> int:
+        """As `seen`, in time; see `PunctualSightings`."""
+        return self._seen(marks, time.monotonic() + limit_s)
+
+    def _seen(self, marks: Sequence[bytes], until: float | None) -> int:
+        return int(self._server.ask(self._command(SEEN, marks), until)) if marks else 0
 
     def note(self, marks: Sequence[bytes]) -> None:
         """As the port says; one round trip."""

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from statestore.backends.base import Blob, Orphan, Swept
+from statestore.backends.base import Blob, Follower, NotAtHandError, Orphan, Swept
 from statestore.backends.bell import Line
 from statestore.backends.fields import touched
 from statestore.backends.leases import Leases
@@ -111,6 +111,21 @@ class SqlBackend:
         """The first of `keys` that is stored, ready and not expired at `now`."""
         wanted = keys if self._filter is None else self._filter.passing(keys)
         return search.longest(self._database, wanted, now)
+
+    def longest_within(self, keys: Sequence[StateKey], now: float, limit_s: float) -> Entry | None:
+        """As `longest`, in time; see `Punctual`."""
+        until = time.monotonic() + limit_s
+        wanted = keys if self._filter is None else self._filter.passing(keys)
+        return search.longest(self._database, wanted, now, until)
+
+    def read_within(
+        self,
+        entry: Entry,  # noqa: ARG002
+        limit_s: float,  # noqa: ARG002
+        follower: Follower | None = None,  # noqa: ARG002
+    ) -> memoryview | None:
+        """Raises `NotAtHandError`: a mounted directory keeps no deadline."""
+        raise NotAtHandError
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where it has gone."""

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from statestore.backends.base import NotAtHandError
 from statestore.backends.sql.forks import Turnstile
 from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
 
@@ -62,8 +63,14 @@ class Dialect:
 class Shortcut(Protocol):
     """A way to a database past SQLAlchemy, for reading."""
 
-    def rows(self, text: str, parameters: Mapping[str, Any]) -> list[Row]:
-        """The rows of one SELECT, whose parameters are named. Raises ``DBAPIError``."""
+    def rows(
+        self, text: str, parameters: Mapping[str, Any], until: float | None = None
+    ) -> list[Row]:
+        """The rows of one SELECT, whose parameters are named. Raises ``DBAPIError``.
+
+        `until`, a moment by `time.monotonic`, is kept: over a connection that is open already.
+        `NotAtHandError` where there is none, or the database cannot be left in time.
+        """
 
     def clear(self) -> None:
         """Close every connection; nobody is in `rows`."""
@@ -108,16 +115,22 @@ class Database:
         """From now on each transaction begins with `condition`, until one has not raised."""
         self._condition = condition
 
-    def rows(self, statement: Select[Any], parameters: Mapping[str, Any]) -> list[Row]:
+    def rows(
+        self, statement: Select[Any], parameters: Mapping[str, Any], until: float | None = None
+    ) -> list[Row]:
         """The rows of `statement` as the driver gives them: SQLite's truth is 0 or 1.
 
-        Raises as `read`.
+        Raises as `read`; with `until`, a moment by `time.monotonic`, it is kept, and
+        `NotAtHandError` says that this goes only without.
         """
         text, constants = self._texts.get(statement) or self._compiled(statement)
         given = {**constants, **parameters}
-        if self._shortcut is None or self._condition is not None:
-            return self.read(lambda tx: list(tx.exec_driver_sql(text, given)))
-        return self._persist(partial(self._shortcut.rows, text, given), self._patience_s)
+        if self._shortcut is not None and self._condition is None:
+            left_s = self._patience_s if until is None else until - time.monotonic()
+            return self._persist(partial(self._shortcut.rows, text, given, until), left_s)
+        if until is not None:
+            raise NotAtHandError
+        return self.read(lambda tx: list(tx.exec_driver_sql(text, given)))
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """The result of `work`, which only reads, in a transaction of its own.

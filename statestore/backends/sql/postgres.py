@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import math
 import select
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar, cast
 
 import psycopg
@@ -30,8 +32,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
 from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
+from statestore.backends.base import NotAtHandError
 from statestore.backends.sql.database import WRITES, Database, Dialect, Fault, Row
 
 T = TypeVar("T")
@@ -40,6 +43,8 @@ _IDLE_CONNECTIONS: Final = 4  # kept open between transactions
 _MORE_CONNECTIONS: Final = 4  # opened when threads want them; a server has about 100 for all
 _CONNECT_S: Final = 2  # the least that the driver takes; per address of the host
 _KEEPALIVE_S: Final = 60  # a network that went away shows on an idle connection, too
+_LOOK_S: Final = 0.1  # between two looks at the clock while an answer is awaited
+_LEAST_LOOK_S: Final = 0.005
 _MARGIN_S: Final = 0.5  # the server's own deadline comes first: its connection can be kept
 _IDLE_IN_TRANSACTION_S: Final = 30.0  # then a client is taken for dead, and its locks are freed
 _MIGRATION_LOCK: Final = int.from_bytes(b"rwkvstst", "big")  # of one database; any number
@@ -56,6 +61,8 @@ _BUSY: Final = frozenset(
 _FULL: Final = "53100"  # disk_full
 _READS_ONLY: Final = "25006"  # read_only_sql_transaction
 
+
+_hurried = threading.local()  # `now`: this thread has no time for a new connection
 
 _OPENED_AT: Final = "statestore_opened_at"  # of a pool's entry, by the monotonic clock
 
@@ -107,10 +114,11 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
 
     answer_s: float = math.inf
 
-    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - the driver's
+    def wait(self, gen: PQGen[T], interval: float = _LOOK_S, *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - the driver's
         """Run one exchange with the server. Raises ``OperationalError`` when it is overdue."""
+        interval = min(interval, max(self.answer_s / 10, _LEAST_LOOK_S))
         try:
-            return super().wait(_until(gen, self.answer_s), *args, **kwargs)
+            return super().wait(_until(gen, self.answer_s), interval, *args, **kwargs)
         except _OverdueError:
             self.close()
             raise
@@ -127,14 +135,17 @@ class PostgresShortcut:
         event.listen(engine, "connect", self._date)
         event.listen(engine, "checkout", self._look)
 
-    def rows(self, text: str, parameters: Mapping[str, Any]) -> list[Row]:
-        """The rows of one SELECT."""
+    def rows(
+        self, text: str, parameters: Mapping[str, Any], until: float | None = None
+    ) -> list[Row]:
+        """The rows of one SELECT; with `until` no connection is opened or waited for."""
         connection = None
         try:
-            connection = self._engine.raw_connection()
-            cursor = connection.cursor()
-            cursor.execute(text, parameters)
-            return list(cursor.fetchall())
+            connection = self._engine.raw_connection() if until is None else self._at_hand()
+            with _given(cast("BoundedConnection", connection.driver_connection), until):
+                cursor = connection.cursor()
+                cursor.execute(text, parameters)
+                return list(cursor.fetchall())
         except psycopg.Error as error:
             if connection is not None and cast("BoundedConnection", connection).closed:
                 connection.invalidate(error)
@@ -146,6 +157,16 @@ class PostgresShortcut:
 
     def clear(self) -> None:
         """The engine closes them."""
+
+    def _at_hand(self) -> PoolProxiedConnection:
+        """An idle connection. Raises `NotAtHandError` where there is none that is still good."""
+        if not cast("QueuePool", self._engine.pool).checkedin():
+            raise NotAtHandError
+        _hurried.now = True
+        try:
+            return self._engine.raw_connection()
+        finally:
+            _hurried.now = False
 
     def _judge(self, context: ExceptionContext) -> None:
         if getattr(context.original_exception, "sqlstate", None) == _READS_ONLY:
@@ -159,19 +180,31 @@ class PostgresShortcut:
             raise DisconnectionError("another connection to this server was of no use")
 
 
+@contextmanager
+def _given(connection: BoundedConnection, until: float | None) -> Iterator[None]:
+    """`connection` gives up its server at `until`, if that comes before its own time."""
+    usual_s = connection.answer_s
+    if until is not None:
+        connection.answer_s = min(usual_s, max(0.0, until - time.monotonic()))
+    try:
+        yield
+    finally:
+        connection.answer_s = usual_s
+
+
 class _OverdueError(psycopg.OperationalError):
     """The server let the connection wait too long."""
 
 
 def _until(gen: PQGen[T], answer_s: float) -> PQGen[T]:
-    """`gen`, ended when it takes longer. The driver wakes it every 0.1 s."""
+    """`gen`, ended when it takes longer. The driver wakes it now and then."""
     deadline = time.monotonic() + answer_s
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
             if not ready and time.monotonic() > deadline:
-                raise _OverdueError(f"no answer within {answer_s:g} s")
+                raise _OverdueError(f"no answer within {answer_s:.3g} s")
             wanted = gen.send(ready)
     except StopIteration as end:
         return cast("T", end.value)
@@ -203,6 +236,8 @@ def _engine(
         args: list[Any],
         parameters: dict[str, Any],
     ) -> DBAPIConnection:
+        if getattr(_hurried, "now", False):
+            raise NotAtHandError
         connection = BoundedConnection.connect(*args, **parameters)
         connection.answer_s = answer_s
         try:

@@ -52,11 +52,13 @@ _ONE: Final = select(literal(0).label("position"), entries).where(
 )
 
 
-def longest(database: Database, keys: Sequence[StateKey], now: float) -> Entry | None:
-    """The first of `keys` that is stored and usable at `now`. Raises as `Database.read`."""
+def longest(
+    database: Database, keys: Sequence[StateKey], now: float, until: float | None = None
+) -> Entry | None:
+    """The first of `keys` that is stored and usable at `now`. Raises as `Database.rows`."""
     start = 0
     while start < len(keys):
-        rows = _ask(database, keys[start:], now)
+        rows = _ask(database, keys[start:], now, until)
         if not rows:
             return None
         position, *row = rows[0]
@@ -68,7 +70,9 @@ def longest(database: Database, keys: Sequence[StateKey], now: float) -> Entry |
     return None
 
 
-def _ask(database: Database, keys: Sequence[StateKey], now: float) -> list[Row]:
+def _ask(
+    database: Database, keys: Sequence[StateKey], now: float, until: float | None
+) -> list[Row]:
     if len(keys) == 1:
-        return database.rows(_ONE, {"digest": keys[0].digest, "now": now})
-    return database.rows(_NEAREST, {**packed(keys), "now": now})
+        return database.rows(_ONE, {"digest": keys[0].digest, "now": now}, until)
+    return database.rows(_NEAREST, {**packed(keys), "now": now}, until)

@@ -7,6 +7,7 @@ go in a few of its pages.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -92,9 +93,16 @@ class SqlSightings:
 
     def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says; one statement."""
+        return self._seen(marks, None)
+
+    def seen_within(self, marks: Sequence[bytes], limit_s: float) -> int:
+        """As `seen`, in time; see `PunctualSightings`."""
+        return self._seen(marks, time.monotonic() + limit_s)
+
+    def _seen(self, marks: Sequence[bytes], until: float | None) -> int:
         if not marks:
             return 0
-        ((count,),) = self._database.rows(_SEEN, _packed(marks))
+        ((count,),) = self._database.rows(_SEEN, _packed(marks), until)
         return int(count)
 
     def note(self, marks: Sequence[bytes]) -> None:

@@ -30,6 +30,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from statestore.backends.base import NotAtHandError
 from statestore.backends.sql.database import PATIENCE, WRITES, Database, Dialect, Fault, Row
 from statestore.errors import UnavailableError
 
@@ -113,8 +114,12 @@ class SqliteShortcut:
         self._patience_s = patience_s
         self._idle: list[tuple[sqlite3.Connection, _File]] = []
 
-    def rows(self, text: str, parameters: Mapping[str, Any]) -> list[Row]:
-        """The rows of one SELECT."""
+    def rows(
+        self, text: str, parameters: Mapping[str, Any], until: float | None = None
+    ) -> list[Row]:
+        """The rows of one SELECT. A disk keeps no deadline: with `until` it is never at hand."""
+        if until is not None:
+            raise NotAtHandError
         connection, file = self._connection()
         try:
             rows = connection.execute(text, parameters).fetchall()

@@ -35,7 +35,7 @@ from typing import Final, TypeVar
 from statestore.backends.base import Backend, Blob, Follower, NotAtHandError, Punctual
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.backends.lookups import Lookups, LookupSums, lookups_of
-from statestore.backends.sightings import Sightings, sightings_of
+from statestore.backends.sightings import PunctualSightings, Sightings, sightings_of
 from statestore.backends.wrapper import Wrapper
 from statestore.backends.wrappers.breaker import Breaker, Circuit, Pauses
 from statestore.backends.wrappers.deadline import Deadlines, OverdueError, Threads
@@ -149,7 +149,7 @@ class Guarded(Wrapper):
         limit_s = self._deadlines.find_s
         punctual = self._punctual()
         quick = None if punctual is None else partial(punctual.longest_within, keys, now, limit_s)
-        return self._read("longest", partial(self.inner.longest, keys, now), limit_s, quick)
+        return self.ask("longest", partial(self.inner.longest, keys, now), limit_s, quick)
 
     def read(self, entry: Entry) -> memoryview | None:
         """As the port says."""
@@ -161,11 +161,10 @@ class Guarded(Wrapper):
 
     def _fetch(self, entry: Entry, follower: Follower | None) -> memoryview | None:
         limit_s = self._deadlines.of_fetch(entry.blob_bytes)
-        punctual = self._punctual()
-        quick = (
-            None if punctual is None else partial(punctual.read_within, entry, limit_s, follower)
-        )
-        return self._read("read", partial(self.inner.read, entry), limit_s, quick)
+        quick = None
+        if (punctual := self._punctual()) is not None:
+            quick = partial(punctual.read_within, entry, limit_s, follower)
+        return self.ask("read", partial(self.inner.read, entry), limit_s, quick)
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
         """As the port says, on this thread: `blob` is the caller's."""
@@ -253,18 +252,16 @@ class Guarded(Wrapper):
         self._writes.succeeded(ticket)
         return result
 
-    def ask(self, operation: str, work: Callable[[], T], limit_s: float) -> T:
-        """The result of `work`, which reads; raises as `write`."""
-        return self._read(operation, work, limit_s)
-
-    def _read(
+    def ask(
         self,
         operation: str,
         work: Callable[[], T],
         limit_s: float,
         quick: Callable[[], T] | None = None,
     ) -> T:
-        """The result of `work`; of `quick`, on this thread, where that can be had."""
+        """The result of `work`, which reads; of `quick`, on this thread, where that can be had:
+        it keeps `limit_s` by itself. Raises as `write`.
+        """
         ticket = self._admitted(operation)
         began = time.monotonic()
         try:
@@ -358,10 +355,13 @@ class _GuardedSightings:
     def __init__(self, inner: Sightings, guard: Guarded) -> None:
         self._inner = inner
         self._guard = guard
+        self._punctual = inner if isinstance(inner, PunctualSightings) else None
 
     def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says."""
-        return self._guard.ask("seen", partial(self._inner.seen, marks), self._guard.find_s)
+        limit_s, punctual = self._guard.find_s, self._punctual
+        quick = None if punctual is None else partial(punctual.seen_within, marks, limit_s)
+        return self._guard.ask("seen", partial(self._inner.seen, marks), limit_s, quick)
 
     def note(self, marks: Sequence[bytes]) -> None:
         """As the port says."""
