@@ -49,7 +49,8 @@ def main(entries: int, runs: int, directory: Path | None) -> None:
 
 def a_key(number: int) -> StateKey:
     """A key that only this number has."""
-    return StateKey(hashlib.sha256(b"%d" % number).digest(), number + 1)
+    digest = hashlib.sha256(b"%d" % number).digest()
+    return StateKey(digest, number + 1, int.from_bytes(digest[8:16], "big", signed=True))
 
 
 def an_entry(number: int, blob_bytes: int) -> Entry:

@@ -3,7 +3,7 @@
 On files, PostgreSQL and Redis, each on stores of its own that are filled past the backend, with
 entries of one byte. The calls on the stores of one kind are timed in turn, so that a busy machine
 is as busy for each. A lookup asks for as many keys as a prompt has chunks of 256 tokens, new ones
-every time; "hit" is the shallowest alone, so that every key is looked at. An eviction removes
+every time, in stretches that none is stored of; "hit" is the shallowest alone. An eviction removes
 entries whose blobs are there, lowest score first; "judged" is one, the least of a sample.
 """
 
@@ -46,6 +46,7 @@ from statestore.backends.sql.sqlite import open_database
 from statestore.entry import Entry, Evicted
 from statestore.eviction import make_policy
 from statestore.keys import StateKey
+from statestore.keys.plan import STRETCH
 from statestore.tables import ONLY_ON
 from statestore.tables import entries as table
 
@@ -173,6 +174,7 @@ def calls(store: Filled) -> Iterator[tuple[str, Callable[[], float]]]:
     def find(keys: int, *, stored: bool) -> float:
         asked = [a_key(next(numbers)) for _ in range(keys - stored)]
         asked += [store.key(next(spread))] if stored else []
+        asked = along_a_prompt(asked)
         found: list[Entry | None] = []
         took = timed(lambda: found.append(store.backend.longest(asked, CREATED_AT)))
         assert (found[0] is not None) is stored
@@ -221,6 +223,13 @@ def evictions(store: Filled) -> Iterator[tuple[str, Callable[[], float]]]:
 
     yield f"evict {EVICTED}|{store.entries}", evict
     yield f"evict 1, judged|{store.entries}", judge
+
+
+def along_a_prompt(keys: Sequence[StateKey]) -> list[StateKey]:
+    """`keys`, deepest first, each with the anchor of the shallowest of its stretch."""
+    last = len(keys) - 1
+    heads = [last - (last - place) // STRETCH * STRETCH for place in range(len(keys))]
+    return [replace(key, anchor=keys[head].anchor) for key, head in zip(keys, heads, strict=True)]
 
 
 def everywhere(entries: int) -> Iterator[int]:

@@ -34,7 +34,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 HEAD: Final = REVISIONS[-1]
 
 SHARDS: Final = 16  # rows of a namespace in `totals`
@@ -76,8 +76,11 @@ entries = Table(
     Column("labels", Text, nullable=False),  # a JSON object of strings
     Column("ancestor_tokens", BigInteger, nullable=False, server_default=text("0")),
     Column("memo", Text, nullable=False, server_default=text("''")),
+    Column("anchor", BigInteger),  # of the key, where whoever put it knew it
     # takes half the time of the primary key's B-tree for the thousands of keys of a long prompt
     Index("ix_entries_lookup", "digest", postgresql_using="hash", info={ONLY_ON: "postgresql"}),
+    # tells of a stretch of a long prompt's keys at once that there are none
+    Index("ix_entries_anchor", "anchor", info={ONLY_ON: "postgresql"}),
     Index("ix_entries_eviction", "pinned", "status", "score"),
     Index("ix_entries_namespace_eviction", "namespace", "pinned", "status", "score"),
     Index("ix_entries_used_at", "used_at", "digest"),

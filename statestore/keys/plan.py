@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from statestore.errors import InputError
 from statestore.keys.fingerprint import Fingerprint
@@ -18,6 +19,9 @@ from statestore.keys.prefix import prefix_digests, token_digests
 from statestore.keys.schedule import ChunkRule, Role, schedule
 from statestore.keys.state_key import StateKey
 from statestore.keys.tokens import Tokens, count_tokens, pack_tokens
+
+#: Chunk ends that share an anchor.
+STRETCH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +80,24 @@ def plan(
     cut = schedule([count_tokens(piece) for piece in packed], rule)
     tokens = b"".join(packed)
     chain = prefix_digests(digest, space, tokens, cut.ends)
-    keys = {end: StateKey(link, end) for end, link in zip(cut.ends, chain, strict=True)}
+    keys = {
+        end: StateKey(link, end, anchor)
+        for end, link, anchor in zip(cut.ends, chain, anchors(chain), strict=True)
+    }
     plain = token_digests(space, tokens, [b.position for b in cut.boundaries])
     boundaries = tuple(
         KeyedBoundary(b.position, keys[b.position], b.role, b.stable, b.segment, token_digest)
         for b, token_digest in zip(cut.boundaries, plain, strict=True)
     )
     return Plan(tokens, cut.ends[-1], cut.ends, tuple(keys.values()), boundaries)
+
+
+def anchors(chain: Sequence[bytes]) -> list[int]:
+    """The anchor of each of a prompt's chunk ends, whose prefix digests are given shallow first:
+    the beginning of the first digest of its stretch of `STRETCH`.
+    """
+    heads = [int.from_bytes(digest[:8], "big", signed=True) for digest in chain[::STRETCH]]
+    return [head for head in heads for _ in range(STRETCH)][: len(chain)]
 
 
 def fork_at(plan: Plan, key: StateKey, namespace: Namespace | None = None) -> KeyedBoundary:

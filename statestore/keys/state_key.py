@@ -6,7 +6,7 @@ As text ``<64 hex digits>-<tokens>``; `StateKey.parse` reads exactly what `str` 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from statestore.errors import InputError
 from statestore.keys.hashing import DIGEST_BYTES, is_digest
@@ -17,10 +17,16 @@ TEXT = re.compile(r"([0-9a-f]{64})-(0|[1-9][0-9]{0,18})")
 
 @dataclass(frozen=True, slots=True, order=True)
 class StateKey:
-    """Digest (32 bytes) and number of tokens. Raises `InputError` where they cannot be a key."""
+    """Digest (32 bytes) and number of tokens. Raises `InputError` where they cannot be a key.
+
+    The anchor is no part of what a key is: it says beside whom a catalog may keep it. Keys of one
+    stretch of prompts that begin alike share it, and it follows from the digest, though only who
+    has the prompt can tell it: 64 bits, signed; ``None``: not known.
+    """
 
     digest: bytes
     n_tokens: int
+    anchor: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not is_digest(self.digest):

@@ -16,7 +16,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Engine, Select
+from sqlalchemy import Connection, Engine, Select, TextClause
 from sqlalchemy.engine.interfaces import Dialect as DialectOfSQLAlchemy
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 #: A row as the driver gives it, in the order of the statement's columns.
 Row: TypeAlias = Sequence[Any]
+
+#: A question in SQLAlchemy's words, or in text.
+Statement: TypeAlias = Select[Any] | TextClause
 
 #: Execution option of a transaction that is going to write.
 WRITES: Final = "statestore_writes"
@@ -101,7 +104,7 @@ class Database:
         self._patience_s = patience_s
         self._shortcut = shortcut
         self._engines: dict[tuple[bool, float], Engine] = {(False, patience_s): engine}
-        self._texts: dict[Select[Any], tuple[str, Mapping[str, Any]]] = {}
+        self._texts: dict[Statement, tuple[str, Mapping[str, Any]]] = {}
         self._closed = False
         self._condition: Callable[[Connection], None] | None = None
         self._turnstile = Turnstile(self._disconnect)
@@ -116,7 +119,7 @@ class Database:
         self._condition = condition
 
     def rows(
-        self, statement: Select[Any], parameters: Mapping[str, Any], until: float | None = None
+        self, statement: Statement, parameters: Mapping[str, Any], until: float | None = None
     ) -> list[Row]:
         """The rows of `statement` as the driver gives them: SQLite's truth is 0 or 1.
 
@@ -199,7 +202,7 @@ class Database:
                 raise UnavailableError(f"{self.place}: {error}; {self._dialect.remedy}") from error
             time.sleep(random.uniform(0, 2 * _PAUSE_S))  # noqa: S311 - not a secret
 
-    def _compiled(self, statement: Select[Any]) -> tuple[str, Mapping[str, Any]]:
+    def _compiled(self, statement: Statement) -> tuple[str, Mapping[str, Any]]:
         """The text of `statement`, and those of its parameters that have a value already."""
         compiled = statement.compile(dialect=self._dialect.spelling or self._reader.dialect)
         constants = {name: value for name, value in compiled.params.items() if value is not None}

@@ -213,7 +213,10 @@ def _until(gen: PQGen[T], answer_s: float) -> PQGen[T]:
 def _engine(
     url: URL, limits: dict[str, float], *, answer_s: float, pool_timeout_s: float
 ) -> Engine:
-    settings = "; ".join(f"SET {name} = {round(1000 * limit)}" for name, limit in limits.items())
+    # No statement here gains by being compiled, and an estimate may have one compiled for 0.1 s.
+    settings = "; ".join(
+        ["SET jit = off", *(f"SET {name} = {round(1000 * s)}" for name, s in limits.items())]
+    )
     engine = create_engine(
         url,
         isolation_level="AUTOCOMMIT",
@@ -241,9 +244,9 @@ def _engine(
         connection = BoundedConnection.connect(*args, **parameters)
         connection.answer_s = answer_s
         try:
-            if settings:  # not among the parameters of the start: a pooler would refuse them
-                connection.autocommit = True
-                connection.execute(settings.encode())
+            # not among the parameters of the start: a pooler would refuse them
+            connection.autocommit = True
+            connection.execute(settings.encode())
         except psycopg.Error:
             connection.close()
             raise

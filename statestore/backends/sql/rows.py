@@ -117,6 +117,7 @@ def to_row(entry: Entry) -> dict[str, Any]:
         "labels": labels_text(entry.labels),
         "ancestor_tokens": check_count(entry.ancestor_tokens, "ancestor_tokens"),
         "memo": entry.memo,
+        "anchor": entry.key.anchor,
     }
 
 
@@ -204,9 +205,10 @@ def _entry(row: Sequence[Any]) -> Entry:
         labels,
         ancestor_tokens,
         memo,
+        anchor,
     ) = row
     return Entry(
-        key=StateKey(bytes(digest), n_tokens),
+        key=StateKey(bytes(digest), n_tokens, anchor if type(anchor) is int else None),
         namespace=namespace,
         fingerprint=bytes(fingerprint),
         token_digest=bytes(token_digest),

@@ -5,22 +5,49 @@ others only where those have nothing, and still by the same statement.
 
 A SQLite catalog is asked for what its `LookupFilter` lets pass, nearly always one key or none;
 PostgreSQL has a hash index. One key alone is asked for by a statement of a third of the time.
+
+Of a long prompt PostgreSQL is asked first which of its stretches have any entry
+(`StateKey.anchor`), and only for the keys of those: what costs is the pages that a question lies
+on. While entries without an anchor are there, all keys are asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, bindparam, func, literal, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    ScalarSelect,
+    Select,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+)
 
 from statestore.backends.sql.database import Database, Row
-from statestore.backends.sql.rows import WANTED, digest_at, packed, to_entry
+from statestore.backends.sql.rows import DIGEST_BYTES, WANTED, digest_at, packed, to_entry
 from statestore.entry import Entry, Status
 from statestore.keys import StateKey
 from statestore.tables import entries
 
 NEAR: Final = 64  # keys of a prompt that grew by as many chunks
+LONG: Final = 512  # keys; of fewer each is asked for in less time than it takes to plan more
+
+_ANCHOR: Final = attrgetter("anchor")
+
+
+_DIGEST_AT: Final = f"substr(:digests, at * {DIGEST_BYTES} + 1, {DIGEST_BYTES})"
+_USABLE_AT: Final = (
+    "(SELECT status = :status AND (expires_at IS NULL OR expires_at > :now)"  # noqa: S608 - constants
+    f" FROM entries WHERE digest = {_DIGEST_AT})"
+)
 
 
 def _usable(now: ColumnElement[float]) -> ColumnElement[bool]:
@@ -47,6 +74,24 @@ def _statement() -> Select[Any]:
 
 
 _NEAREST: Final = _statement()
+
+# Ordered inequalities, and no equalities: of few anchors that many entries share, or that changed
+# since the table was analysed, PostgreSQL would go through the table for one that is not there.
+_BY_STRETCHES: Final = text(
+    "WITH known AS MATERIALIZED ("  # noqa: S608 - constants
+    " SELECT place, size FROM unnest(CAST(:anchors AS bigint[]), CAST(:places AS integer[]),"
+    " CAST(:sizes AS integer[])) AS stretch(anchor, place, size)"
+    " WHERE (SELECT e.anchor FROM entries AS e WHERE e.anchor >= stretch.anchor"
+    " ORDER BY e.anchor LIMIT 1) = stretch.anchor"
+    "), deepest AS MATERIALIZED (SELECT coalesce("
+    f" (SELECT min(at) FROM generate_series(0, {NEAR - 1}) AS near(at) WHERE {_USABLE_AT}),"
+    " CASE WHEN (SELECT e.anchor IS NULL FROM entries AS e ORDER BY e.anchor DESC LIMIT 1) THEN"
+    f" (SELECT min(at) FROM generate_series({NEAR}, :count - 1) AS far(at) WHERE {_USABLE_AT})"
+    " ELSE (SELECT min(at) FROM known, generate_series(place, place + size - 1) AS far(at)"
+    f" WHERE {_USABLE_AT}) END) AS at)"
+    f" SELECT at, {', '.join(f'entries.{column.name}' for column in entries.c)}"
+    f" FROM deepest JOIN entries ON entries.digest = {_DIGEST_AT}"
+).bindparams(bindparam("digests", type_=LargeBinary), status=Status.READY.value)
 _ONE: Final = select(literal(0).label("position"), entries).where(
     entries.c.digest == bindparam("digest"), _usable(bindparam("now"))
 )
@@ -75,4 +120,24 @@ def _ask(
 ) -> list[Row]:
     if len(keys) == 1:
         return database.rows(_ONE, {"digest": keys[0].digest, "now": now}, until)
-    return database.rows(_NEAREST, {**packed(keys), "now": now}, until)
+    asked = {**packed(keys), "now": now}
+    if len(keys) >= LONG and database.product == "postgresql" and (along := _stretches(keys)):
+        return database.rows(_BY_STRETCHES, {**asked, **along}, until)
+    return database.rows(_NEAREST, asked, until)
+
+
+def _stretches(keys: Sequence[StateKey]) -> dict[str, list[int]] | None:
+    """The runs of `keys` of one anchor: it, the place where it begins and its length; ``None``: of
+    some the anchor is not known.
+    """
+    anchors, places, sizes = [], [], []
+    place = 0
+    for anchor, run in groupby(map(_ANCHOR, keys)):
+        if anchor is None:
+            return None
+        size = len(list(run))
+        anchors.append(anchor)
+        places.append(place)
+        sizes.append(size)
+        place += size
+    return {"anchors": anchors, "places": places, "sizes": sizes}
