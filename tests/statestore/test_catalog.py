@@ -55,10 +55,10 @@ def statements_of(database: Database, call: Callable[[], Any]) -> list[tuple[str
     assert shortcut is not None
     rows = shortcut.rows
 
-    def noted_rows(text: str, parameters: Any) -> Any:
+    def noted_rows(text: str, parameters: Any, until: float | None = None) -> Any:
         plan = rows(f"EXPLAIN QUERY PLAN {text}", parameters)
         seen.append((text, [step[3] for step in plan]))
-        return rows(text, parameters)
+        return rows(text, parameters, until)
 
     event.listen(database._reader, "before_cursor_execute", note)
     shortcut.rows = noted_rows  # type: ignore[method-assign]
