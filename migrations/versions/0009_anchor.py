@@ -17,10 +17,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column, empty, and the index."""
+    """Add the column and the index; what lies along no prompt needs no anchor of its own."""
     op.add_column("entries", sa.Column("anchor", sa.BigInteger))
     if op.get_bind().dialect.name == "postgresql":
         op.create_index("ix_entries_anchor", "entries", ["anchor"])
+    op.execute("UPDATE entries SET anchor = 0 WHERE role = 'named'")
 
 
 def downgrade() -> None:

@@ -124,6 +124,9 @@ def test_a_golden_catalog_is_upgraded_and_used(empty: PostgresPlace, revision: s
     with empty.server.connect(empty.database) as connection:
         connection.execute(dump.encode())
     upgrade(empty)
+    anchors = {row["role"]: row["anchor"] for row in empty.rows()}
+    assert anchors.pop("named") == 0
+    assert set(anchors.values()) == {None}
     (empty.root / "blobs").mkdir()
     backend = empty.open()
     use_golden(backend, revision)

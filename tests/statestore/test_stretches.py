@@ -14,7 +14,7 @@ import pytest
 from statestore import open_store
 from statestore.backends.sql.file import open_file_backend
 from statestore.backends.sql.search import LONG, NEAR
-from statestore.entry import Change, EntryFilter, Status
+from statestore.entry import Change, EntryFilter, Role, Status
 from statestore.keys import ChunkRule, Plan, StateKey, plan
 from statestore.keys.plan import STRETCH
 from tests.statestore.backend_places import CREATED_AT, a_blob, an_entry, publish
@@ -128,6 +128,7 @@ def test_while_any_has_no_anchor_all_are_asked_for(place: PostgresPlace, backend
     old, new = keys[700], keys[800]
     for number, key in enumerate([replace(old, anchor=None), new]):
         publish(backend, replace(an_entry(number), key=key, blob=f"{key}.{number:016x}"))
+    publish(backend, an_entry(5, role=Role.NAMED))
     assert [row["anchor"] for row in place.rows()].count(None) == 1
     assert backend.longest(keys, NOW).key == old
     backend.delete(old, "a test")

@@ -36,6 +36,9 @@ DIGEST_BYTES: Final = 32
 
 _PLUS: Final[custom_op[Any]] = custom_op("+")  # to SQLite: no index for this column
 
+#: The anchor of what lies along no prompt: a named state is not among those whose is not known.
+NO_STRETCH: Final = 0
+
 
 @dataclass(frozen=True, slots=True)
 class Holding:
@@ -117,7 +120,7 @@ def to_row(entry: Entry) -> dict[str, Any]:
         "labels": labels_text(entry.labels),
         "ancestor_tokens": check_count(entry.ancestor_tokens, "ancestor_tokens"),
         "memo": entry.memo,
-        "anchor": entry.key.anchor,
+        "anchor": NO_STRETCH if entry.role is Role.NAMED else entry.key.anchor,
     }
 
 
