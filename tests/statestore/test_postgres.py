@@ -179,9 +179,9 @@ def plans_of(
     assert shortcut is not None
     rows = shortcut.rows
 
-    def noted_rows(text: str, parameters: Any) -> Any:
+    def noted_rows(text: str, parameters: Any, until: float | None = None) -> Any:
         seen.append((text, parameters))
-        return rows(text, parameters)
+        return rows(text, parameters, until)
 
     event.listen(reader, "before_cursor_execute", note)
     shortcut.rows = noted_rows  # type: ignore[method-assign]
@@ -197,23 +197,33 @@ def plans_of(
 
 def test_the_longest_of_thousands_is_one_query(place: PostgresPlace, full: SqlBackend) -> None:
     publish(full, an_entry(4000))
-    for keys in ([a_key(number) for number in range(5000)], [a_key(number) for number in range(9)]):
+    thousands = [a_key(number) for number in range(5000)]
+    anchored = [replace(key, anchor=place // 64) for place, key in enumerate(thousands)]
+    for keys in (thousands, thousands[:9], anchored):
         (plan,) = plans_of(place, full, lambda it, keys=keys: it.longest(keys, CREATED_AT))
         assert "ix_entries_lookup" in plan
         assert "Seq Scan on entries" not in plan
 
 
-def test_a_lookup_needs_no_statistics(place: PostgresPlace) -> None:
+@pytest.mark.parametrize(
+    ("anchor", "subqueries", "indexes"),
+    [(None, 3, {"ix_entries_lookup"}), (3, 6, {"ix_entries_lookup", "ix_entries_anchor"})],
+)
+def test_a_lookup_needs_no_statistics(
+    place: PostgresPlace, anchor: int | None, subqueries: int, indexes: set[str]
+) -> None:
     """A server looks at a catalog that has just grown after a minute, or never."""
     with place.server.connect(place.database) as connection:
         connection.execute("ALTER TABLE entries SET (autovacuum_enabled = off)")
     fill(place, 800)
     with closing(open_fleet_backend(FleetPlace.parse(place.url))) as backend:
-        keys = [a_key(number) for number in range(4000)]
+        keys = [replace(a_key(number), anchor=anchor) for number in range(4000)]
         (plan,) = plans_of(place, backend, lambda it: it.longest(keys, CREATED_AT))
-    ways = re.findall(r"(?:Scan|Scan using (\w+)) on (?:entries|ix_entries_\w+)", plan)
-    assert len(ways) == 3
-    assert set(ways) == {"ix_entries_lookup"}, plan
+    ways = re.findall(
+        r"(?:Scan|Scan(?: Backward)? using (\w+)) on (?:entries|ix_entries_\w+)", plan
+    )
+    assert len(ways) == subqueries
+    assert set(ways) == indexes, plan
 
 
 @pytest.mark.parametrize(
