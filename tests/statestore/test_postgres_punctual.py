@@ -106,13 +106,13 @@ def test_a_server_that_stops_costs_the_limit(tmp_path: Path, fragile: PostgresSe
         publish(backend, entry)
         fragile.pause()
         began = time.monotonic()
-        with pytest.raises(UnavailableError, match=r"no answer within 0\.0"):
+        with pytest.raises(UnavailableError, match="no answer within"):
             backend.longest_within([entry.key], NOW, 0.05)
         assert time.monotonic() - began < 15
         fragile.resume()
         assert backend.longest([entry.key], NOW) == entry
         fragile.pause()
-        with pytest.raises(UnavailableError, match=r"no answer within 0\.0"):
+        with pytest.raises(UnavailableError, match="no answer within"):
             index.seen_within(MARKS, 0.05)
         fragile.resume()
         assert index.seen(MARKS) == 0
