@@ -9,9 +9,9 @@ vector, so logits are what is kept with a state. It reads `.pth` only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final
@@ -24,6 +24,7 @@ from rwkv_runtime.engines.base import Engine, check_tokens
 from rwkv_runtime.engines.computing import Computing
 from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.package import load_model, package_switches, package_version
+from rwkv_runtime.engines.package_state import PackageState, schema_of, start_of
 from rwkv_runtime.engines.strategy import Strategy
 from rwkv_runtime.engines.switches import machine, switches
 from rwkv_runtime.errors import WeightsError
@@ -35,13 +36,11 @@ from rwkv_runtime.versions import Dimensions, dimensions_of
 from rwkv_runtime.weights import check_kind
 from statestore.errors import InputError, StateError
 from statestore.keys import ChunkRule, Fingerprint
-from statestore.schema import OUTPUT_LOGITS, DType, Schema, State, rwkv4, rwkv5, rwkv7
+from statestore.schema import OUTPUT_LOGITS, State
 
 ADAPTER_NAME: Final = "rwkv-package"
 # Raise with any change of the bits that come out of the same release of the package.
 ADAPTER_REVISION: Final = 1
-
-_V4_START: Final = -1e30  # of att_pp: the logarithm of nothing
 
 # What it raises over tensors that are missing, misshapen or of another kind, and over a file that
 # is exchanged between our look at it and its own.
@@ -57,8 +56,6 @@ _STUMBLES: Final = (
     ValueError,
     AssertionError,
 )
-
-PackageState = tuple[Tensor, ...]
 
 
 class PackageEngine:
@@ -86,7 +83,7 @@ class PackageEngine:
         self.vocabulary = dimensions.vocabulary
         self._model = model
         self._computing = Computing(threads, fingerprint.device)
-        self._start = _start_of(model, dimensions)
+        self._start = start_of(model, dimensions)
         if tuned is not None:  # between the two vectors of each layer
             matrices = zip(self._start[1::3], tuned.matrices, strict=True)
             found = [matrix.to(zeros) for zeros, matrix in matrices]
@@ -95,7 +92,7 @@ class PackageEngine:
                 for place, tensor in enumerate(self._start)
             )
         self._devices = [tensor.device for tensor in self._start]
-        self.schema = _schema_of(dimensions, [DTYPES[tensor.dtype] for tensor in self._start])
+        self.schema = schema_of(dimensions, [DTYPES[tensor.dtype] for tensor in self._start])
         self._names = [spec.name for spec in self.schema.tensors]
 
     def initial_state(self) -> PackageState:
@@ -257,53 +254,6 @@ def _own(model: Any) -> None:  # noqa: ANN401 - untyped
     tensors = getattr(model, "z", {})
     for name in list(tensors):  # one at a time, so that no more than one is there twice
         tensors[name] = tensors[name].clone()
-
-
-def _start_of(model: Any, dimensions: Dimensions) -> PackageState:  # noqa: ANN401 - untyped
-    """The state before the first token, as the package makes it."""
-    with torch.inference_mode():
-        if dimensions.is_seven:
-            return tuple(model.generate_zero_state())
-        return tuple(
-            tensor
-            for layer in range(dimensions.layers)
-            for tensor in _layer_start(model, dimensions, layer)
-        )
-
-
-def _layer_start(model: Any, dimensions: Dimensions, layer: int) -> list[Tensor]:  # noqa: ANN401
-    place = model.strategy[layer]
-    vector = torch.zeros(dimensions.width, dtype=place.atype, device=place.device)
-    if dimensions.version == "4":
-        zeros = torch.zeros(dimensions.width, dtype=torch.float32, device=place.device)
-        return [vector, zeros, zeros, zeros + _V4_START, vector]
-    if dimensions.tuned:  # stored [H, V, K], used [H, K, V]
-        tuned = model.w[f"blocks.{layer}.att.time_state"]
-        kv = tuned.transpose(1, 2).to(place.device, torch.float32).contiguous()
-    else:
-        size = dimensions.head_size
-        kv = torch.zeros(dimensions.heads, size, size, dtype=torch.float32, device=place.device)
-    return [vector, kv, vector]
-
-
-def _schema_of(dimensions: Dimensions, dtypes: Sequence[DType]) -> Schema:
-    """The layout of the version, with the dtype that the strategy gives each tensor."""
-    sizes: dict[str, Any] = {
-        "layers": dimensions.layers,
-        "width": dimensions.width,
-        "dtype": dtypes[0],
-        "vocabulary": dimensions.vocabulary,
-    }
-    if dimensions.version == "4":
-        schema = rwkv4(**sizes)
-    else:
-        sizes |= {"heads": dimensions.heads, "head_size": dimensions.head_size}
-        layout = "5" if dimensions.version == "5.1" else dimensions.version
-        schema = rwkv7(**sizes) if dimensions.is_seven else rwkv5(**sizes, version=layout)
-    specs = tuple(
-        replace(spec, dtype=dtype) for spec, dtype in zip(schema.tensors, dtypes, strict=True)
-    )
-    return schema if specs == schema.tensors else replace(schema, tensors=specs)
 
 
 def _shapes(dimensions: Dimensions) -> tuple[tuple[str, int], ...]:
