@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from statestore.backends.base import Backend
-from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend
 from statestore.blobs.objects import ObjectBlobs
 from statestore.blobs.s3 import S3Place
 from tests.statestore.postgres_servers import PostgresPlace
@@ -143,9 +141,6 @@ class ObjectPlace(PostgresPlace):
         given = self.s3.options(self.bucket, **options)
         query = "&".join(f"{name}={quote(value, safe='/:')}" for name, value in given.items())
         self.url = f"{self.url.partition('?')[0]}?{query}"
-
-    def open(self) -> Backend:
-        return open_fleet_backend(FleetPlace.parse(self.url))
 
     def path(self, name: str) -> Path:
         return self.s3.path(self.bucket, name)

@@ -1,4 +1,4 @@
-"""PostgreSQL with an object store, through its public URL: every contract of a backend."""
+"""PostgreSQL with an object store, by its public URL: the contracts of a backend, and the model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.statestore.backend_places import Place
 from tests.statestore.s3_servers import ObjectPlace
 from tests.statestore.test_backend_contract import BackendContract
 from tests.statestore.test_eviction_contract import EvictionContract
 from tests.statestore.test_listing_contract import ListingContract
+from tests.statestore.test_postgres import PostgresModel
 
 
 @pytest.fixture
@@ -37,3 +39,20 @@ class TestObjectEviction(EvictionContract):
     @pytest.fixture
     def place(self, place: Place) -> Place:
         return place
+
+
+class ObjectModel(PostgresModel):
+    """Without processes that are killed: the driver is of no use to a fork, see `test_chaos`."""
+
+    another_process_is_killed = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend.close()
+        self.place.drop()
+        self.place = ObjectPlace(self.root / "objects")
+        self.backend = self.place.open()
+
+
+TestObjectModel = ObjectModel.TestCase
+TestObjectModel.settings = settings(max_examples=3, stateful_step_count=20, deadline=None)

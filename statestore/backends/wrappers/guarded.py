@@ -33,12 +33,17 @@ from functools import partial
 from typing import Final, TypeVar
 
 from statestore.backends.base import Backend, Blob, Follower, NotAtHandError, Punctual
-from statestore.backends.leases import Lease, Leases, Outcome
-from statestore.backends.lookups import Lookups, LookupSums, lookups_of
-from statestore.backends.sightings import PunctualSightings, Sightings, sightings_of
+from statestore.backends.leases import Leases
+from statestore.backends.lookups import Lookups, lookups_of
+from statestore.backends.sightings import Sightings, sightings_of
 from statestore.backends.wrapper import Wrapper
 from statestore.backends.wrappers.breaker import Breaker, Circuit, Pauses
 from statestore.backends.wrappers.deadline import Deadlines, OverdueError, Threads
+from statestore.backends.wrappers.guarded_parts import (
+    GuardedLeases,
+    GuardedLookups,
+    GuardedSightings,
+)
 from statestore.backends.wrappers.prober import Prober
 from statestore.entry import Change, Entry
 from statestore.errors import ClosedError, UnavailableError
@@ -130,19 +135,19 @@ class Guarded(Wrapper):
     def leases(self) -> Leases | None:
         """The leases that the place gives out, guarded as writes."""
         inner = self.inner.leases
-        return None if inner is None else _GuardedLeases(inner, self)
+        return None if inner is None else GuardedLeases(inner, self)
 
     @property
     def sightings(self) -> Sightings | None:
         """The place's index, with a lookup's deadline."""
         inner = sightings_of(self.inner)
-        return None if inner is None else _GuardedSightings(inner, self)
+        return None if inner is None else GuardedSightings(inner, self)
 
     @property
     def lookups(self) -> Lookups | None:
         """The place's tally; what is added is a write."""
         inner = lookups_of(self.inner)
-        return None if inner is None else _GuardedLookups(inner, self)
+        return None if inner is None else GuardedLookups(inner, self)
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """As the port says; overdue or refused it raises `UnavailableError`, as all here do."""
@@ -319,74 +324,6 @@ class Guarded(Wrapper):
 
     def _state(self, calls: str) -> float:
         return _NUMBERS[(self._all if calls == "all" else self._writes).circuit]
-
-
-class _GuardedLeases:
-    """`inner`, as writes of `guard`."""
-
-    def __init__(self, inner: Leases, guard: Guarded) -> None:
-        self._inner = inner
-        self._guard = guard
-
-    def acquire(self, key: StateKey, owner: str, ttl_s: float) -> Lease:
-        """As the port says. An overdue one that is granted after all lapses by itself."""
-        work = partial(self._inner.acquire, key, owner, ttl_s)
-        return self._guard.write("acquire", work, self._guard.fetch_s, decides=False)
-
-    def renew(self, key: StateKey, owner: str, ttl_s: float) -> bool:
-        """As the port says."""
-        work = partial(self._inner.renew, key, owner, ttl_s)
-        return self._guard.write("renew", work, self._guard.fetch_s)
-
-    def release(self, key: StateKey, owner: str, outcome: Outcome) -> None:
-        """As the port says."""
-        work = partial(self._inner.release, key, owner, outcome)
-        self._guard.write("release", work, self._guard.fetch_s)
-
-    def wait(self, key: StateKey, timeout_s: float) -> Lease | None:
-        """As the port says, on this thread."""
-        work = partial(self._inner.wait, key, timeout_s)
-        return self._guard.write("wait", work, None, decides=False)
-
-
-class _GuardedSightings:
-    """`inner`, behind `guard`."""
-
-    def __init__(self, inner: Sightings, guard: Guarded) -> None:
-        self._inner = inner
-        self._guard = guard
-        self._punctual = inner if isinstance(inner, PunctualSightings) else None
-
-    def seen(self, marks: Sequence[bytes]) -> int:
-        """As the port says."""
-        limit_s, punctual = self._guard.find_s, self._punctual
-        quick = None if punctual is None else partial(punctual.seen_within, marks, limit_s)
-        return self._guard.ask("seen", partial(self._inner.seen, marks), limit_s, quick)
-
-    def note(self, marks: Sequence[bytes]) -> None:
-        """As the port says."""
-        self._guard.write("note", partial(self._inner.note, marks), self._guard.find_s)
-
-
-class _GuardedLookups:
-    """`inner`, behind `guard`."""
-
-    def __init__(self, inner: Lookups, guard: Guarded) -> None:
-        self._inner = inner
-        self._guard = guard
-
-    @property
-    def lasting(self) -> bool:
-        """As the port says."""
-        return self._inner.lasting
-
-    def add(self, sums: Sequence[LookupSums]) -> None:
-        """As the port says."""
-        self._guard.write("tally", partial(self._inner.add, sums), self._guard.find_s)
-
-    def sums(self, namespace: str | None = None) -> list[LookupSums]:
-        """As the port says, for operators."""
-        return self._inner.sums(namespace)
 
 
 _guards: weakref.WeakSet[Guarded] = weakref.WeakSet()
