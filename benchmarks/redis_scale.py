@@ -37,6 +37,7 @@ PROMPTS = {"1 k tokens": 4, "32 k tokens": 128, "1 M tokens": 3906}  # keys
 EVICTED = 256
 TTL_S = 60.0
 
+_FILL_S = 60.0  # for one step of filling
 _BATCH = 500  # entries of one step while it is filled
 
 #: ARGV: base, '', first and last number, fields that all share.
@@ -95,7 +96,8 @@ def filled_key(number: int) -> StateKey:
 
 def fill(address: Address, entries: int) -> None:
     """Store entries 0, 1, ... of one byte, past the backend: to publish a million takes long."""
-    server, base = Server(address), Keyspace(address.prefix, 1).base_of(0)
+    patient = replace(address, timeout_s=_FILL_S)  # a step takes long on a busy machine
+    server, base = Server(patient), Keyspace(address.prefix, 1).base_of(0)
     fields = [piece for field in to_fields(an_entry(0, 1)).items() for piece in field]
     for first in range(0, entries, _BATCH):
         last = min(first + _BATCH, entries) - 1

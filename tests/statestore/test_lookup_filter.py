@@ -71,9 +71,9 @@ def queries(backend: Any, call: Callable[[], Any]) -> int:
     shortcut: Any = backend._database._shortcut
     rows, seen = shortcut.rows, []
 
-    def noted(text: str, parameters: Any) -> Any:
+    def noted(text: str, parameters: Any, until: float | None = None) -> Any:
         seen.append(text)
-        return rows(text, parameters)
+        return rows(text, parameters, until)
 
     shortcut.rows = noted
     call()

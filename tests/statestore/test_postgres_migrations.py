@@ -66,7 +66,7 @@ def test_the_migrated_tables_are_those_of_the_metadata(place: PostgresPlace) -> 
 def test_opening_changes_nothing_and_names_the_command(empty: PostgresPlace) -> None:
     with pytest.raises(SchemaVersionError) as caught:
         empty.open()
-    safe = FleetPlace.parse(empty.url).url
+    safe = FleetPlace.parse(f"{empty.url}&timeout_s=30").url  # a test's place is patient
     for part in ("has no tables yet", repr(tables.HEAD), f"statestore --store '{safe}' db upgrade"):
         assert part in str(caught.value)
     assert SECRET not in str(caught.value)
