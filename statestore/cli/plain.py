@@ -99,7 +99,9 @@ class Redis:
         self._failures = (RedisError, OSError)
         self._place = str(place.url)
         self._client = redis_client(place)
-        self._key = f"statestore-bench:{secrets.token_hex(8)}"
+        assert place.address is not None, "asked of Redis only"
+        # where the store's user may write; no sweep looks there
+        self._key = f"{place.address.prefix}:bench:{secrets.token_hex(8)}"
 
     def write(self, content: bytes) -> float:
         """SET."""

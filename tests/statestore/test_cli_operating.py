@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import start_http_server
+from redis import Redis
 
 from statestore import ChunkRule, Identity, Namespace, StateStore, errors, open_store, plan
 from statestore.backends.tallies import Tally, tallies
@@ -480,6 +481,20 @@ def test_doctor_ends_with_the_first_failure(
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "typo").exists()
+
+
+def test_a_user_of_least_rights_is_looked_after_too(redis_url: str) -> None:
+    rights = "~least:* &least:* +@read +@write +@scripting +@pubsub +@connection +cluster"
+    url = redis_url.replace(":hush@", "least:hush@") + "?prefix=least&find_ms=0"
+    with closing(Redis.from_url(redis_url)) as client:
+        client.execute_command("ACL", "SETUSER", "least", "on", ">hush", *rights.split())
+        assert run("--store", url, "bench", "--seconds", "0", "--state", "tiny").returncode == 0
+        doubts = doubts_of(doctor("--store", url))
+        assert "+info +time" in doubts["redis server"]["remedy"]
+        client.execute_command("ACL", "SETUSER", "least", "+info", "+time")
+        assert "redis clock" in findings(doctor("--store", url), "ok")
+        assert list(client.scan_iter("least:bench:*")) == []
+        client.execute_command("ACL", "DELUSER", "least")
 
 
 def test_doctor_of_a_full_disk_says_so(tmp_path: Path) -> None:

@@ -20,13 +20,19 @@ _BUSY_SHARE: Final = 0.8
 
 def redis_findings(place: Premises, budget_bytes: int | None) -> Iterator[Finding]:
     """What there is to say of every node."""
-    from redis.exceptions import RedisError
+    from redis.exceptions import NoPermissionError, RedisError
 
     client = redis_client(place)
     try:
         nodes = _nodes(client)
         for name, node in nodes.items():
             yield from _node_findings(name if len(nodes) > 1 else "the server", node, budget_bytes)
+    except NoPermissionError as error:  # a store needs nothing of what is asked here
+        yield Finding.doubtful(
+            "server",
+            f"clock, memory and policy were not looked at: {error}",
+            "ACL SETUSER with +info +time; or have them looked at by another user",
+        )
     except (RedisError, OSError) as error:
         yield Finding.bad("server", UnavailableError(f"{place.url}: {error}"))
     finally:
