@@ -107,7 +107,11 @@ def _require_this_machine(scope: Scope) -> None:
     )
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
     if name.lower() != "localhost" and not _is_loopback(name.strip("[]")):
-        raise ApiError(403, "this server answers to localhost only: start it with --host")
+        raise ApiError(
+            403,
+            "this server answers to localhost only: start it with --host, or let the proxy ahead "
+            "of it send 'Host: localhost'",
+        )
 
 
 def _is_loopback(name: str) -> bool:

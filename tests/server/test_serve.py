@@ -277,7 +277,9 @@ def test_errors_have_openais_shape(
 
 
 def test_a_server_of_this_machine_answers_no_page_of_elsewhere(server: Server) -> None:
-    assert server.request("GET", "/healthz", headers={"Host": "evil.example"}).status_code == 403
+    refused = server.request("GET", "/healthz", headers={"Host": "evil.example"})
+    assert refused.status_code == 403
+    assert "Host: localhost" in refused.json()["error"]["message"]
     answer = server.request("GET", "/healthz", headers={"Origin": "http://evil.example"})
     assert "access-control-allow-origin" not in answer.headers
 
