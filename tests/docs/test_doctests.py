@@ -1,4 +1,5 @@
-"""Examples in docstrings, run; and what the README's Python imports is there."""
+"""Examples in docstrings, run; and what the README's Python imports is there; numbers that
+each release changes are this one's."""
 
 from __future__ import annotations
 
@@ -34,3 +35,13 @@ def test_python_of_the_readme(block: str) -> None:
     compile(block, "README.md", "exec")
     for line in re.findall(r"^from .* import .*$", block, re.MULTILINE):
         exec(line, {})
+
+
+def test_revisions_of_the_tables_are_the_newest() -> None:
+    newest = max(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("[0-9]*.py"))
+    said = {
+        "README.md": r"upgraded from nothing to (\d{4})",
+        "CHANGELOG.md": r"The catalog's tables are at revision (\d{4})",
+    }
+    for name, pattern in said.items():
+        assert re.findall(pattern, (ROOT / name).read_text("utf-8")) == [newest], name
