@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,7 +212,21 @@ def test_an_older_catalog_is_not_upgraded(root: Path, view: Path) -> None:
             revisions.upgrade()
 
 
-def test_another_users_directory(root: Path) -> None:
+@pytest.fixture
+def anybodys(root: Path) -> Iterator[Path]:
+    """The store where everybody comes by, to be read alone; pytest closes its own directories."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        copy = Path(directory, "states")
+        shutil.copytree(root, copy)
+        for path in (copy, *copy.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        yield copy
+        for path in (copy, *copy.rglob("*")):
+            path.chmod(0o755)
+
+
+def test_another_users_directory(anybodys: Path) -> None:
     code = """
         import os, sys
         from statestore import open_store
@@ -222,19 +238,13 @@ def test_another_users_directory(root: Path) -> None:
         with open_store(sys.argv[1]) as store:
             print(store.get(OURS, a_key(0)) is not None, put(store, 99))
     """
-    for path in (root, *root.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    for path in root.parents:
-        if path.stat().st_uid == os.geteuid() and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o011)
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), root.as_uri()],
+        [sys.executable, "-c", textwrap.dedent(code), anybodys.as_uri()],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
     )
-    root.chmod(0o755)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "dropped"]
     assert "may only be read here" in done.stderr
