@@ -9,8 +9,7 @@ For the project's own RWKV-7: `load_engine(path, dtype="bf16")` in place of `loa
 import sys
 from pathlib import Path
 
-from rwkv_runtime import Runtime
-from rwkv_runtime.engines import load_package_engine
+from rwkv_runtime import Runtime, load_package_engine
 from statestore import open_store
 
 weights, document, question = sys.argv[1:4]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rwkv_runtime.engines import Rwkv7Engine, load_engine
+from rwkv_runtime.engines import Rwkv7Engine, load_engine, load_package_engine
 from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.rounding import expanded, rounded, rounded_schema
 from rwkv_runtime.errors import NumericsError
@@ -20,6 +20,7 @@ from rwkv_runtime.names import LOSSY, Lossy
 from statestore.errors import SettingsError
 from statestore.keys import ChunkRule
 from statestore.schema import DType, Schema, TensorSpec, rwkv7
+from tests.runtime.old_versions import write_old_weights
 from tests.runtime.processes import Profile, Workers
 from tests.runtime.test_exactness import assert_same_bits, make
 
@@ -179,8 +180,12 @@ def test_where_others_save_means_nothing(workers: Workers, lossy: Lossy) -> None
     assert_same_bits(warm, cold)
 
 
-def test_the_setting_is_given_where_an_engine_is_loaded(model_path: Path) -> None:
+def test_the_setting_is_given_where_an_engine_is_loaded(model_path: Path, tmp_path: Path) -> None:
+    write_old_weights(tmp_path / "old.pth", "6")
     for lossy in LOSSY:
+        adapted = load_package_engine(tmp_path / "old.pth", lossy=lossy)
+        assert isinstance(adapted, LossyEngine)
+        assert adapted.fingerprint.lossy == lossy
         assert load_engine(model_path, lossy=lossy).fingerprint.lossy == lossy
     assert load_engine(model_path).fingerprint.lossy == "none"
     with pytest.raises(SettingsError, match="'int4' is not known; there are: fp16, bf16, int8"):
