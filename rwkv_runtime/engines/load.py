@@ -5,7 +5,8 @@ the weights, the engine's revision, device type, dtype and chunk sizes: machines
 to rounding. The strict profile adds the number of threads, the processor's capability, model and
 instructions, the library's version and what the environment asks of the libraries' choice of
 instructions: machines that share it agree to the last bit. A kernel of our own is named with its
-revision in both.
+revision in both; as none of that decides its bits, its strict profile is the default one, except
+where states are rounded, which is PyTorch's.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def load_engine(
         initial_state="" if tuned is None else tuned.digest,
         extra=_kernel_named(kernel)
         + switches(device)
-        + (machine(device, threads) if strict else ()),
+        + (machine(device, threads) if strict and (compiled is None or lossy) else ()),
     )
     own = None if compiled is None else Kernel(weights, compiled)
     engine = Rwkv7Engine(weights, fingerprint, rule, threads, tuned, own)

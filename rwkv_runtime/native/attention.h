@@ -69,34 +69,61 @@ static void conclude(const Step *at, const Layer *of, int64_t row, Range head, H
     }
 }
 
-/* One head of all rows. `own`: [TOGETHER, OWN_VECTORS, size]. */
-static void attend_head(const Step *at, int64_t layer, Range head, float *turned, float *own) {
+/* Rows of one head, at most TOGETHER. `turned`: [K, V]; `own`: [TOGETHER, OWN_VECTORS, size]. */
+static void attend_rows(const Step *at, int64_t layer, Range head, Range rows, Next next,
+                        float *turned, float *own) {
     const Layer *of = at->model->layer + layer;
     int64_t size = head.to - head.from, late = wanted(at, layer, 2), place = head.from * size;
     Heard heard[TOGETHER];
-    for (int64_t from = 0; from < at->rows; from += TOGETHER) {
-        int64_t to = from + TOGETHER < at->rows ? from + TOGETHER : at->rows;
-        for (int64_t row = from; row < to; row++)
-            heard[row - from] = prepare(at, of, layer, row, head,
-                                        own + (row - from) * OWN_VECTORS * size);
-        for (int64_t row = from; row < to; row++) {
-            if (is_first(at, row))
-                turn(state_of(at, at->before, row, layer)->att_kv + place, turned, size);
-            recur(turned, size, heard[row - from], row >= late);
-            if (is_last(at, row))
-                turn(turned, state_of(at, at->after, row, layer)->att_kv + place, size);
+    for (int64_t i = 0; i < rows.to - rows.from; i++)
+        heard[i] = prepare(at, of, layer, rows.from + i, head, own + i * OWN_VECTORS * size);
+    for (int64_t row = rows.from; row < rows.to; row++) {
+        if (is_first(at, row))
+            turn(state_of(at, at->before, row, layer)->att_kv + place, turned, size);
+        recur(turned, size, heard[row - rows.from], next, row >= late);
+        if (is_last(at, row))
+            turn(turned, state_of(at, at->after, row, layer)->att_kv + place, size);
+    }
+    for (int64_t row = rows.from > late ? rows.from : late; row < rows.to; row++)
+        conclude(at, of, row, head, heard[row - rows.from]);
+}
+
+/* A stream's tokens head by head. */
+static void attend_stream(const Step *at, int64_t layer, Range heads, float *turned, float *own) {
+    int64_t size = at->model->width / at->model->heads;
+    for (int64_t number = heads.from; number < heads.to; number++) {
+        Range head = {number * size, (number + 1) * size}, rows = {0, 0};
+        for (; rows.from < at->rows; rows.from = rows.to) {
+            rows.to = rows.from + TOGETHER < at->rows ? rows.from + TOGETHER : at->rows;
+            attend_rows(at, layer, head, rows, (Next){0, 0}, turned, own);
         }
-        for (int64_t row = from > late ? from : late; row < to; row++)
-            conclude(at, of, row, head, heard[row - from]);
+    }
+}
+
+/* Streams one after the other, each as its state lies in memory; the next head's is asked for. */
+static void attend_streams(const Step *at, int64_t layer, Range heads, float *turned, float *own) {
+    int64_t size = at->model->width / at->model->heads, count = heads.to - heads.from;
+    for (int64_t i = 0; i < at->rows * count; i++) {
+        int64_t row = i / count, number = heads.from + i % count;
+        int64_t next_row = (i + 1) / count, next_number = heads.from + (i + 1) % count;
+        Next next = {0, 0};
+        if (next_row < at->rows) {
+            int64_t place = next_number * size * size;
+            next.read = state_of(at, at->before, next_row, layer)->att_kv + place;
+            next.written = state_of(at, at->after, next_row, layer)->att_kv + place;
+        }
+        attend_rows(at, layer, (Range){number * size, (number + 1) * size}, (Range){row, row + 1},
+                    next, turned, own);
     }
 }
 
 static void attend(const Step *at, int64_t layer, Thread thread) {
     int64_t size = at->model->width / at->model->heads;
-    Range part = share(thread, at->model->heads);
-    for (int64_t number = part.from; number < part.to; number++) {
-        Range head = {number * size, (number + 1) * size};
-        attend_head(at, layer, head, at->turned + head.from * size,
-                    at->own + head.from * TOGETHER * OWN_VECTORS);
-    }
+    Range heads = share(thread, at->model->heads);
+    float *turned = at->turned + heads.from * size * size;
+    float *own = at->own + heads.from * size * TOGETHER * OWN_VECTORS;
+    if (at->length > 1)
+        attend_stream(at, layer, heads, turned, own);
+    else
+        attend_streams(at, layer, heads, turned, own);
 }

@@ -63,10 +63,17 @@ enum { ABREAST = 4 };
 enum { ABREAST = 1 };
 #endif
 
+/* States that come next, as large as this one and somewhere else in memory; null if there are none. */
+typedef struct {
+    const float *read;
+    float *written;
+} Next;
+
 /* `count` times sixteen values, from `first` on; y only if it is `read`. */
 static inline __attribute__((always_inline)) void recur_some(float *turned, int64_t size,
-                                                             Heard of, int64_t first,
-                                                             const int count, const int read) {
+                                                             Heard of, Next next, int64_t first,
+                                                             const int count, const int read,
+                                                             const int many) {
     lanes removed[ABREAST], value[ABREAST], sum[ABREAST];
     float *state = turned + first;
     for (int i = 0; i < count; i++) {
@@ -74,12 +81,17 @@ static inline __attribute__((always_inline)) void recur_some(float *turned, int6
         value[i] = load(of.v + first + i * LANES);
     }
     for (int64_t key = 0; key < size; key++)
-        for (int i = 0; i < count; i++)
+        for (int i = 0; i < count; i++) {
+            if (many)
+                __builtin_prefetch(next.read + first + key * size + i * LANES);
             removed[i] = fused(load(state + key * size + i * LANES), all(of.kk[key]), removed[i]);
+        }
     for (int i = 0; i < count; i++)
         removed[i] = sub(all(0.0f), removed[i]);
     for (int64_t key = 0; key < size; key++, state += size)
         for (int i = 0; i < count; i++) {
+            if (many)
+                __builtin_prefetch(next.written + first + key * size + i * LANES, 1);
             lanes s = mul(load(state + i * LANES), all(of.w[key]));
             s = fused(removed[i], all(of.b[key]), s);
             s = fused(value[i], all(of.k[key]), s);
@@ -91,13 +103,15 @@ static inline __attribute__((always_inline)) void recur_some(float *turned, int6
         store(of.y + first + i * LANES, sum[i]);
 }
 
-static void recur(float *turned, int64_t size, Heard of, int read) {
+static void recur(float *turned, int64_t size, Heard of, Next next, int read) {
     int64_t first = 0;
     for (; first + ABREAST * LANES <= size; first += ABREAST * LANES)
-        if (read)
-            recur_some(turned, size, of, first, ABREAST, 1);
+        if (next.read)
+            recur_some(turned, size, of, next, first, ABREAST, 1, 1);
+        else if (read)
+            recur_some(turned, size, of, next, first, ABREAST, 1, 0);
         else
-            recur_some(turned, size, of, first, ABREAST, 0);
+            recur_some(turned, size, of, next, first, ABREAST, 0, 0);
     for (; first < size; first += LANES)
-        recur_some(turned, size, of, first, 1, read);
+        recur_some(turned, size, of, next, first, 1, read, 0);
 }
