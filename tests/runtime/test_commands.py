@@ -44,12 +44,25 @@ def common(model_path: Path, tmp_path: Path) -> list[str]:
 def test_warm_then_ask_in_another_process(common: list[str], document: Path) -> None:
     warmed = run_json("warm", *common, str(document))["documents"][0]
     assert (warmed["cached_tokens"], warmed["computed_tokens"]) == (0, 920)
+    assert warmed["stored"]
     ask = ["ask", *common, "--document", str(document), "--max-tokens", "5"]
     rows = run_json(*ask, "--question", "One?", "--question", "Two?")["questions"]
     assert [row["cached_tokens"] for row in rows] == [920, 920]
     assert all(row["computed_tokens"] < 20 for row in rows)
     fields = {"answer", "cached_tokens", "computed_tokens", "tokenise_s", "ttft_s"}
     assert all(fields <= row.keys() for row in rows)
+
+
+def test_warm_says_which_documents_the_store_did_not_keep(
+    model_path: Path, tmp_path: Path, document: Path
+) -> None:
+    store = f"{(tmp_path / 'tight').as_uri()}?budget=1KiB"
+    done = run("warm", "--model", str(model_path), "--store", store, str(document), "--json")
+    assert done.returncode == 4
+    row = json.loads(done.stdout)["documents"][0]
+    assert (row["computed_tokens"], row["stored"]) == (920, False)
+    assert f"not kept by the store: {document}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ask_reads_standard_input(common: list[str]) -> None:

@@ -50,9 +50,7 @@ def to_be_had(size: int) -> int:
         return large_bytes() - before
 
 
-@pytest.mark.skipif(
-    not at_once(), reason="not run: this system gives no large pages, or not at once"
-)
+@pytest.mark.skipif(not at_once(), reason="this system gives no large pages, or not at once")
 def test_weights_lie_in_large_pages() -> None:
     weight = torch.randn(4096, 4096)
     possible = to_be_had(weight.nbytes)
