@@ -25,7 +25,7 @@ from statestore.keys import ChunkRule, Fingerprint
 from statestore.schema import Schema, State, rwkv7
 
 ENGINE_NAME = "rwkv7-torch"
-# Raise with any change of the bits that come out; tests/runtime/test_numerics.py watches.
+# Raise with any change of the bits that come out; tests/runtime/engines/test_numerics.py watches.
 NUMERICS_REVISION = 3
 PARTS = ("att_x_prev", "att_kv", "ffn_x_prev")
 

@@ -9,12 +9,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).parents[2]
+from tests.checkout import ROOT
+
 SERVERS = ("server-a", "server-b")
 
 

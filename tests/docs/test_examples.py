@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from rwkv_runtime.demo.corpus import demo_document
-from tests.runtime.old_versions import write_old_weights
+from tests.checkout import ROOT
+from tests.runtime.weights.old_versions import write_old_weights
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, directory: Path, *arguments: str, without_torch: bool = False) -> str:

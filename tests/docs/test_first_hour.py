@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkout import ROOT
 from tests.docs.transcript import Shell, matches, steps
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "first-hour.md"
+DOCUMENT = ROOT / "docs" / "first-hour.md"
 PORT = "8123"  # the document's; a free one takes its place
 
 

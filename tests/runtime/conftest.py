@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rwkv_runtime.testing import small_architecture, write_random_weights
-from tests.runtime.processes import Workers
+from tests.runtime.workers.processes import Workers
 from tests.threads import nothing_left_running
 
 __all__ = ["nothing_left_running"]

@@ -1,5 +1,6 @@
 """Real servers in processes of their own, on free ports, ended by their pid. What takes long about
-a new process is to load PyTorch, so they are forked from one that has (`tests.runtime.commanded`).
+a new process is to load PyTorch, so they are forked from one that has
+(`tests.runtime.workers.commanded`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import httpx
 import openai
 
-from tests.runtime.commanded import CONTEXT, command
+from tests.runtime.workers.commanded import CONTEXT, command
 
 WAIT_S = 120.0
 SERVING = re.compile(r"Serving (\S+) at (\S+) ")

@@ -18,8 +18,8 @@ from rwkv_runtime.demo.corpus import unseen_document
 from statestore.keys import StateKey
 from statestore.settings import open_store
 from statestore.store import StateStore
+from tests.places.redis_servers import running
 from tests.server.servers import Server, serving, wait_until
-from tests.statestore.redis_servers import running
 
 WORKERS = 3
 EACH = 2  # questions through each worker

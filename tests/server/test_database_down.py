@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rwkv_runtime.demo.corpus import Document
+from tests.places.postgres_servers import PostgresServer
 from tests.server.servers import serving, wait_until
-from tests.statestore.postgres_servers import PostgresServer
 
 
 def test_a_server_begins_without_its_catalog(tmp_path: Path, text: Document) -> None:

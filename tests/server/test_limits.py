@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from rwkv_runtime.demo.corpus import Document
-from tests.runtime.commanded import run
+from tests.runtime.workers.commanded import run
 from tests.server.servers import Server, serving, wait_until
 
 ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from rwkv_runtime.demo.corpus import Document
+from tests.checkout import ROOT
 from tests.server.servers import Server
 
-README = Path(__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 ADDRESS = "http://127.0.0.1:8000"
 
 

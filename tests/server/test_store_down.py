@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 
 from rwkv_runtime.demo.corpus import Document
+from tests.places.redis_servers import running
 from tests.server.servers import Server, serving, wait_until
-from tests.statestore.redis_servers import running
 
 
 def ask(server: Server, document: str, question: Any) -> tuple[int, str, int]:

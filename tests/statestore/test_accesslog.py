@@ -13,10 +13,9 @@ import pytest
 
 from statestore.accesslog import Access, AccessLog
 from statestore.errors import SettingsError
-from tests.statestore.backend_places import digest
-from tests.statestore.small_disks import mounted_tmpfs
-
-CHECKOUT = Path(__file__).parents[2]
+from tests.checkout import ROOT
+from tests.places.backend_places import digest
+from tests.places.small_disks import mounted_tmpfs
 
 
 def an_access(number: int, ends: int = 5) -> Access:
@@ -82,7 +81,7 @@ def four_processes(path: Path, limit_bytes: int, kept: int) -> None:
     """Each writes 300 lines."""
     code = f"from {__name__} import *; write(Path({str(path)!r}), %d, 300, {limit_bytes}, {kept})"
     workers = [
-        subprocess.Popen([sys.executable, "-c", code % (300 * number)], cwd=CHECKOUT)
+        subprocess.Popen([sys.executable, "-c", code % (300 * number)], cwd=ROOT)
         for number in range(4)
     ]
     assert [worker.wait(120) for worker in workers] == [0, 0, 0, 0]

@@ -22,15 +22,16 @@ import pytest
 from statestore import StateStore, open_store
 from statestore.entry import Entry, Status
 from statestore.keyring import write_key_file
-from tests.statestore.backend_places import FilePlace
-from tests.statestore.chaos_parts import OURS, TENANT, is_right, namespace_of, numbers, put
-from tests.statestore.forked import command
-from tests.statestore.postgres_servers import PostgresPlace
-from tests.statestore.redis_places import RedisPlace
-from tests.statestore.redis_servers import running, running_cluster, wait_until
-from tests.statestore.s3_servers import ObjectPlace
-from tests.statestore.test_postgres_faults import wait_for_the_dead
-from tests.statestore.test_redis_concurrency import connections
+from tests.checkout import ROOT
+from tests.places.backend_places import FilePlace
+from tests.places.postgres_servers import PostgresPlace
+from tests.places.redis_places import RedisPlace
+from tests.places.redis_servers import running, running_cluster, wait_until
+from tests.places.s3_servers import ObjectPlace
+from tests.statestore.backends.redis.test_redis_concurrency import connections
+from tests.statestore.backends.sql.test_postgres_faults import wait_for_the_dead
+from tests.statestore.workers.chaos_parts import OURS, TENANT, is_right, namespace_of, numbers, put
+from tests.statestore.workers.forked import command
 
 SECONDS = float(os.environ.get("TEST_CHAOS_S", "2"))
 #: Larger where there is the time to fill it: then a state has several parts in Redis.
@@ -170,9 +171,8 @@ def test_killed_at_random(stage: Stage, table: list[str], request: pytest.Fixtur
 
 def met(url: str) -> dict[str, float]:
     """What the processes met, which go on for `SECONDS`."""
-    arguments = command("tests.statestore.chaos_worker", url, BUDGET, SECONDS)
-    root = Path(__file__).parents[2]
-    done = subprocess.run(arguments, cwd=root, stdout=subprocess.PIPE, text=True, check=False)
+    arguments = command("tests.statestore.workers.chaos_worker", url, BUDGET, SECONDS)
+    done = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, "a process ended by itself; see what it wrote"
     found: dict[str, float] = json.loads(done.stdout)
     return found

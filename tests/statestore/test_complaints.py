@@ -12,7 +12,7 @@ from statestore.backends.tiers.backend import Tier, Tiered
 from statestore.backends.wrappers.faulty import OF_BACKEND, Fail, Fault, Faulty
 from statestore.complaints import EVERY_S, Complaints
 from statestore.errors import UnavailableError
-from tests.statestore.backend_places import a_key
+from tests.places.backend_places import a_key
 from tests.statestore.test_store import OURS, put
 
 

@@ -15,8 +15,8 @@ from statestore.backends.memory.backend import MemoryBackend
 from statestore.backends.sql.file import open_file_backend
 from statestore.errors import UnavailableError
 from statestore.once import Once, Patience, Ruling, Turn
-from tests.statestore.backend_places import a_key
-from tests.statestore.test_lease_contract import leases_of
+from tests.places.backend_places import a_key
+from tests.statestore.contracts.test_lease_contract import leases_of
 
 KEY = a_key(0)
 LONG_S = 600.0  # longer than any test may take

@@ -14,9 +14,9 @@ from statestore import Identity, StateStore, open_store
 from statestore.entry import Entry, EntryFilter, Role, Status
 from statestore.keys import StateKey
 from statestore.reconcile import check_all, left_overs, mendable, take_down
-from tests.statestore.backend_places import digest
-from tests.statestore.postgres_servers import shared_server
-from tests.statestore.test_cli import make_state
+from tests.places.backend_places import digest
+from tests.places.postgres_servers import shared_server
+from tests.statestore.cli.test_cli import make_state
 
 IDENTITY = Identity(bytes(range(32)), "tenant")
 

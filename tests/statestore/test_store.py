@@ -25,7 +25,7 @@ from statestore.errors import InputError, SettingsError, StateStoreError, Unavai
 from statestore.explain import Why, explain
 from statestore.keys import KeyedBoundary, StateKey
 from statestore.schema import DType, State, Tensor
-from tests.statestore.backend_places import a_key, digest
+from tests.places.backend_places import a_key, digest
 
 OURS = Identity(digest("model"))
 

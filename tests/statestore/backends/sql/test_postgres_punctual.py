@@ -1,0 +1,150 @@
+"""Questions to PostgreSQL on the caller's thread: as right as the usual ones, and in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from statestore.backends.base import NotAtHandError
+from statestore.backends.sql.sightings import SqlSightings
+from statestore.backends.wrappers.budget import Budget
+from statestore.backends.wrappers.budgeted import Budgeted
+from statestore.backends.wrappers.deadline import Deadlines
+from statestore.backends.wrappers.guarded import Guarded
+from statestore.errors import ClosedError, UnavailableError
+from statestore.eviction import DEFAULT, make_policy
+from tests.places.backend_places import CREATED_AT, a_blob, a_key, an_entry, digest, publish
+from tests.places.postgres_servers import PostgresPlace, PostgresServer
+from tests.statestore.workers.postgres_worker import open_backend
+
+NOW = CREATED_AT
+MARKS = [digest(f"mark {place}")[:12] for place in range(40)]
+
+
+@pytest.fixture(scope="module")
+def fragile() -> Iterator[PostgresServer]:
+    """A server that tests may stop."""
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[PostgresPlace]:
+    place = PostgresPlace(tmp_path, timeout_s="20")
+    yield place
+    place.drop()
+
+
+@pytest.fixture
+def backend(place: PostgresPlace) -> Iterator[Any]:
+    with closing(place.open()) as backend:
+        yield backend
+
+
+def end_connections(place: PostgresPlace) -> None:
+    place.query(  # which waits until they are gone
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+def test_the_same_answers(backend: Any) -> None:
+    entry = an_entry(0)
+    publish(backend, entry)
+    for keys in (
+        [a_key(1), a_key(0)],
+        [a_key(0)],
+        [a_key(number) for number in range(200, -1, -1)],
+    ):
+        assert backend.longest_within(keys, NOW, 60.0) == backend.longest(keys, NOW) == entry
+    assert backend.longest_within([a_key(1), a_key(2)], NOW, 60.0) is None
+    backend.sightings.note(MARKS[:25])
+    assert backend.sightings.seen_within(MARKS, 60.0) == backend.sightings.seen(MARKS) == 25
+    assert backend.sightings.seen_within([], 60.0) == 0
+
+
+def test_a_connection_is_neither_opened_nor_waited_for(place: PostgresPlace, backend: Any) -> None:
+    entry = an_entry(0)
+    publish(backend, entry)
+    assert backend.longest_within([entry.key], NOW, 60.0) == entry
+    end_connections(place)
+    with pytest.raises(NotAtHandError):
+        backend.longest_within([entry.key], NOW, 60.0)
+    assert not place.query(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid()"
+    )
+    assert backend.longest([entry.key], NOW) == entry
+    assert backend.longest_within([entry.key], NOW, 60.0) == entry
+
+
+def test_many_threads_are_all_answered(backend: Any) -> None:
+    """More than there are connections."""
+    entry = an_entry(0)
+    publish(backend, entry)
+    guard = Guarded(backend, Deadlines(60.0, 60.0))
+    with ThreadPoolExecutor(24) as threads:
+        found = list(threads.map(lambda _: guard.longest([entry.key], NOW), range(400)))
+    assert found == [entry] * 400
+    guard.close()
+
+
+def test_a_server_that_stops_costs_the_limit(tmp_path: Path, fragile: PostgresServer) -> None:
+    """Not the 30 s that the driver would wait."""
+    place = PostgresPlace(tmp_path, fragile, timeout_s="30")
+    with closing(open_backend(f"{place.url}&find_ms=0")) as backend:
+        entry, index = an_entry(0), SqlSightings(backend._database)
+        publish(backend, entry)
+        fragile.pause()
+        began = time.monotonic()
+        with pytest.raises(UnavailableError, match="no answer within"):
+            backend.longest_within([entry.key], NOW, 0.05)
+        assert time.monotonic() - began < 15
+        fragile.resume()
+        assert backend.longest([entry.key], NOW) == entry
+        fragile.pause()
+        with pytest.raises(UnavailableError, match="no answer within"):
+            index.seen_within(MARKS, 0.05)
+        fragile.resume()
+        assert index.seen(MARKS) == 0
+        assert backend.longest_within([entry.key], NOW, 60.0) == entry
+    place.drop()
+
+
+def test_a_short_limit_is_of_its_call_alone(backend: Any) -> None:
+    """The connection has its own time again for the next."""
+    ask = backend._database._shortcut.rows
+    assert ask("SELECT 1", {}) == [(1,)]
+    assert ask("SELECT 2", {}, time.monotonic() + 1) == [(2,)]
+    assert ask("SELECT pg_sleep(1.5)", {})
+    with pytest.raises(DBAPIError, match="no answer within"):
+        ask("SELECT pg_sleep(60)", {}, time.monotonic() + 0.02)
+    with pytest.raises(NotAtHandError):  # what was left behind is not asked again
+        ask("SELECT 3", {}, time.monotonic() + 60)
+    assert ask("SELECT 4", {}) == [(4,)]
+
+
+@pytest.mark.parametrize("within", [None, Budget(1 << 30)])
+def test_a_guard_asks_on_the_callers_thread(backend: Any, within: Budget | None) -> None:
+    entry = an_entry(0)
+    publish(backend, entry)
+    inner = backend if within is None else Budgeted(backend, within, make_policy(DEFAULT))
+    guard = Guarded(inner, Deadlines(20.0, 20.0))
+    assert guard.longest([entry.key], NOW) == entry
+    assert guard.sightings is not None
+    assert guard.sightings.seen(MARKS) == 0
+    assert guard._threads.running == 0
+    assert bytes(guard.read(entry) or b"") == a_blob(entry.key)  # a directory keeps no deadline
+    assert guard._threads.running == 1
+    guard.close()
+    with pytest.raises(ClosedError):
+        backend.longest_within([entry.key], NOW, 60.0)
