@@ -196,7 +196,10 @@ def _write(descriptor: int, blob: Sequence[bytes | bytearray | memoryview]) -> N
             view = memoryview(buffer)
             rest = view.cast("B") if view.nbytes else memoryview(b"")
             while rest:
-                rest = rest[os.write(descriptor, rest) :]
+                count = os.write(descriptor, rest)
+                if count == 0:  # as some file systems do in place of an error; again, and for ever
+                    raise OSError(errno.EIO, "the file system took nothing")
+                rest = rest[count:]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
