@@ -18,6 +18,7 @@
     │   └── LockedError                     encrypted with a key that is not here: not damaged
     └── BackendError                    4   the place that keeps states failed: the operator acts
         ├── UnavailableError                down, slow or refused; a retry may help
+        │   └── BusyError                       it answers: others held it for a moment too long
         ├── FullError                       no space left
         ├── SchemaVersionError              the catalog's tables are of another release
         └── ClosedError                     used after close()
@@ -114,6 +115,10 @@ class BackendError(StateStoreError):
 
 class UnavailableError(BackendError):
     """The backend is down, too slow, or refused; a later try may succeed."""
+
+
+class BusyError(UnavailableError):
+    """Others held what a call that waits for a moment only wanted. The backend is well."""
 
 
 class FullError(BackendError):

@@ -1,5 +1,5 @@
 """A process whose system fails: what it reads, writes, syncs, renames and opens ends in the errors
-that a test chooses, and its wall clock is off by as much as the test says. Both change at any moment.
+that a test chooses, and its wall clock is off by as much as it says. Both change at any moment.
 
 The process runs `faulty_worker` with `faulty_system.c` preloaded, which is compiled once: a C
 compiler belongs to what these tests need, and without one they fail. Nothing in it knows that it is
@@ -32,7 +32,7 @@ _RULES = 8
 CALLS = ("open", "read", "write", "sync", "rename", "unlink", "resize", "mkdir")
 
 
-class Failure(Exception):
+class WorkerError(Exception):
     """What was asked of a worker raised: the kind of error and its message."""
 
 
@@ -109,8 +109,8 @@ class FaultySystem:
         return self._log.read_text(errors="replace")
 
     def fail(self, call: str, part: str, error: int, *, after: int = 0, times: int = ALWAYS) -> int:
-        """From now on `call` ends in `error` where the path holds `part` (with ``$``: ends with it):
-        after so many that go well, so many times. The rule's number, for `met`.
+        """From now on `call` ends in `error` where the path holds `part` (with ``$`` behind it:
+        ends with it), after so many that go well, so many times. The rule's number, for `met`.
         """
         rule = self._table.rules[self._rules]
         rule.part, rule.error, rule.after, rule.times, rule.met = (
@@ -141,7 +141,7 @@ class FaultySystem:
         self.process.stdin.flush()
 
     def hear(self) -> Any:
-        """The value. Raises `Failure` with what was raised there."""
+        """The value. Raises `WorkerError` with what was raised there."""
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], ANSWER_S)
         assert ready, f"no answer within {ANSWER_S:g} s: {self.log}"
@@ -149,10 +149,10 @@ class FaultySystem:
         assert line, f"it ended with {self.process.wait(ANSWER_S)}: {self.log}"
         well, value = ast.literal_eval(line)
         if not well:
-            raise Failure(value)
+            raise WorkerError(value)
         return value
 
     def ask(self, question: str) -> Any:
-        """The value of an expression over the names of `faulty_worker`. Raises `Failure`."""
+        """The value of an expression over the names of `faulty_worker`. Raises `WorkerError`."""
         self.tell(question)
         return self.hear()

@@ -2,8 +2,8 @@
 
     python -m tests.statestore.faulty_worker
 
-Each line of its input is an expression over the functions below; it answers with a line that holds
-whether it went well, and the value or ``Kind: message`` of what was raised. Every state is made from its
+Each line of its input is an expression over the functions below. It answers with a line: whether
+it went well, and the value, or ``Kind: message`` of what was raised. Every state is made from its
 number, so whoever finds one knows what it should be.
 """
 

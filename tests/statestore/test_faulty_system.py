@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.statestore.backend_places import FilePlace
-from tests.statestore.faulty_system import HALF, NOTHING, Failure, FaultySystem
+from tests.statestore.faulty_system import HALF, NOTHING, FaultySystem, WorkerError
 
 CATALOG = "/catalog.sqlite3"
 BLOBS = "/blobs/"
@@ -224,7 +224,7 @@ def test_a_catalog_that_cannot_be_opened_is_named(
 ) -> None:
     system.ask("close()")
     system.fail("open", CATALOG, error)
-    with pytest.raises(Failure, match=r"UnavailableError: .*catalog.sqlite3"):
+    with pytest.raises(WorkerError, match=r"UnavailableError: .*catalog.sqlite3"):
         system.ask(f"reopen({place.root.as_uri()!r})")
     system.heal()
     system.ask(f"reopen({place.root.as_uri()!r})")

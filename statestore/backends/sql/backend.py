@@ -49,8 +49,9 @@ _PAGE: Final = 256  # rows of one read
 _FEW: Final = 8  # that go before their blobs do, where a full disk has room for no more
 
 # For writes that come with a lookup and are not what it was asked for: a request never waits long
-# for another process that holds the catalog's write lock.
-_ASIDE_S: Final = 0.25
+# for another process that holds the catalog's write lock. Less than a guard's usual deadline, so
+# that it can tell a busy place from a silent one.
+_ASIDE_S: Final = 0.2
 
 
 class SqlBackend:

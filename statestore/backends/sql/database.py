@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from statestore.backends.base import NotAtHandError
 from statestore.backends.sql.forks import Turnstile
-from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
+from statestore.errors import BackendError, BusyError, ClosedError, FullError, UnavailableError
 
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ class Database:
     def write(self, work: Callable[[Connection], T], *, patience_s: float | None = None) -> T:
         """As `read`, and commits. The write lock is taken before `work` reads.
 
-        With `patience_s`, the database is tried no longer than that.
+        With `patience_s`, the database is tried no longer than that; then it is a `BusyError`.
         """
         return self._run(work, writes=True, patience_s=self._at_most(patience_s))
 
@@ -218,9 +218,8 @@ class Database:
         if fault is Fault.FULL:
             return FullError(f"{self.place}: no space left: free some, or lower the budget")
         if fault is Fault.BUSY:
-            return UnavailableError(
-                f"{self.place} was busy for {patience_s:g} s: another process holds it"
-            )
+            kind = BusyError if patience_s < self._patience_s else UnavailableError
+            return kind(f"{self.place} was busy for {patience_s:g} s: another process holds it")
         what = " ".join(str(error.orig).split())  # one line, whatever the driver
         return UnavailableError(f"{self.place}: {what}; {self._remedy(fault)}")
 

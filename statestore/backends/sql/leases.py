@@ -1,8 +1,10 @@
 """Leases in the catalog's database: a row of ``leases`` for each key.
 
 Every moment is by the database's clock: on a server one clock for all hosts, in a SQLite file that
-of the host it lies on. Each call is one statement or two, and whoever finds a lease held has only
-read. A row stays until it is taken again, or some time after it lapsed: a release removes old ones.
+of the host it lies on. A lease that would last longer than any is given for is of a clock that was
+set back since, and stands in nobody's way. Each call is one statement or two, and whoever finds a
+lease held has only read. A row stays until it is taken again, or some time after it lapsed: a
+release removes old ones.
 
 A server tells those who wait of a release (`line`). What no message tells, that the owner
 died or the message was lost, they see when the lease should have lapsed, and every few seconds. In
@@ -21,7 +23,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Double, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, Double, bindparam, delete, func, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -34,6 +36,9 @@ from statestore.keys import StateKey
 from statestore.tables import leases
 
 T = TypeVar("T")
+
+#: Seconds for which a lease is given at most; it is renewed long before.
+LONGEST_S: Final = 900.0
 
 _BUSY_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.005  # mean wait before a second look; it doubles
@@ -69,7 +74,8 @@ _THIS: Final = leases.c.digest == bindparam("of")
 _OWN: Final = (leases.c.owner == bindparam("by")) & (leases.c.outcome == _HELD)
 _STANDING: Final = (leases.c.owner, leases.c.outcome, (leases.c.expires_at - _NOW).label("left"))
 
-_LOOK: Final = select(*_STANDING).where(_THIS, leases.c.expires_at > _NOW)
+_OVER: Final = or_(leases.c.expires_at <= _NOW, leases.c.expires_at > _NOW + LONGEST_S)
+_LOOK: Final = select(*_STANDING).where(_THIS, not_(_OVER))
 _RENEW: Final = (
     update(leases)
     .where(_THIS, _OWN, leases.c.expires_at > _NOW)
@@ -96,7 +102,7 @@ def _take(kind: Any) -> Any:  # noqa: ANN401 - two dialects' own INSERTs, alike 
     """Insert the lease, or take it over where nobody else holds it."""
     until = _NOW + bindparam("term_s", type_=Double)
     row = {"owner": bindparam("by"), "outcome": _HELD, "expires_at": until}
-    free = or_(leases.c.expires_at <= _NOW, leases.c.outcome == Outcome.PUBLISHED.value, _OWN)
+    free = or_(_OVER, leases.c.outcome == Outcome.PUBLISHED.value, _OWN)
     statement = kind.insert(leases).values(digest=bindparam("of"), **row)
     return statement.on_conflict_do_update(
         index_elements=[leases.c.digest], set_=row, where=free
@@ -120,7 +126,7 @@ class SqlLeases:
 
     def acquire(self, key: StateKey, owner: str, ttl_s: float) -> Lease:
         """Take the lease on `key` if nobody holds it; how it stands after that."""
-        given = {"of": key.digest, "by": owner, "term_s": ttl_s}
+        given = {"of": key.digest, "by": owner, "term_s": min(ttl_s, LONGEST_S)}
         while True:
             seen = self._look(key)
             if seen is not None and not _open_to(owner, seen):
@@ -131,7 +137,7 @@ class SqlLeases:
 
     def renew(self, key: StateKey, owner: str, ttl_s: float) -> bool:
         """Hold on to it for `ttl_s` from now; ``False``: it lapsed, or another has it."""
-        given = {"of": key.digest, "by": owner, "term_s": ttl_s}
+        given = {"of": key.digest, "by": owner, "term_s": min(ttl_s, LONGEST_S)}
         return self._apply(lambda tx: tx.execute(_RENEW, given).rowcount) == 1
 
     def release(self, key: StateKey, owner: str, outcome: Outcome) -> None:

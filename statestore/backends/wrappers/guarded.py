@@ -15,7 +15,8 @@ probe is never one that a request waits for. A write that failed late, as a dead
 the place probed at once: no lookup needs to find out. A failure that came quickly has cost nothing;
 whether it was more than a broken connection is asked at once, before the first pause.
 
-A failure is an `UnavailableError`; a full place or a damaged blob is an answer. Operators' calls
+A failure is an `UnavailableError`; a full place or a damaged blob is an answer, and so is one that
+others held for longer than a short call waits (`BusyError`). Operators' calls
 (`entries`, `departed`, `usage`, `delete`, `evict`, `sweep`) pass untimed and unbroken: a person
 wants to know, and what they do may take long. A forked child begins anew, with closed breakers.
 """
@@ -46,7 +47,7 @@ from statestore.backends.wrappers.guarded_parts import (
 )
 from statestore.backends.wrappers.prober import Prober
 from statestore.entry import Change, Entry
-from statestore.errors import ClosedError, UnavailableError
+from statestore.errors import BusyError, ClosedError, UnavailableError
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 from statestore.url import StoreURL
@@ -243,6 +244,9 @@ class Guarded(Wrapper):
         began = time.monotonic()
         try:
             result = self._run(operation, work, limit_s)
+        except BusyError:
+            self._writes.returned(ticket)
+            raise
         except UnavailableError as error:
             late = self._late(began)
             if late and self._all.doubted(of_all):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,14 @@ from statestore.backends.wrappers.faulty import (
 )
 from statestore.backends.wrappers.guarded import Guarded
 from statestore.entry import Change, EntryFilter, Status
-from statestore.errors import ClosedError, CorruptError, FullError, SettingsError, UnavailableError
+from statestore.errors import (
+    BusyError,
+    ClosedError,
+    CorruptError,
+    FullError,
+    SettingsError,
+    UnavailableError,
+)
 from statestore.metrics import Metrics
 from tests.places.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
 from tests.statestore.test_store import put
@@ -390,6 +399,24 @@ def test_closing_waits_for_no_call_that_hangs(faulty: Faulty) -> None:
             call(guarded)
     hang.released.set()
     wait_until(lambda: not own_threads())
+
+
+def test_a_catalog_that_others_write_to_is_not_down(tmp_path: Path) -> None:
+    """A hit that could not be noted in a moment, or a lease, keeps no put from waiting its turn."""
+    with open_store(f"{tmp_path.as_uri()}?find_ms=5000") as store:
+        guard, catalog = store.backend, tmp_path / "catalog.sqlite3"
+        assert isinstance(guard, Guarded)
+        publish(guard, ENTRY)
+        with closing(sqlite3.connect(catalog, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for operation in ("touch", "update", "acquire"):
+                with pytest.raises(BusyError, match="another process holds it"):
+                    CALLS[operation](guard)  # type: ignore[index]
+            other.execute("ROLLBACK")
+        assert guard.circuits == (CLOSED, CLOSED)
+        assert publish(guard, an_entry(1))
+        for call in CALLS.values():
+            call(guard)
 
 
 class ClosesLate(Wrapper):
