@@ -12,13 +12,13 @@ import weakref
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 ALIGNMENT = 64  # bytes; what vector instructions and PyTorch's own tensors have
 KEPT_BYTES = 256 << 20  # 256 MiB: what idles
 LEAST_BYTES = 1 << 20  # 1 MiB: an allocator keeps smaller blocks by itself
 
-_Block: TypeAlias = NDArray[np.uint8]
+#: Memory that begins at a multiple of `ALIGNMENT`.
+_Block: TypeAlias = memoryview
 
 
 class Pool:
@@ -37,7 +37,7 @@ class Pool:
     @property
     def idle_bytes(self) -> int:
         """What is kept for the next ones."""
-        return sum(block.nbytes for block in list(self._idle.values()))
+        return sum(map(len, list(self._idle.values())))
 
     def take(self, size: int) -> memoryview:
         """`size` writable bytes of undefined content, which begin at a multiple of `ALIGNMENT`.
@@ -45,14 +45,12 @@ class Pool:
         They belong to the caller for as long as any view of them lives.
         """
         if size < LEAST_BYTES:
-            return _aligned(np.empty(size + ALIGNMENT, np.uint8), size).data
-        block = self._idle_block(size)
-        if block is None:
-            block = np.empty(size + ALIGNMENT, np.uint8)
-        lent = _aligned(block, size)
-        name = id(lent)
-        gone = weakref.ref(lent, lambda _: self._back(name))
-        self._lent[name] = gone, block
+            return _new(size)
+        block = self._idle_block(size) or _new(size)
+        # Not a slice: NumPy gives slices of a slice the block itself as their base, past this one.
+        lent = np.frombuffer(block, np.uint8, size)
+        gone = weakref.ref(lent, self._back)
+        self._lent[id(gone)] = gone, block
         return lent.data
 
     def _idle_block(self, size: int) -> _Block | None:
@@ -60,15 +58,15 @@ class Pool:
         what the processor's caches have forgotten takes half as long again.
         """
         for block in reversed(list(self._idle.values())):
-            fits = size <= _room(block) <= 2 * size
+            fits = size <= len(block) <= 2 * size
             if fits and self._idle.pop(id(block), None) is not None:  # else another has taken it
                 return block
         return None
 
-    def _back(self, name: int) -> None:
+    def _back(self, gone: weakref.ref[Any]) -> None:
         """The last view has gone, in whichever thread that was."""
-        _, block = self._lent.pop(name)
-        if block.nbytes > self._kept_bytes:
+        _, block = self._lent.pop(id(gone))
+        if len(block) > self._kept_bytes:
             return
         self._idle[id(block)] = block
         excess = self.idle_bytes - self._kept_bytes
@@ -76,16 +74,13 @@ class Pool:
             if excess <= 0:
                 break
             if self._idle.pop(id(oldest), None) is not None:
-                excess -= oldest.nbytes
+                excess -= len(oldest)
 
 
-def _room(block: _Block) -> int:
-    return block.nbytes - ALIGNMENT
-
-
-def _aligned(block: _Block, size: int) -> _Block:
-    # Not a slice: NumPy gives slices of a slice the block itself as their base, past this object.
-    return np.frombuffer(block.data, np.uint8, size, -block.ctypes.data % ALIGNMENT)
+def _new(size: int) -> _Block:
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory.data[start : start + size]
 
 
 _POOL = Pool()

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 #: How many unsound states one lookup may step over before it counts as a miss.
 MAX_STEPS_DOWN = 16
 
+#: How a lookup may end.
+OUTCOMES = ("hit", "miss", "error")
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -76,20 +79,19 @@ class Lookup:
     def find(
         self, identity: Identity, keys: Sequence[StateKey], now: float
     ) -> tuple[Found | None, str]:
-        """The state of the first of `keys` that is stored and sound; and how the lookup ended:
-        ``"hit"``, ``"miss"`` or ``"error"``.
+        """The state of the first of `keys` that is stored and sound; and how the lookup ended, one
+        of `OUTCOMES`.
         """
         try:
             for _ in range(MAX_STEPS_DOWN):
                 entry = self._backend.longest(keys, now) if keys else None
                 if entry is None:
                     return None, "miss"
-                keys = keys[keys.index(entry.key) :]
                 if entry.fingerprint != identity.fingerprint or (
                     entry.namespace != identity.namespace
                 ):
                     log.warning("%s is asked for as another's state: a miss", entry.key)
-                    keys = keys[1:]
+                    keys = _shorter(keys, entry)
                     continue
                 try:
                     state, problem = self.load(entry)
@@ -97,12 +99,12 @@ class Lookup:
                     if not entry.tier:
                         raise
                     self._kept("find", error)
-                    keys = keys[1:]  # another tier may hold a shorter one
+                    keys = _shorter(keys, entry)  # another tier may hold a shorter one
                     continue
                 if state is not None:
                     return Found(entry, state), "hit"
                 if self.bar(entry, problem) is Barred.FAILED:
-                    keys = keys[1:]
+                    keys = _shorter(keys, entry)
                 # Else the same keys again: another tier may hold a sound copy.
             log.warning("gave up a lookup after %d unusable states", MAX_STEPS_DOWN)
             return None, "miss"
@@ -155,3 +157,8 @@ class Lookup:
         header, state = following.decode(blob)
         codec.expect(header, entry.key, entry.fingerprint, entry.namespace)
         return state
+
+
+def _shorter(keys: Sequence[StateKey], entry: Entry) -> Sequence[StateKey]:
+    """Those behind the key of `entry`."""
+    return keys[keys.index(entry.key) + 1 :]

@@ -15,10 +15,13 @@ needs, the *output*: the last hidden vector or the logits.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import repeat
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -98,26 +101,22 @@ class Tensor:
 
     @classmethod
     def cut(
-        cls, run: memoryview, specs: Iterable[TensorSpec], offsets: Iterable[int]
+        cls, run: memoryview, specs: Sequence[TensorSpec], places: Sequence[slice]
     ) -> tuple[Tensor, ...]:
-        """Tensors as views of one run of bytes, each from its offset on; by a third of the steps.
+        """Tensors as views of one run of bytes, each of its place there.
 
-        Raises `StateError` where one does not lie within it.
+        The same tensors come of ``Tensor(spec, run[place])``, in five times as long: a fetch makes
+        dozens, and no step here is one of the interpreter's. Raises `StateError` as that does.
         """
-        whole = cls(TensorSpec("run", DType.I8, (run.nbytes,)), run).data
-        return tuple(
-            [cls._within(whole, spec, at) for spec, at in zip(specs, offsets, strict=True)]
-        )
-
-    @classmethod
-    def _within(cls, whole: memoryview, spec: TensorSpec, offset: int) -> Tensor:
-        data = whole[offset : offset + spec.nbytes]
-        if len(data) != spec.nbytes:
-            return cls(spec, data)  # says what is wrong
-        tensor: Tensor = object.__new__(cls)
-        _set_spec(tensor, spec)
-        _set_data(tensor, data)
-        return tensor
+        whole = run.toreadonly()
+        views = list(map(whole.__getitem__, places))
+        sizes = list(map(_NBYTES, specs))
+        if whole.format != "B" or whole.ndim != 1 or list(map(len, views)) != sizes:
+            return tuple(cls(spec, view) for spec, view in zip(specs, views, strict=True))
+        tensors = tuple(map(object.__new__, repeat(cls, len(sizes))))
+        _NOWHERE.extend(map(_set_spec, tensors, specs))
+        _NOWHERE.extend(map(_set_data, tensors, views))
+        return tensors
 
     @classmethod
     def of(
@@ -146,6 +145,8 @@ class Tensor:
 
 
 _set_spec, _set_data = (Tensor.__dict__[name].__set__ for name in ("spec", "data"))
+_NBYTES = attrgetter("nbytes")
+_NOWHERE: deque[None] = deque(maxlen=0)
 
 
 @dataclass(frozen=True, slots=True)

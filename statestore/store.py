@@ -32,7 +32,7 @@ from statestore.errors import (
     NotFoundError,
 )
 from statestore.keys import StateKey
-from statestore.lookup import Barred, Found, Identity, Lookup
+from statestore.lookup import OUTCOMES, Barred, Found, Identity, Lookup
 from statestore.metrics import Metrics
 from statestore.puts import PutOutcome, Puts
 from statestore.schema import State
@@ -69,6 +69,8 @@ class StateStore:
         self._clock = clock
         self._complaints = Complaints(log)
         self._tally = LookupTally(backend, self.metrics, clock)
+        # An instrument's labels are looked up once: at each lookup that costs as much as counting.
+        self._ended = {name: self.metrics.lookups.labels(outcome=name) for name in OUTCOMES}
         self._puts = Puts(backend, codec_name, self._limits, self.metrics, self._kept)
         self._lookup = Lookup(backend, self._limits, self.metrics, self._kept)
 
@@ -95,7 +97,7 @@ class StateStore:
             self.metrics.fetch_seconds.observe(time.perf_counter() - began)
         if found is not None and touch:
             self.touch(found.entry)
-        self.metrics.lookups.labels(outcome=outcome).inc()
+        self._ended[outcome].inc()
         if tally and keys and outcome != "error":
             self._count(identity, keys[0], found)
         if found is not None:

@@ -42,6 +42,7 @@ _TO_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 _PART_NAME: Final = re.compile(NAME.pattern + re.escape(PART))
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_GONE: Final = frozenset({errno.ENOENT, errno.ESTALE})  # the latter over NFS: by another host
 _BAD_FILE: Final = frozenset(  # of one file, while those beside it may be well
     {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 )
@@ -97,29 +98,15 @@ class FilesystemBlobs:
             UnavailableError: any other failure of the file system.
         """
         path = self._path(name)
-        with _translating(f"reading {path}"):
-            try:
-                descriptor = os.open(path, _TO_READ)
-                try:
-                    size = _file_size(descriptor)
-                    size = size if limit_bytes is None else min(size, limit_bytes)
-                    buffer = buffers.take(size)
-                    filled = 0
-                    while filled < size and (count := os.readv(descriptor, [buffer[filled:]])):
-                        filled += count
-                    return buffer[:filled]
-                finally:
-                    os.close(descriptor)
-            except FileNotFoundError:
+        try:
+            return _read(path, limit_bytes)
+        except OSError as error:
+            if error.errno in _GONE:
                 self._require_root()
                 return None
-            except OSError as error:
-                if error.errno == errno.ESTALE:  # over NFS: another host has removed it
-                    self._require_root()
-                    return None
-                if error.errno in _BAD_FILE:
-                    raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
-                raise
+            if error.errno in _BAD_FILE:
+                raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
+            raise storage_error(error, f"reading {path}") from error
 
     def size(self, name: str) -> int | None:
         """Size in bytes, or ``None``."""
@@ -182,11 +169,23 @@ def _translating(what: str) -> Iterator[None]:
         raise storage_error(error, what) from error
 
 
-def _file_size(descriptor: int) -> int:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.ENXIO, "no regular file")
-    return status.st_size
+def _read(path: str, limit_bytes: int | None) -> memoryview:
+    """The file's first bytes. In the way of each request: as few steps as may be."""
+    descriptor = os.open(path, _TO_READ)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ENXIO, "no regular file")
+        size = status.st_size
+        if limit_bytes is not None and limit_bytes < size:
+            size = limit_bytes
+        buffer = buffers.take(size)
+        filled = os.readv(descriptor, [buffer])
+        while filled < size and (count := os.readv(descriptor, [buffer[filled:]])):
+            filled += count
+        return buffer if filled == size else buffer[:filled]
+    finally:
+        os.close(descriptor)
 
 
 def _write(descriptor: int, blob: Sequence[bytes | bytearray | memoryview]) -> None:

@@ -136,6 +136,8 @@ class Header:
 
 def expect(header: Header, key: StateKey, fingerprint: bytes, namespace: str) -> None:
     """Raises `ForeignError` unless the container is of this key, fingerprint and namespace."""
+    if (header.key, header.fingerprint, header.namespace) == (key, fingerprint, namespace):
+        return
     wanted = {"key": key, "fingerprint": fingerprint.hex(), "namespace": namespace}
     found = {
         "key": header.key,
@@ -168,10 +170,9 @@ def pack_header(header: Header) -> bytes:
     return cast("bytes", msgpack.packb(named))
 
 
-@lru_cache(maxsize=64)  # what is read once is read again soon: the start of many prompts
 def parse_header(data: bytes, limits: Limits, *, sealed: bool = False) -> tuple[Header, Image]:
     """The header spelt by `data`, and the image that its tensors make; `sealed`: of an encrypted
-    container. The same header is given to all who ask; nobody changes it.
+    container.
 
     Raises `LayoutError`, `LimitError` or `UnsupportedVersionError`; offsets of frames are not
     looked at.

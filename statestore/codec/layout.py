@@ -35,6 +35,8 @@ class Image:
     order: tuple[int, ...]  # indices of the specs in the image's order
     offsets: tuple[int, ...]  # by index of the spec: bytes from the image's start
     kept_at: tuple[int, ...]  # the same, of uncompressed frames from the first one's start on
+    runs: tuple[slice, ...]  # what tensors take from `offsets` on
+    kept_runs: tuple[slice, ...]  # and from `kept_at` on
     pieces: tuple[Piece, ...]
     nbytes: int
 
@@ -64,4 +66,10 @@ def image_of(specs: tuple[TensorSpec, ...]) -> Image:
             Piece(cut, min(cut + PIECE_BYTES, reached), itemsize)
             for cut in range(begin, reached, PIECE_BYTES)
         )
-    return Image(tuple(order), tuple(offsets), tuple(kept_at), tuple(pieces), reached)
+    runs, kept_runs = (
+        tuple(slice(at, at + spec.nbytes) for spec, at in zip(specs, places, strict=True))
+        for places in (offsets, kept_at)
+    )
+    return Image(
+        tuple(order), tuple(offsets), tuple(kept_at), runs, kept_runs, tuple(pieces), reached
+    )

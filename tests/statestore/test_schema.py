@@ -222,7 +222,7 @@ def test_tensors_are_cut_from_one_run_of_bytes() -> None:
     run = bytearray(range(32))
     specs = [TensorSpec("a", DType.I8, (3,)), TensorSpec("b", DType.F32, (2, 2))]
     specs.append(TensorSpec("none", DType.F32, (0,)))
-    tensors = Tensor.cut(memoryview(run), specs, [1, 8, 99])
+    tensors = Tensor.cut(memoryview(run), specs, [slice(1, 4), slice(8, 24), slice(99, 99)])
     assert tensors == (
         Tensor(specs[0], memoryview(bytes(range(1, 4)))),
         Tensor(specs[1], memoryview(bytes(range(8, 24)))),
@@ -235,9 +235,9 @@ def test_tensors_are_cut_from_one_run_of_bytes() -> None:
 def test_a_tensor_that_reaches_beyond_the_run_is_refused() -> None:
     spec = TensorSpec("b", DType.F32, (2, 2))
     with pytest.raises(StateError, match="15 bytes given, 16 expected"):
-        Tensor.cut(memoryview(bytes(32)), [spec], [17])
+        Tensor.cut(memoryview(bytes(32)), [spec], [slice(17, 33)])
     with pytest.raises(StateError, match="flat view of bytes"):
-        Tensor.cut(memoryview(np.zeros(8, "<f4")), [spec], [0])
+        Tensor.cut(memoryview(np.zeros(8, "<f4")), [spec], [slice(0, 16)])
 
 
 def test_a_name_that_is_not_there_is_an_error() -> None:

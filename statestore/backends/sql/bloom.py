@@ -8,7 +8,8 @@ passes; with one, one of 10,000.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -26,6 +27,8 @@ FEW: Final = 16
 
 _DIGEST_WORDS: Final = 4
 _BITS: Final = 5
+_SHIFTS: Final = tuple(6 * nth for nth in range(_BITS))
+_HASHES: Final = struct.Struct("<QQ")
 
 
 def hashes(digests: Iterable[bytes]) -> Hashes:
@@ -50,15 +53,15 @@ def passing(words: Words, wanted: Hashes) -> list[int]:
     return passed
 
 
-def passing_of_few(words: Words, digests: Sequence[bytes]) -> list[int]:
-    """As `passing`, of whole digests: for up to `FEW`."""
+def passing_of_few(words: memoryview, digests: Iterable[bytes]) -> list[int]:
+    """As `passing`, of whole digests: for up to `FEW`. `words` has the format of the array, "Q"."""
     last = len(words) - 1
     found = []
     for at, digest in enumerate(digests):
-        drawn = int.from_bytes(digest[8:HASH_BYTES], "little")
-        word: int = words.item(int.from_bytes(digest[:8], "little") & last)
-        for nth in range(_BITS):
-            if not word >> (drawn >> 6 * nth & 63) & 1:
+        first, drawn = _HASHES.unpack_from(digest)
+        word: int = words[first & last]
+        for shift in _SHIFTS:
+            if not word >> (drawn >> shift & 63) & 1:
                 break
         else:
             found.append(at)

@@ -189,10 +189,7 @@ class Database:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                with self._turnstile.inside():
-                    if self._closed:
-                        raise ClosedError(f"{self.place} was closed")
-                    return attempt()
+                return self._once(attempt)
             except DBAPIError as error:
                 fault = self._dialect.classify(error)
                 if fault is not Fault.BUSY or time.monotonic() > deadline:
@@ -201,6 +198,16 @@ class Database:
                 # a driver fails to decode its own message where a damaged table's name is in it
                 raise UnavailableError(f"{self.place}: {error}; {self._dialect.remedy}") from error
             time.sleep(random.uniform(0, 2 * _PAUSE_S))  # noqa: S311 - not a secret
+
+    def _once(self, attempt: Callable[[], T]) -> T:
+        visit = object()
+        try:
+            self._turnstile.enter(visit)
+            if self._closed:
+                raise ClosedError(f"{self.place} was closed")
+            return attempt()
+        finally:
+            self._turnstile.leave(visit)
 
     def _compiled(self, statement: Statement) -> tuple[str, Mapping[str, Any]]:
         """The text of `statement`, and those of its parameters that have a value already."""

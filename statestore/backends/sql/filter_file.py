@@ -24,6 +24,7 @@ import functools
 import mmap
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -51,6 +52,18 @@ _HEADER: Final = np.dtype(
         ("boot", "S36"),
     ]
 )
+_COMPLETE_AT: Final[int] = _HEADER.fields["complete"][1]  # type: ignore[index]
+
+
+class _Opened:
+    """A descriptor of its own, closed with the last who refers to it."""
+
+    def __init__(self, opened: int) -> None:
+        self.descriptor = os.dup(opened)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self.descriptor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +75,9 @@ class FilterFile:
     believable: bool  # of this boot, and no copy
     begun_s: float
     _header: NDArray[np.void]  # shared, [1]
+    _buffer: mmap.mmap  # the whole of it
+    _opened: _Opened
+    words_one_by_one: memoryview  # the same as `words`; an element takes a third of the time
     _identity: tuple[int, int, int]  # device, inode, size
 
     @classmethod
@@ -119,8 +135,21 @@ class FilterFile:
             believable=original and known["boot"] == _boot(),
             begun_s=float(known["begun_s"]),
             _header=header,
+            _buffer=buffer,
+            _opened=_Opened(opened),
+            words_one_by_one=memoryview(buffer)[_HEADER_BYTES:].cast("Q"),
             _identity=(status.st_dev, status.st_ino, status.st_size),
         )
+
+    def is_linked(self) -> bool:
+        """Whether it has a name and is whole: neither replaced, removed nor cut. In a third of the
+        time of `is_at`, and blind to a whole directory that was moved.
+        """
+        try:
+            status = os.fstat(self._opened.descriptor)
+        except OSError:
+            return False
+        return status.st_nlink > 0 and status.st_size == self._identity[2]
 
     def is_at(self, path: Path) -> bool:
         """Whether this is the file at `path`, and whole: neither replaced, removed nor cut."""
@@ -133,7 +162,7 @@ class FilterFile:
     @property
     def complete(self) -> bool:
         """Whether all entries are noted here."""
-        return bool(self._header["complete"][0])
+        return self._buffer[_COMPLETE_AT] != 0  # at each lookup: not through NumPy
 
     @property
     def noted(self) -> int:

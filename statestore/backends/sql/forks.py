@@ -27,28 +27,29 @@ class Turnstile:
     def __init__(self, clear_out: Callable[[], None]) -> None:
         self._clear_out = clear_out
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside: set[object] = set()  # visits
         self._shut = False
         with _forking:
             _turnstiles.add(self)
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Be one of many. Not reentrant."""
-        entered = False
-        try:
+    def enter(self, visit: object) -> None:
+        """Be one of many until `leave`, which is called even if this is interrupted. Not reentrant;
+        `visit` is an object of this one visit. Each lookup comes by here, so nothing is locked:
+        who shuts looks who is inside after that, and who comes in whether it is shut after that.
+        """
+        self._inside.add(visit)
+        while self._shut:
+            self.leave(visit)
             with self._changed:
-                while self._shut:
-                    self._changed.wait()
-                self._inside += 1
-                entered = True  # a Ctrl-C may come anywhere behind this
-            yield
-        finally:
-            if entered:
-                with self._changed:
-                    self._inside -= 1
-                    if self._shut:  # somebody waits for it
-                        self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._shut)
+            self._inside.add(visit)
+
+    def leave(self, visit: object) -> None:
+        """Be inside no longer, if it ever was."""
+        self._inside.discard(visit)
+        if self._shut:  # somebody waits for it
+            with self._changed:
+                self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -66,7 +67,7 @@ class Turnstile:
             self._shut = True
         try:
             with self._changed:
-                self._changed.wait_for(lambda: self._inside == 0)
+                self._changed.wait_for(lambda: not self._inside)
             self._clear_out()
         except BaseException:
             self.open()
@@ -81,7 +82,7 @@ class Turnstile:
     def renew(self) -> None:
         """Forget the threads that waited here: in a forked child they do not exist."""
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside = set()
         self._shut = False
 
 

@@ -12,7 +12,7 @@ filter in a mapped file beside the SQLite catalog knows, so the catalog is asked
   transaction. Who dies at it is replaced after `_OVERDUE_S` and more.
 * **Nothing else is believed**: not a file of another boot, not a copy, not one whose number is not
   the catalog's (a backup was put back, a former release wrote). That is looked at every
-  `_CHECKED_S`; that the file is still the one in place, at every lookup. Without a filter the
+  `_CHECKED_S`; that the file was neither replaced nor removed, at every lookup. Without one the
   catalog is asked for all keys. A filter that lacks an entry would cost its computing, and never
   give a wrong state.
 * **Removed entries** stay noted until the filter is too full and a new generation is begun. Who
@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +65,7 @@ _OVERDUE_S: Final = 30.0
 _WORDS_PER_S: Final = 1 << 16  # a twentieth of what an idle processor fills
 _RETRY_S: Final = 60.0
 _PAGE: Final = 8192  # digests
+_DIGEST: Final = attrgetter("digest")
 _SAMPLE: Final = 256
 
 _GENERATION: Final[Select[Any]] = select(column("user_version")).select_from(
@@ -106,11 +108,11 @@ class LookupFilter:
         """Those of `keys` that may be stored, in their order; all of them without a filter."""
         file = None if self._closed else self._usable()
         if file is not None:
-            digests = [key.digest for key in keys]
-            few = len(digests) <= FEW
-            places = (
-                passing_of_few(file.words, digests) if few else passing(file.words, hashes(digests))
-            )
+            digests = map(_DIGEST, keys)
+            if len(keys) <= FEW:
+                places = passing_of_few(file.words_one_by_one, digests)
+            else:
+                places = passing(file.words, hashes(digests))
             return [keys[at] for at in places]
         self._without += 1
         if self._without >= _PATIENT_LOOKUPS:
@@ -211,7 +213,9 @@ class LookupFilter:
 
     def _usable(self) -> FilterFile | None:
         """The file in place, if all entries are in it."""
-        file = self._in_place()
+        file = self._file
+        if file is None or not file.is_linked():
+            file = self._in_place()
         if file is None or not (file.believable and file.complete):
             return None
         now = time.monotonic()

@@ -36,6 +36,11 @@ DIGEST_BYTES: Final = 32
 
 _PLUS: Final[custom_op[Any]] = custom_op("+")  # to SQLite: no index for this column
 
+# By value: a look into a dict, where the classes themselves go through calls.
+_ROLES: Final = {role.value: role for role in Role}
+_STATUSES: Final = {status.value: status for status in Status}
+_TRUTHS: Final = (0, 1)
+
 #: The anchor of what lies along no prompt: a named state is not among those whose is not known.
 NO_STRETCH: Final = 0
 
@@ -136,13 +141,13 @@ def to_columns(change: Change) -> dict[str, Any]:
     return {name: spelt[name](value) for name, value in change.given().items()}
 
 
-def to_entry(row: Sequence[Any]) -> Entry | None:
+def to_entry(row: Sequence[Any], asked: StateKey | None = None) -> Entry | None:
     """The entry of a row, in the order of the table's columns; ``None``, and a warning, where none
-    can have written such a row.
+    can have written such a row. Where its key is the one that was `asked` for, it is that object.
     """
     try:
-        return _entry(row)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return _entry(row, asked)
+    except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
         where = bytes(row[0]).hex()
         log.warning("the catalog's row of digest %s is damaged, and passed over: %s", where, error)
         return None
@@ -182,7 +187,7 @@ def whole(value: object) -> int:
     return value if type(value) is int and 0 <= value < TOKENS_LIMIT else 0
 
 
-def _entry(row: Sequence[Any]) -> Entry:
+def _entry(row: Sequence[Any], asked: StateKey | None) -> Entry:
     (
         digest,
         n_tokens,
@@ -210,37 +215,36 @@ def _entry(row: Sequence[Any]) -> Entry:
         memo,
         anchor,
     ) = row
+    if has_output not in _TRUTHS or pinned not in _TRUTHS:
+        raise ValueError(f"{has_output!r} or {pinned!r} is neither true nor false")
+    key = asked
+    if key is None or digest != key.digest or n_tokens != key.n_tokens:
+        key = StateKey(bytes(digest), n_tokens, anchor if type(anchor) is int else None)
     return Entry(
-        key=StateKey(bytes(digest), n_tokens, anchor if type(anchor) is int else None),
+        key=key,
         namespace=namespace,
         fingerprint=bytes(fingerprint),
         token_digest=bytes(token_digest),
         schema_id=schema_id,
-        role=Role(role),
+        role=_ROLES[role],
         blob=_blob_name(blob),
         blob_bytes=int(blob_bytes),
         state_bytes=int(state_bytes),
-        has_output=_truth(has_output),
+        has_output=bool(has_output),
         cost_s=float(cost_s),
         created_at=float(created_at),
         used_at=float(used_at),
         hits=int(hits),
         score=float(score),
-        pinned=_truth(pinned),
+        pinned=bool(pinned),
         expires_at=None if expires_at is None else float(expires_at),
-        status=Status(status),
+        status=_STATUSES[status],
         reason=reason,
         model=model,
         labels=_labels(labels),
         ancestor_tokens=int(ancestor_tokens),
         memo=memo_of(memo),
     )
-
-
-def _truth(value: object) -> bool:
-    if value not in (0, 1):
-        raise ValueError(f"{value!r} is neither true nor false")
-    return bool(value)
 
 
 def to_departed(row: RowMapping) -> Departed:

@@ -108,7 +108,7 @@ def longest(
             return None
         position, *row = rows[0]
         start += position
-        entry = to_entry(row)
+        entry = to_entry(row, keys[start])
         if entry is not None and entry.key == keys[start]:
             return entry
         start += 1  # damaged, or the same digest after another number of tokens

@@ -122,7 +122,7 @@ class SqliteShortcut:
             raise NotAtHandError
         connection, file = self._connection()
         try:
-            rows = connection.execute(text, parameters).fetchall()
+            rows = _fetched(connection, text, parameters)
         except BaseException as error:
             connection.close()
             if isinstance(error, sqlite3.Error):
@@ -142,13 +142,13 @@ class SqliteShortcut:
     def _connection(self) -> tuple[sqlite3.Connection, _File]:
         """One that is idle, or a new one; of the file that is in place now."""
         while True:
+            file = _file(self._path)
             try:
-                connection, file = self._idle.pop()
+                connection, opened = self._idle.pop()
             except IndexError:
-                file = _file(self._path)
                 return self._connect(), file
-            if not _replaced(self._path, file):
-                return connection, file
+            if file == opened or file is None:
+                return connection, opened
             connection.close()
 
     def _connect(self) -> sqlite3.Connection:
@@ -162,7 +162,23 @@ class SqliteShortcut:
             _prepare(connection, self._place)
         except sqlite3.Error as error:
             raise DBAPIError(None, None, error) from error
+        connection.text_factory = str
         return connection
+
+
+def _fetched(connection: sqlite3.Connection, text: str, parameters: Mapping[str, Any]) -> list[Row]:
+    """The rows of a statement. Texts are decoded by the driver, and once more where it cannot:
+    `as_text` costs a call for each column.
+    """
+    try:
+        return connection.execute(text, parameters).fetchall()
+    except sqlite3.OperationalError as error:
+        if hasattr(error, "sqlite_errorcode"):  # SQLite's own, not the driver's about a text
+            raise
+        connection.text_factory = as_text
+        rows = connection.execute(text, parameters).fetchall()
+        connection.text_factory = str
+        return rows
 
 
 def _file(path: str) -> _File:

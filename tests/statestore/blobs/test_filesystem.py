@@ -215,7 +215,7 @@ def test_a_bad_sector_is_a_damaged_blob(
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("statestore.blobs.filesystem._file_size", fail)
+    monkeypatch.setattr("statestore.blobs.filesystem.os.readv", fail)
     with pytest.raises(CorruptError, match="Input/output error"):
         blobs.get(NAME)
 

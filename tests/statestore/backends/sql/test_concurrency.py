@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Connection
@@ -34,6 +36,9 @@ from tests.statestore.workers.backend_worker import (
     run_worker,
     step,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 
 def check_store(place: FilePlace) -> None:
@@ -333,19 +338,29 @@ def test_a_store_that_was_made_anew_is_noticed(place: FilePlace, *, gone: bool) 
     check_store(place)
 
 
+@contextmanager
+def inside(turnstile: Turnstile) -> Iterator[None]:
+    visit = object()
+    try:
+        turnstile.enter(visit)
+        yield
+    finally:
+        turnstile.leave(visit)
+
+
 def test_alone_waits_for_those_inside_and_holds_others_back() -> None:
     events: list[str] = []
     turnstile = Turnstile(lambda: events.append("cleared"))
     entered, leave = threading.Event(), threading.Event()
 
     def visit() -> None:
-        with turnstile.inside():
+        with inside(turnstile):
             entered.set()
             leave.wait()
             events.append("left")
 
     def late_visit() -> None:
-        with turnstile.inside():
+        with inside(turnstile):
             events.append("late")
 
     with ThreadPoolExecutor(3) as threads:
@@ -361,26 +376,31 @@ def test_alone_waits_for_those_inside_and_holds_others_back() -> None:
     assert events == ["left", "cleared", "alone", "late"]
 
 
-class InterruptedOnce(threading.Condition):
-    """A Ctrl-C comes just as the lock is let go for the first time."""
-
-    interrupted = False
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[arg-type]
-        if not self.interrupted:
-            self.interrupted = True
-            raise KeyboardInterrupt
-
-
 @pytest.mark.timeout(30)
 def test_an_interrupt_at_the_door_leaves_nobody_inside() -> None:
-    turnstile = Turnstile(lambda: None)
-    turnstile._changed = InterruptedOnce()
-    with pytest.raises(KeyboardInterrupt), turnstile.inside():
-        pass
-    with turnstile.alone():
-        pass
+    """A Ctrl-C comes between any two lines."""
+
+    def interrupt(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        nonlocal left
+        if frame.f_code is not Turnstile.enter.__code__:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return interrupt
+
+    before = sys.gettrace()
+    for line in range(4):
+        turnstile, left = Turnstile(lambda: None), line
+        sys.settrace(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt), inside(turnstile):
+                raise KeyboardInterrupt
+        finally:
+            sys.settrace(before)
+        with turnstile.alone():
+            pass
 
 
 @pytest.mark.timeout(30)
@@ -394,5 +414,5 @@ def test_a_failed_clearing_out_opens_the_door_again() -> None:
     turnstile = Turnstile(clear_out)
     with pytest.raises(OSError, match="disk"), turnstile.alone():
         pass
-    with turnstile.inside():
+    with inside(turnstile):
         pass

@@ -117,7 +117,7 @@ def test_of_few_the_same_pass_as_of_many(kept: set[int], asked: list[int], log2:
     words = np.zeros(1 << log2, np.uint64)
     add(words, hashes([digest(f"{number}") for number in kept]))
     digests = [digest(f"{number}") for number in asked]
-    assert passing_of_few(words, digests) == passing(words, hashes(digests))
+    assert passing_of_few(words.data, digests) == passing(words, hashes(digests))
 
 
 @pytest.mark.parametrize("foreign", [0, 1, FEW - 1, FEW, FEW + 1, 200])
