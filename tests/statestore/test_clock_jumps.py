@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.statestore.backend_places import FilePlace
-from tests.statestore.faulty_system import FaultySystem
-from tests.statestore.postgres_servers import PostgresPlace
-from tests.statestore.redis_servers import running
+from tests.places.backend_places import FilePlace
+from tests.places.faulty_system import FaultySystem
+from tests.places.postgres_servers import PostgresPlace
+from tests.places.redis_servers import running
 
 HOUR_S = 3600.0
 STEPS = (HOUR_S, -HOUR_S, -0.5)

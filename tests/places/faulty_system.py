@@ -22,7 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.statestore.forked import command
+from tests.checkout import ROOT
+from tests.statestore.workers.forked import command
 
 SOURCE = Path(__file__).with_name("faulty_system.c")
 ALWAYS = (1 << 32) - 1
@@ -77,8 +78,8 @@ class FaultySystem:
         environ = {"LD_PRELOAD": str(_library()), "FAULTY_SYSTEM": str(path)}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command("tests.statestore.faulty_worker"),
-                cwd=Path(__file__).parents[2],
+                command("tests.statestore.workers.faulty_worker"),
+                cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.statestore.backend_places import FilePlace
-from tests.statestore.faulty_system import HALF, NOTHING, FaultySystem, WorkerError
+from tests.places.backend_places import FilePlace
+from tests.places.faulty_system import HALF, NOTHING, FaultySystem, WorkerError
 
 CATALOG = "/catalog.sqlite3"
 BLOBS = "/blobs/"

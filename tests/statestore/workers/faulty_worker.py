@@ -1,6 +1,6 @@
 """A process with one open store that answers questions: the other end of `faulty_system`.
 
-    python -m tests.statestore.faulty_worker
+    python -m tests.statestore.workers.faulty_worker
 
 Each line of its input is an expression over the functions below. It answers with a line: whether
 it went well, and the value, or ``Kind: message`` of what was raised. Every state is made from its
@@ -18,7 +18,7 @@ from statestore.backends.leases import Lease, Outcome
 from statestore.entry import EntryFilter, Role
 from statestore.once import Once, Patience
 from statestore.schema import DType, State, Tensor
-from tests.statestore.backend_places import a_blob, a_key, digest
+from tests.places.backend_places import a_blob, a_key, digest
 
 IDENTITY = Identity(digest("model"))
 LENGTH = 5000  # numbers of a state
