@@ -105,8 +105,6 @@ def _open_fleet(url: StoreURL, *, absent_ok: bool = False) -> Backend:
 
 def _open_redis(url: StoreURL) -> Backend:
     url.refuse_options(*OPTIONS)
-    if "@" in url.path and url.netloc and "@" not in url.netloc:  # no message shows its pieces
-        raise url.error("in a password, write %2F for /")
     address = Address.of(url.scheme, url.netloc, url.path, url.options)
     return cast("Backend", _module("redis.backend", url).open_redis_backend(address))
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from statestore.errors import SettingsError
 
@@ -121,6 +121,10 @@ class StoreURL:
             parts = urlsplit(text)
         except ValueError as error:
             raise SettingsError(f"store URL {redacted(text)!r}: {error}") from None
+        if _reaches_into_path(parts):  # no message may show its pieces
+            raise SettingsError(
+                f"store URL {redacted(text)!r}: in a password, write %2F for / and %40 for @"
+            )
         if parts.fragment:
             raise SettingsError(f"store URL {redacted(text)!r}: in a path, write %23 for #")
         if parts.scheme != "file" and not _is_text(text):  # a directory's name may be any bytes
@@ -146,7 +150,8 @@ class StoreURL:
         """Raise `SettingsError` for an option that is not `known`."""
         unknown = sorted(self.options.keys() - set(known))
         if unknown:
-            if "@" in self.text and "@" not in self.netloc:  # what looks like a name may be secret
+            secret = "@" in self.text and "@" not in self.netloc
+            if secret or "@" in unknown[0]:  # what looks like a name may be a password's end
                 raise self.error("in a password, write %3F for ? and %2F for /")
             common = [f"{name}NAMESPACE" if name[-1] == "." else name for name in self.common_names]
             names = ", ".join((*common, *known))
@@ -157,6 +162,13 @@ class StoreURL:
     def error(self, problem: str) -> SettingsError:
         """A `SettingsError` that names this URL."""
         return SettingsError(f"store URL {str(self)!r}: {problem}")
+
+
+def _reaches_into_path(parts: SplitResult) -> bool:
+    """Whether a password holds a bare slash: its end, and the host, then look like a path."""
+    if parts.scheme == "unix" and "@" in parts.netloc:  # a socket's path may have an @
+        return False
+    return "@" in parts.path and bool(parts.netloc) and parts.scheme != "file"
 
 
 def _options(query: str, text: str) -> dict[str, str]:

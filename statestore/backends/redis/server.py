@@ -45,6 +45,7 @@ from statestore.errors import BackendError, ClosedError, FullError, UnavailableE
 
 _SCAN_KEYS: Final = 1000  # looked at in one step
 _IN_A_SCRIPT: Final = "The user executing the script can't"  # run this, or reach that key
+_NO_LOGIN: Final = "unauthenticated"  # what it says to a large command before a password
 _RIGHTS: Final = "+@read +@write +@scripting +@pubsub +@connection +cluster"
 
 
@@ -248,7 +249,7 @@ class Server:
             return "; ssl_ca_certs=/path.pem names who signed it, and the URL a host that it is of"
         if isinstance(error, MovedError):
             return "; this is a node of a Cluster: write redis+cluster://"
-        if isinstance(error, AuthenticationError):
+        if isinstance(error, AuthenticationError) or _NO_LOGIN in str(error):
             return "; check the user and the password in the URL"
         if isinstance(error, ReadOnlyError):
             return "; this is a replica: name the primary, or use redis+sentinel://"

@@ -50,6 +50,10 @@ _LIBPQ_OPTIONS: Final[tuple[str, ...]] = (
 )
 OPTIONS: Final = ("blobs", "timeout_s", *s3.OPTIONS, *_LIBPQ_OPTIONS)
 
+_MALFORMED: Final = (
+    "malformed store URL; write postgresql+psycopg://user:secret@host/database"
+    "?blobs=file:///shared/states, with %-escapes for signs like @ and / in the secret"
+)
 _TIMEOUT_S: Final = 2.0
 _MAX_TIMEOUT_S: Final = 3600.0
 
@@ -72,10 +76,9 @@ class FleetPlace:
         try:
             url = make_url(text)
         except (ArgumentError, ValueError):
-            raise SettingsError(
-                "malformed store URL; write postgresql+psycopg://user:secret@host/database"
-                "?blobs=file:///shared/states, with %-escapes for signs like @ and / in the secret"
-            ) from None
+            raise SettingsError(_MALFORMED) from None
+        if "@" in (url.host or ""):  # the end of a password
+            raise SettingsError(_MALFORMED)
         shown = without_secret(url.set(query={}))
         options: dict[str, str] = {}
         for name, value in url.query.items():

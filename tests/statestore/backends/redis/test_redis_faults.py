@@ -357,6 +357,11 @@ def test_passwords(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureF
             with pytest.raises(UnavailableError) as caught:
                 backend.usage()
             assert "wr0ng" not in str(caught.value)
+            assert "check the user and the password" in str(caught.value)
+            with pytest.raises(UnavailableError, match="check the user and the password"):
+                list(
+                    backend.entries(EntryFilter())
+                )  # a script, too long for one who has not logged in
             backend.close()
         right.close()
     assert "s3cret" not in caplog.text + "".join(capfd.readouterr())

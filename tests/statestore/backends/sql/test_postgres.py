@@ -329,6 +329,7 @@ def test_the_url_opens_the_place_again_and_has_no_secret(place: PostgresPlace) -
         (lambda url: url + "&size=1", "unknown option 'size'"),
         (lambda url: url + "&password=s3cret", "unknown option 'password'"),
         (lambda url: url.replace("127.0.0.1:", "127.0.0.1:port"), "malformed"),
+        (lambda url: url.replace("127.0.0.1", "s3cret@127.0.0.1"), "malformed"),
         (lambda url: url.replace("127.0.0.1", "[127.0.0.1"), "IPv6"),
         (lambda url: url.replace("+psycopg", "+psycopg2"), "no backend for postgresql"),
     ],
