@@ -48,7 +48,7 @@ class Access:
         self.default = default
 
     def namespace(self, authorization: str | None) -> Namespace:
-        """The namespace of a request with this `Authorization` header.
+        """The namespace of a request with this `Authorization` header, decoded as Latin-1.
 
         Raises:
             ApiError: 401.
@@ -60,7 +60,8 @@ class Access:
             raise ApiError(
                 401, "an API key is needed: send 'Authorization: Bearer KEY'", code="no_api_key"
             )
-        digest = hashlib.sha256(presented.strip().encode()).digest()
+        sent = presented.strip().encode("latin-1")  # the bytes: this is how headers are decoded
+        digest = hashlib.sha256(sent).digest()
         found = [key for key in self.keys if hmac.compare_digest(key.digest, digest)]
         if not found:
             raise ApiError(401, "this API key is not known here", code="invalid_api_key")

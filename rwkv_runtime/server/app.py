@@ -30,14 +30,16 @@ log = logging.getLogger("rwkv_runtime.server.requests")
 def application(service: Service, *, local: bool) -> ASGIApp:
     """The endpoints over `service`; `local`: only for requests that name this machine."""
     middleware = [Middleware(Watched, instruments=service.instruments, local=local)]
-    if service.settings.cors_origins:
-        middleware.append(
+    if service.settings.cors_origins:  # outermost: a page is to read refusals too
+        middleware.insert(
+            0,
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(service.settings.cors_origins),
                 allow_methods=["GET", "POST", "PUT", "DELETE"],
-                allow_headers=["Authorization", "Content-Type"],
-            )
+                allow_headers=["*"],  # OpenAI's client sends a dozen of its own
+                expose_headers=["Retry-After", "X-Request-Id"],
+            ),
         )
     return Starlette(
         routes=[

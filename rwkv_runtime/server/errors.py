@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from rwkv_runtime.errors import BusyError, NumericsError
 from statestore.errors import BackendError, ClosedError, InputError
@@ -34,6 +35,9 @@ _TYPES = {
     500: "server_error",
     503: "overloaded_error",
 }
+
+
+_STORE_FAILED: Final = "the store does not answer, or is full; the server's log says which"
 
 
 @dataclass(eq=False)
@@ -88,7 +92,8 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, InputError):
         return invalid(None, str(error))
     if isinstance(error, BackendError):
-        return ApiError(503, f"the store failed: {error}", code="store_down", retry_after_s=1)
+        log.info("a request failed for the store: %s", error)  # hosts, users and paths: not theirs
+        return ApiError(503, _STORE_FAILED, code="store_down", retry_after_s=1)
     if isinstance(error, NumericsError):
         return ApiError(500, str(error))
     log.error("a request failed: %s", type(error).__name__, exc_info=error)

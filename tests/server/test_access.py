@@ -41,6 +41,12 @@ def test_a_key_leads_to_its_namespace(tmp_path: Path) -> None:
     assert access.namespace(f"bearer  {OTHER} ") == Namespace("bob")
 
 
+def test_a_key_is_compared_byte_by_byte(tmp_path: Path) -> None:
+    path = file(tmp_path, '[[keys]]\nkey = "schl\u00fcssel-der-anna"\nnamespace = "anna"\n')
+    header = "Bearer schl\u00fcssel-der-anna".encode().decode("latin-1")  # as a server hears it
+    assert load_access(path, DEFAULT).namespace(header) == Namespace("anna")
+
+
 def test_a_namespaces_salt_may_come_from_the_settings(tmp_path: Path) -> None:
     path = file(tmp_path, f'[[keys]]\nkey = "{KEY}"\nnamespace = "alice"\n')
     access = load_access(path, DEFAULT, {"alice": "hers"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rwkv_runtime.demo.corpus import Document
-from tests.places.postgres_servers import PostgresServer
+from tests.places.postgres_servers import USER, PostgresServer
 from tests.server.servers import serving, wait_until
 
 
@@ -16,6 +16,10 @@ def test_a_server_begins_without_its_catalog(tmp_path: Path, text: Document) -> 
         url = postgres.url(postgres.create_database(postgres.at_head), tmp_path / "blobs")
         postgres.stop()
         with serving("--workers", "1", store=url) as server:
+            for path, status in (("/readyz", 200), ("/v1/documents", 503), ("/v1/store", 503)):
+                answer = server.request("GET", path)  # to whom it is of no use, no place is named
+                assert answer.status_code == status
+                assert not any(word in answer.text for word in (USER, "127.0.0.1", "blobs"))
             assert server.request("GET", "/readyz").json()["store"].startswith("down")
             prompt = {"prompt": "x", "max_tokens": 2}
             assert server.request("POST", "/v1/completions", json=prompt).status_code == 200

@@ -119,13 +119,18 @@ def test_namespaces_see_nothing_of_each_other(small: Server, fresh: Document) ->
 def test_pages_of_elsewhere_may_ask_where_settings_say_so(small: Server) -> None:
     asked = {
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "authorization",
+        "Access-Control-Request-Headers": "authorization, x-stainless-os",
     }
     for origin, allowed in ((PAGE, PAGE), ("https://evil.example", None)):
         headers = {"Origin": origin, **asked}
         answer = small.request("OPTIONS", "/v1/chat/completions", headers=headers)
+        assert answer.is_success == (allowed is not None)
         assert answer.headers.get("access-control-allow-origin") == allowed
-        answer = small.request("GET", "/v1/models", headers={"Origin": origin, **bearer(BOB)})
+        headers = {"Origin": origin, **bearer(BOB)}
+        answer = small.request("GET", "/v1/models", headers=headers)
+        assert answer.headers.get("access-control-allow-origin") == allowed
+        answer = small.request("POST", "/v1/completions", json={"prompt": [-1]}, headers=headers)
+        assert answer.status_code == 400
         assert answer.headers.get("access-control-allow-origin") == allowed
 
 
