@@ -3,7 +3,7 @@
 The stores are filled with entries whose blobs are one byte, by a script; a million take about 3 GB.
 The calls on the three are timed in turn, so that a busy machine is as busy for each. A lookup asks
 for as many keys as a prompt has chunks of 256 tokens; "hit" is the shallowest alone, so that every
-key is looked at.
+stretch of them is looked at. No two entries share an anchor, which is the dearest case.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from statestore.backends.redis.rows import to_fields
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import SHARD, call
 from statestore.keys import StateKey
+from statestore.keys.plan import anchors
 
 PROMPTS = {"1 k tokens": 4, "32 k tokens": 128, "1 M tokens": 3906}  # keys
 EVICTED = 256
@@ -49,16 +50,18 @@ for number = tonumber(ARGV[3]), tonumber(ARGV[4]) do
   local half = redis.sha1hex(string.format('%d', number))
   local id = half .. half:sub(1, 24)
   local bytes = id:gsub('..', function(hex) return string.char(tonumber(hex, 16)) end)
-  local key, blob = base .. 'entry:' .. id, id .. '-1.0123456789abcdef'
+  local key, kept = base .. 'entry:' .. id, '-1.0123456789abcdef'
   redis.call('HSET', key, unpack(shared))
-  redis.call('HSET', key, 'digest', bytes, 'token_digest', bytes, 'blob', blob, 'n_tokens', 1)
-  redis.call('HSET', key, 'used_at', number)
-  redis.call('SET', names_part(blob, 0), '!')
+  redis.call('HSET', key, 'digest', bytes, 'token_digest', bytes, 'blob', kept, 'n_tokens', 1)
+  redis.call('HSET', key, 'used_at', number, 'anchor', bytes:sub(1, 8))
+  redis.call('HSET', base .. 'anchors', bytes:sub(1, 8), 1)
+  redis.call('SET', names_part(id .. kept, 0), '!')
   arrange(key, id)
 end
 local count = ARGV[4] - ARGV[3] + 1
+redis.call('HINCRBY', base .. 'anchors', '', count)
 for _, whose in ipairs({'', ':default'}) do
-  add(whose, {0, 0, 0, 0, 0}, {count, count, count, 0, 0})
+  add(whose, {0, 0, 0, 0, 0, 0}, {count, count, count, 0, 0, 0})
 end
 """
 )
@@ -91,7 +94,14 @@ def main(runs: int, entries: tuple[int, ...]) -> None:
 def filled_key(number: int) -> StateKey:
     """A key that a script can make as well."""
     half = hashlib.sha1(b"%d" % number, usedforsecurity=False).hexdigest()
-    return StateKey(bytes.fromhex(half + half[:24]), 1)
+    digest = bytes.fromhex(half + half[:24])
+    return StateKey(digest, 1, *anchors([digest]))
+
+
+def a_prompt(chain: list[StateKey]) -> list[StateKey]:
+    """Keys, shallow first, as those of one prompt: in stretches, deepest first."""
+    beside = anchors([key.digest for key in chain])
+    return [replace(key, anchor=anchor) for key, anchor in zip(chain, beside, strict=True)][::-1]
 
 
 def fill(address: Address, entries: int) -> None:
@@ -113,8 +123,8 @@ def calls(backend: RedisBackend, entries: int) -> dict[str, Callable[[], float]]
     spread = prompts(entries)
 
     def find(keys: int, *, stored: bool) -> float:
-        asked = [a_key(next(numbers)) for _ in range(keys - stored)]
-        asked += [filled_key(next(spread))] if stored else []
+        shallowest = [filled_key(next(spread))] if stored else []
+        asked = a_prompt([*shallowest, *(a_key(next(numbers)) for _ in range(keys - stored))])
         return timed(lambda: backend.longest(asked, CREATED_AT))
 
     def touch() -> float:

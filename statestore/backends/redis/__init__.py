@@ -10,6 +10,7 @@ rows       between entries and the fields of a hash
 shard      what scripts in Lua share: names, sums, orders, removals
 scripts    what happens to entries in one atomic step
 mending    what a sweep does in one
+search     the longest stored prefix
 parts      a blob as parts of about 1 MiB
 evicting   making room; choosing says who goes
 leases     who computes what

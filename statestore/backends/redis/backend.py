@@ -9,7 +9,6 @@ miss.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,7 +16,7 @@ from heapq import merge
 from operator import attrgetter
 from typing import Any, Final
 
-from statestore.backends.base import Blob, Follower, NotAtHandError, Swept
+from statestore.backends.base import Blob, Follower, Swept
 from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
@@ -31,6 +30,7 @@ from statestore.backends.redis.lookups import RedisLookups
 from statestore.backends.redis.rows import (
     FIELDS,
     Value,
+    blob_of,
     changes,
     text,
     to_departed,
@@ -38,6 +38,7 @@ from statestore.backends.redis.rows import (
     to_entry,
     touch_fields,
 )
+from statestore.backends.redis.search import Search
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command, call
 from statestore.backends.redis.sightings import RedisSightings
@@ -85,6 +86,7 @@ class RedisBackend:
         self._keyspace = keyspace
         self._url = url
         self._clock = clock
+        self._search = Search(server, keyspace)
         self._leases = RedisLeases(server, keyspace)
         self._sightings = RedisSightings(server, keyspace)
         self._lookups = RedisLookups(server, keyspace)
@@ -111,46 +113,11 @@ class RedisBackend:
 
     def longest(self, keys: Sequence[StateKey], now: float) -> Entry | None:
         """The first of `keys` that is stored, ready and not expired at `now`; one round trip."""
-        return self._longest(keys, now, None)
+        return self._search.longest(keys, now)
 
     def longest_within(self, keys: Sequence[StateKey], now: float, limit_s: float) -> Entry | None:
         """As `longest`, in time; see `Punctual`."""
-        return self._longest(keys, now, time.monotonic() + limit_s)
-
-    def _longest(self, keys: Sequence[StateKey], now: float, until: float | None) -> Entry | None:
-        start = 0
-        while True:
-            found = self._first(keys[start:], now, until)
-            if found is None:
-                return None
-            place, row = found
-            entry = to_entry(row)
-            if entry is not None and entry.key == keys[start + place]:
-                return entry
-            start += place + 1  # damaged, or the same digest after another number of tokens
-
-    def _first(
-        self, keys: Sequence[StateKey], now: float, until: float | None
-    ) -> tuple[int, list[Any]] | None:
-        """The first usable entry with the digest of one of `keys`: its key's place, its fields."""
-        shards: dict[int, list[int]] = defaultdict(list)
-        for place, key in enumerate(keys):
-            shards[key.digest[0] % self._keyspace.shards].append(place)
-        commands = [
-            scripts.longest(
-                self._keyspace.base_of(shard), [keys[place].digest for place in places], now
-            )
-            for shard, places in shards.items()
-        ]
-        if len(commands) == 1:
-            answers = [self._server.ask(commands[0], until)]
-        elif until is None:
-            answers = self._server.run(commands)
-        else:
-            raise NotAtHandError
-        replies = zip(shards.values(), answers, strict=True)
-        found = [(places[reply[0]], reply[1]) for places, reply in replies if reply]
-        return min(found, default=None)
+        return self._search.longest(keys, now, limit_s)
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where a part has gone."""
@@ -315,7 +282,7 @@ class RedisBackend:
             "quarantined: damaged entry",
             self._clock(),
             self._keyspace.shards,
-            blob=row[FIELDS.index("blob")] or "",
+            blob=blob_of(key.digest, row[FIELDS.index("blob")] or b""),
         )
         self._server.run([command])
 

@@ -53,6 +53,11 @@ LOWEST: Final = (
 local wanted, now, draws, namespace = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[7]
 local found, stale, told = {}, 0, {}
 local FIELDS = {'status', 'score', 'blob', 'blob_bytes', 'pinned', 'expires_at', 'namespace'}
+local function look(id, key)
+  local f = redis.call('HMGET', key, unpack(FIELDS))
+  f[3] = blob_of(id, f[3])
+  return f
+end
 local function strike(id, key)
   stale = stale + 1
   local before, place = weigh(key), place_of(key, id)
@@ -90,7 +95,7 @@ end
 local lapsed = redis.call('ZRANGEBYSCORE', base .. 'expiry', '-inf', now, 'LIMIT', 0, wanted)
 for _, id in ipairs(lapsed) do
   local key = base .. 'entry:' .. id
-  local f = redis.call('HMGET', key, unpack(FIELDS))
+  local f = look(id, key)
   if (f[3] or ''):sub(1, 64) ~= id then
     strike(id, key)
   elseif f[5] ~= '1' and expired(f[6] or '', now) and (not namespace or f[7] == namespace) then
@@ -101,7 +106,7 @@ local members = lowest()
 for _, member in ipairs(members) do
   local id = member:sub(-64)
   local key = base .. 'entry:' .. id
-  local f = redis.call('HMGET', key, unpack(FIELDS))
+  local f = look(id, key)
   if (f[3] or ''):sub(1, 64) ~= id then
     strike(id, key)
     redis.call('ZREM', base .. 'ranks', member)
@@ -127,7 +132,7 @@ for draw = 0, math.min(draws, count) - 1 do
   local place = first + (count <= draws and draw or math.random(0, count - 1))
   local member = redis.call('ZRANGE', base .. (namespace and 'ranks' or 'order'), place, place)[1]
   local id = (member or ''):sub(-64)
-  local f = redis.call('HMGET', base .. 'entry:' .. id, unpack(FIELDS))
+  local f = look(id, base .. 'entry:' .. id)
   if f[1] ~= 'quarantined' and f[5] ~= '1' and (f[3] or ''):sub(1, 64) == id and not told[id] then
     told[id] = true
     local by = redis.call('HMGET', base .. 'entry:' .. id, 'n_tokens', 'role', 'used_at', 'hits',
@@ -166,7 +171,7 @@ for i = 11, #ARGV, 2 do
   local key = base .. 'entry:' .. id
   local f = redis.call('HMGET', key, 'score', 'blob', 'pinned', 'blob_bytes', 'status',
     'expires_at', 'n_tokens')
-  if (f[1] or '') == score and f[2] == blob and f[3] ~= '1' then
+  if (f[1] or '') == score and blob_of(id, f[2]) == blob and f[3] ~= '1' then
     local size, lapsed = number(f[4]), expired(f[6] or '', at)
     local total = tonumber(redis.call('HGET', base .. 'totals', 'blob_bytes' .. whose) or 0)
     if size > 0 and total <= floor then

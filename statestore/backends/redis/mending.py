@@ -12,7 +12,7 @@ from statestore.backends.redis.shard import SHARD
 ORPHAN: Final = (
     SHARD
     + """
-if redis.call('HGET', entry, 'blob') == ARGV[3] then
+if blob_of(digest, redis.call('HGET', entry, 'blob')) == ARGV[3] then
   return false
 end
 local gone, bytes = 0, 0
@@ -29,11 +29,23 @@ return {gone, bytes}
 """
 )
 
-#: ARGV: base, digest. Put the entry into its orders, from which the server may have evicted it.
+#: ARGV: base, digest. Put the entry into its orders, from which the server may have evicted it. One
+#: whose blob's name an earlier release kept whole is written anew, in half the memory.
 REARRANGE: Final = (
     SHARD
     + """
 if redis.call('EXISTS', entry) == 1 then
+  local blob = redis.call('HGET', entry, 'blob') or ''
+  if blob:sub(1, 64) == digest and blob_of(digest, blob:sub(65)) == blob then
+    local fields = redis.call('HGETALL', entry)
+    for i = 1, #fields, 2 do
+      if fields[i] == 'blob' then
+        fields[i + 1] = blob:sub(65)
+      end
+    end
+    redis.call('UNLINK', entry)
+    redis.call('HSET', entry, unpack(fields))
+  end
   arrange(entry, digest)
 end
 """
@@ -59,6 +71,9 @@ local free = listed - (totals['pinned'] or 0)
 if totals['damaged'] or ((totals['pinned'] or 0) > 0 and not totals['pinned_bytes']) then
   return 0 -- the latter is of an earlier release
 end
+if tonumber(redis.pcall('HGET', base .. 'anchors', '') or 0) ~= listed then
+  return 0
+end
 return ((totals['entries'] or 0) == listed and namespaces == listed and size('ranks') == free
   and size('order') + size('barred') == free and size('tokens') == listed) and 1 or 0
 """
@@ -69,7 +84,7 @@ return ((totals['entries'] or 0) == listed and namespaces == listed and size('ra
 RECOUNT: Final = (
     SHARD
     + """
-local sums, there = {}, {}
+local sums, there, beside = {}, {}, {}
 local function sum(name, amount)
   sums[name] = (sums[name] or 0) + amount
 end
@@ -81,6 +96,9 @@ for _, id in ipairs(redis.call('ZRANGE', base .. 'used', 0, -1)) do
     if one.whose then
       sum(name .. one.whose, one[i])
     end
+  end
+  if one.beside then
+    beside[one.beside] = (beside[one.beside] or 0) + 1
   end
 end
 for _, order in ipairs({'used', 'order', 'barred', 'expiry', 'tokens'}) do
@@ -104,6 +122,11 @@ end
 if age then
   redis.call('HSET', base .. 'totals', 'age', age)
 end
+redis.call('UNLINK', base .. 'anchors')
+for anchor, count in pairs(beside) do
+  redis.call('HSET', base .. 'anchors', anchor, count)
+end
+redis.call('HSET', base .. 'anchors', '', sums['entries'] or 0)
 return sums['entries'] or 0
 """
 )

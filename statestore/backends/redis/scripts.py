@@ -10,25 +10,60 @@ from statestore.backends.redis.rows import to_fields
 from statestore.backends.redis.shard import LUA_FIELDS, SHARD, Command, call, departed_kept
 from statestore.entry import Entry
 
-#: ARGV: base, now, digests in hex joined, deepest first. The place (from 0) and the fields of the
-#: first that is usable. One long argument is read and sent much faster than thousands of names, and
-#: a run of absent entries costs one call.
+#: ARGV: base, now, digests in hex joined, deepest first; then, of each run of keys that share an
+#: anchor, that and the place of its first key, or nothing. The place (from 0) and the fields of the
+#: first that is usable. One long argument is read and sent much faster than thousands of names, a
+#: run of absent entries costs one call, and one whose anchor is absent none.
 LONGEST: Final = f"""
 local entries, now, digests = ARGV[1] .. 'entry:', tonumber(ARGV[2]), ARGV[3]
 local DIGITS, RUN = 64, 64
-local count = #digests / DIGITS
-for first = 0, count - 1, RUN do
-  local names = {{}}
-  for i = first, math.min(first + RUN, count) - 1 do
-    names[#names + 1] = entries .. digests:sub(i * DIGITS + 1, (i + 1) * DIGITS)
+local function usable(name)
+  local f = redis.call('HMGET', name, 'status', 'expires_at')
+  return f[1] == 'ready' and (f[2] == '' or (tonumber(f[2]) or 0) > now)
+end
+-- Of names[from] to names[to], of which `there` exist, the first that is usable.
+local function first_of(names, from, to, there)
+  if there == 0 then
+    return nil
+  elseif from == to then
+    return usable(names[from]) and from or nil
   end
-  if redis.call('EXISTS', unpack(names)) > 0 then
-    for i, name in ipairs(names) do
-      local f = redis.call('HMGET', name, 'status', 'expires_at')
-      if f[1] == 'ready' and (f[2] == '' or (tonumber(f[2]) or 0) > now) then
-        return {{first + i - 1, redis.call('HMGET', name, {LUA_FIELDS})}}
-      end
+  local middle = math.floor((from + to) / 2)
+  local near = redis.call('EXISTS', unpack(names, from, middle))
+  return first_of(names, from, middle, near) or first_of(names, middle + 1, to, there - near)
+end
+local function search(from, to)
+  for first = from, to - 1, RUN do
+    local names = {{}}
+    for i = first, math.min(first + RUN, to) - 1 do
+      names[#names + 1] = entries .. digests:sub(i * DIGITS + 1, (i + 1) * DIGITS)
     end
+    local at = first_of(names, 1, #names, redis.call('EXISTS', unpack(names)))
+    if at then
+      return {{first + at - 1, redis.call('HMGET', names[at], {LUA_FIELDS})}}
+    end
+  end
+  return false
+end
+local count = #digests / DIGITS
+local anchors, places = {{}}, {{}}
+for i = 4, #ARGV, 2 do
+  anchors[#anchors + 1], places[#places + 1] = ARGV[i], tonumber(ARGV[i + 1])
+end
+local function known_beside()
+  local known = redis.pcall('HMGET', ARGV[1] .. 'anchors', '', '?', unpack(anchors))
+  local complete = known[1] and known[1] == redis.pcall('HGET', ARGV[1] .. 'totals', 'entries')
+  return complete and not known[2] and known
+end
+local known = #anchors > 0 and known_beside()
+if not known then
+  return search(0, count)
+end
+places[#places + 1] = count
+for i = 1, #anchors do
+  local found = known[i + 2] and search(places[i], places[i + 1])
+  if found then
+    return found
   end
 end
 return false
@@ -45,6 +80,7 @@ PUBLISH: Final = (
     + """
 local blob, parts = ARGV[4], tonumber(ARGV[5])
 local old = redis.call('HMGET', entry, 'status', 'expires_at', 'blob', 'parts')
+old[3] = blob_of(digest, old[3])
 if old[3] == blob then
   return 1
 end
@@ -93,7 +129,7 @@ UPDATE: Final = (
     SHARD
     + """
 local f = redis.call('HMGET', entry, 'n_tokens', 'blob')
-if f[1] ~= ARGV[3] or (ARGV[4] ~= '' and f[2] ~= ARGV[4]) then
+if f[1] ~= ARGV[3] or (ARGV[4] ~= '' and blob_of(digest, f[2]) ~= ARGV[4]) then
   return 0
 end
 if #ARGV > 4 then
@@ -114,6 +150,7 @@ DELETE: Final = (
     SHARD
     + """
 local f = redis.call('HMGET', entry, 'n_tokens', 'blob', 'expires_at', 'blob_bytes')
+f[2] = blob_of(digest, f[2])
 if redis.call('EXISTS', entry) == 0 then
   redis.call('ZREM', base .. 'expiry', digest)
   return false
@@ -220,10 +257,20 @@ def removal(
     return call(DELETE, base, digest, n_tokens, blob, expired_by, reason, repr(at), kept)
 
 
-def longest(base: str, digests: Sequence[bytes], now: float) -> Command:
-    """The command that finds the first usable of `digests`, all of one shard; see `LONGEST`."""
+def longest(
+    base: str, digests: Sequence[bytes], now: float, runs: Sequence[tuple[bytes, int]] = ()
+) -> Command:
+    """The command that finds the first usable of `digests`, all of one shard; see `LONGEST`.
+
+    Args:
+        base: the shard's.
+        digests: deepest first.
+        now: a state that has expired by then is none.
+        runs: the anchor and the first place of each run of one anchor, where they are known.
+    """
     joined = b"".join(digests).hex()
-    return ("EVAL", LONGEST, 1, f"{base}used", base, repr(float(now)), joined)
+    flat = [piece for run in runs for piece in run]
+    return ("EVAL", LONGEST, 1, f"{base}used", base, repr(float(now)), joined, *flat)
 
 
 def page(base: str, last: str | bytes, digest: str | bytes, size: int) -> Command:

@@ -11,6 +11,11 @@ removal), something is removed first, which Redis never refuses.
 
 An entry's *rank* is its place in ``ranks``: namespace, a zero byte, 0 if it is quarantined or else
 1, the score as 17 characters that sort as it does, and the digest.
+
+``anchors`` counts the entries beside each anchor (`StateKey.anchor`, 8 bytes), below ``?`` those
+whose anchor is not known; named ones are beside none. Its field of no name counts all: it comes
+with the first entry, or by a sweep, and lookups believe the hash while the totals tell of as many.
+What the server evicted of either, or an earlier release left out, is thus noticed.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ SHARD_KEYS: Final = (
     "totals",
     "departed",
     "departures",
+    "anchors",
 )
 
 #: Removals remembered, over all shards.
@@ -65,6 +71,11 @@ local function number(text)
   return tonumber(sound(text))
 end
 
+local function blob_of(id, kept)
+  local mark = (kept or ''):sub(1, 1)
+  return (mark == '-' or mark == '.') and id .. kept or kept
+end
+
 local function unlink_parts(blob, count)
   local gone = 0
   for index = 0, number(count) - 1 do
@@ -84,7 +95,8 @@ end
 local SUMS = {{'entries', 'blob_bytes', 'state_bytes', 'quarantined', 'pinned', 'pinned_bytes'}}
 
 local function weigh(key)
-  local f = redis.call('HMGET', key, 'blob_bytes', 'state_bytes', 'status', 'pinned', 'namespace')
+  local f = redis.call('HMGET', key, 'blob_bytes', 'state_bytes', 'status', 'pinned', 'namespace',
+    'anchor', 'role')
   if redis.call('EXISTS', key) == 0 then
     return {{0, 0, 0, 0, 0, 0}}
   end
@@ -93,7 +105,36 @@ local function weigh(key)
     redis.call('HSET', base .. 'totals', 'damaged', 1) -- what it was counted with is not known
   end
   local size, pinned, whose = number(f[1]), number(f[4]), ':' .. (f[5] or '')
-  return {{1, size, number(f[2]), barred, pinned, pinned * size, whose = whose}}
+  local beside = f[7] ~= 'named' and (#(f[6] or '') == 8 and f[6] or '?') or nil
+  return {{
+    1, size, number(f[2]), barred, pinned, pinned * size, whose = whose, beside = beside
+  }}
+end
+
+local function count_beside(before, after)
+  local name, all = base .. 'anchors', after[1] - before[1]
+  if all > 0 and redis.call('EXISTS', name) == 0 and redis.call('ZCARD', base .. 'used') == 1 then
+    redis.call('HSET', name, '', 0)
+  end
+  local function count(field, change)
+    local there = redis.pcall('HINCRBY', name, field, change)
+    if type(there) ~= 'number' then
+      redis.call('UNLINK', name) -- a hand's
+    elseif there <= 0 and field ~= '' then
+      redis.call('HDEL', name, field)
+    end
+  end
+  if all ~= 0 and redis.pcall('HEXISTS', name, '') ~= 0 then
+    count('', all)
+  end
+  if before.beside ~= after.beside then
+    if after.beside then
+      count(after.beside, 1)
+    end
+    if before.beside then
+      count(before.beside, -1)
+    end
+  end
 end
 
 local function add(whose, before, after)
@@ -112,6 +153,7 @@ end
 
 local function account(key, before)
   local after, none = weigh(key), {{0, 0, 0, 0, 0, 0}}
+  count_beside(before, after)
   add('', before, after)
   if before.whose == after.whose then
     add(before.whose, before, after)
@@ -199,7 +241,7 @@ local function remove(key, id, reason, at, keep, let_go)
   local f = redis.call('HMGET', key, 'n_tokens', 'blob', 'parts')
   local before, place = weigh(key), place_of(key, id)
   redis.call('UNLINK', key)
-  local gone = f[2] and let_go(f[2], number(f[3])) or 0
+  local gone = f[2] and let_go(blob_of(id, f[2]), number(f[3])) or 0
   disarrange(id, place)
   account(key, before)
   remember(id, number(f[1]), reason, at, keep)
