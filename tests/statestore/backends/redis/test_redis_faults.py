@@ -208,7 +208,7 @@ def test_a_server_that_evicts_by_itself_never_shows_half_a_state(policy: str) ->
 
 
 @pytest.mark.parametrize(
-    "lost", ["entry:*", "used", "order", "barred", "ranks", "expiry", "tokens", "totals"]
+    "lost", ["entry:*", "used", "order", "barred", "ranks", "expiry", "tokens", "totals", "anchors"]
 )
 def test_a_sweep_mends_what_eviction_put_out_of_step(
     server: RedisServer, backend: Backend, lost: str
@@ -311,6 +311,8 @@ def check_mended(backend: Backend, place: RedisPlace) -> None:
              for order in ("used", "order", "barred", "ranks", "tokens")}  # fmt: skip
     assert sizes["used"] == sizes["tokens"] == len(rows)
     assert sizes["order"] + sizes["barred"] == sizes["ranks"] == len(rows) - usage.pinned
+    beside = place.at("", lambda node: node.hgetall("statestore:1:{00}:anchors"))
+    assert int(beside.get(b"", 0)) == int(beside.get(b"?", 0)) == len(rows)
     namespaces = {row["namespace"].decode() for row in rows}
     assert sum(backend.usage(name).blob_bytes for name in namespaces) == usage.blob_bytes
 
