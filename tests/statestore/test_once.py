@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,6 +44,16 @@ def settled(once: Once[str], patience: Patience) -> tuple[Ruling, Turn[str], flo
     return turn.settle(patience), turn, time.monotonic() - began
 
 
+def hurry() -> Callable[[], None]:
+    """A check that fails the test where somebody waits on and on."""
+    until = time.monotonic() + HANG_S
+
+    def check() -> None:
+        assert time.monotonic() < until, "it waits for what will never come"
+
+    return check
+
+
 def test_waiting_ends_where_computing_would_have_been_cheaper(backend: Backend) -> None:
     """The leader holds on to its lease; nobody waits for its end."""
     leader = of_a_process(backend).join(KEY)
@@ -59,6 +71,18 @@ def test_a_lease_about_to_lapse_is_waited_for(backend: Backend) -> None:
     assert of_a_process(backend, ttl_s=2.0).join(KEY).holds
     once = of_a_process(backend)
     ruling, follower, waited_s = settled(once, Patience(30.0, slack=0.0, floor_s=0.1))
+    assert ruling is Ruling.COMPUTE
+    assert follower.holds
+    assert waited_s < HANG_S
+
+
+def test_the_dead_of_this_machine_are_not_waited_for(backend: Backend) -> None:
+    """However long the lease of one that was killed still runs."""
+    dying = "from statestore.owner import new_owner; print(new_owner(), end='')"
+    command = [sys.executable, "-c", dying]
+    dead = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    leases_of(backend).acquire(KEY, dead, LONG_S)
+    ruling, follower, waited_s = settled(of_a_process(backend), Patience(LONG_S, check=hurry()))
     assert ruling is Ruling.COMPUTE
     assert follower.holds
     assert waited_s < HANG_S

@@ -12,14 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rwkv_runtime import Prefill, Runtime
+from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Rwkv7Engine, load_engine, load_package_engine
 from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.rounding import expanded, rounded, rounded_schema
 from rwkv_runtime.errors import NumericsError
 from rwkv_runtime.names import LOSSY, Lossy
+from statestore import StateStore, open_store
 from statestore.errors import SettingsError
 from statestore.keys import ChunkRule
 from statestore.schema import DType, Schema, TensorSpec, rwkv7
+from tests.runtime.engines.test_adapter import DOCUMENT, QUESTION, weights_of
+from tests.runtime.engines.test_adapter import RULE as PACKAGE_RULE
 from tests.runtime.session.test_exactness import assert_same_bits, make
 from tests.runtime.weights.old_versions import write_old_weights
 from tests.runtime.workers.processes import Profile, Workers
@@ -161,6 +166,53 @@ def test_warm_in_another_process_equals_cold(
     assert (cold["cached"], again["computed"]) == (0, 0)
     assert_same_bits(again, cold)
     assert_same_bits(longer, afresh)
+
+
+@settings(max_examples=4)
+@given(lengths=st.lists(st.integers(20, 90), min_size=2, max_size=4), seed=st.integers(0, 2**32))
+def test_warm_equals_cold_with_the_compiled_kernel_too(
+    workers: Workers, lengths: list[int], seed: int
+) -> None:
+    profile = Profile(dtype="bf16", lossy="int8", kernel="native")
+    segments = make(lengths, seed)
+    with TemporaryDirectory() as directory:
+        url = Path(directory, "store").as_uri()
+        workers(profile, 0).prefill(segments[:-1], url)
+        warm = workers(profile, 1).prefill(segments, url)
+    assert warm["cached"] > 0
+    assert_same_bits(warm, workers(profile, 0).prefill(segments, None))
+
+
+@pytest.mark.parametrize(
+    ("version", "strategy", "lossy"),
+    [
+        ("4", "cpu fp32", "fp16"),
+        ("5.2", "cpu fp32", "int8"),
+        ("6", "cpu bf16", "int8"),
+        ("7", "cpu fp32", "bf16"),
+        ("7a", "cpu fp32", "int8"),
+    ],
+)
+def test_warm_equals_cold_with_the_package_too(
+    version: str, strategy: str, lossy: Lossy, tmp_path: Path
+) -> None:
+    """An engine of its own for each run, as another process has it."""
+    path = weights_of(version, tmp_path)
+
+    def read(store: StateStore | None, *segments: list[int]) -> tuple[Prefill, list[bytes]]:
+        engine = load_package_engine(path, strategy, rule=PACKAGE_RULE, threads=1, lossy=lossy)
+        with Runtime(engine, store, admission=Everything()) as runtime:
+            result = runtime.prefill(list(segments))
+        stored = engine.to_stored(result.state, result.output)
+        return result, [bytes(tensor.data) for tensor in stored.parts]
+
+    with open_store((tmp_path / "store").as_uri()) as store:
+        read(store, DOCUMENT)
+        warm, warm_bits = read(store, DOCUMENT, QUESTION)
+    cold, cold_bits = read(None, DOCUMENT, QUESTION)
+    assert warm.cached_tokens > len(DOCUMENT) - PACKAGE_RULE.chunk
+    assert torch.equal(warm.logits, cold.logits)
+    assert warm_bits == cold_bits
 
 
 @kinds

@@ -24,7 +24,7 @@ from rwkv_runtime.session import Session
 from statestore import ChunkRule, StateStore, open_store
 from statestore.backends.base import Backend
 from statestore.backends.leases import Lease, Leases, Outcome
-from statestore.backends.wrappers.faulty import Fail, Fault, Faulty, Hang
+from statestore.backends.wrappers.faulty import Delay, Fail, Fault, Faulty, Hang
 from statestore.errors import UnavailableError
 from statestore.keys import plan
 from statestore.once import Once
@@ -233,6 +233,28 @@ def test_a_lease_outlives_a_failure_to_renew_it(backend: Backend) -> None:
     seen = leases_of(backend).wait(key, 0.0)
     assert seen is not None
     assert seen.outcome is Outcome.NOT_STORED
+
+
+class Slow(Watched):
+    """Takes its time for each chunk."""
+
+    def prefill(self, tokens: torch.Tensor, state: object) -> tuple[torch.Tensor, object]:
+        time.sleep(0.02)
+        return super().prefill(tokens, state)
+
+
+@pytest.mark.parametrize(("lease_s", "renewed"), [(0.2, True), (600.0, False)])
+def test_a_leader_holds_on_to_its_lease_while_it_computes(
+    model_path: Path, backend: Backend, lease_s: float, renewed: bool
+) -> None:
+    """Between chunks, where a third of its time has gone; a long one costs no round trip."""
+    one_stretch = ChunkRule(chunk=16, min_chunk=4, stride=1000)
+    counted = Faulty(backend, Fault(("renew",), Delay(0.0)))
+    engine = Slow(load_engine(model_path, rule=one_stretch, threads=1))
+    store = StateStore(counted, codec_name="raw")
+    with Runtime(engine, store, lease_s=lease_s) as runtime:  # type: ignore[arg-type]
+        runtime.warm([DOCUMENT])
+    assert bool(counted.struck["renew"]) is renewed
 
 
 SIGTERMED = """

@@ -18,8 +18,11 @@ from rwkv_runtime import Prefill, Runtime, load_engine
 from rwkv_runtime.engines import Engine
 from statestore import StateStore, open_store
 from statestore.backends.base import Backend, Blob
+from statestore.backends.leases import Outcome
 from statestore.backends.wrapper import Wrapper
 from statestore.entry import Entry
+from statestore.keys import plan
+from statestore.owner import new_owner
 from tests.places.postgres_servers import PostgresPlace
 from tests.places.redis_servers import running
 from tests.runtime.workers.crowd import (
@@ -39,6 +42,8 @@ SIZE = 16
 #: What is late on a busy machine is not dead: deadlines have tests of their own.
 PATIENT = "find_ms=30000&fetch_ms=30000"
 QUESTION = len(question(0))
+ELSEWHERE = f"another-{new_owner()}"  # of another machine: nobody here can tell that it died
+HANG_S = 120.0  # far above what is waited here, far below that lease
 
 
 Expected = Callable[[int, list[Member]], dict[int, str]]
@@ -186,6 +191,28 @@ def test_an_interrupted_leader_lets_the_next_one_compute_at_once(
         with Runtime(engine, store) as other:
             assert other.prefill([[5] * 300]).computed_tokens <= 300
         assert runtime.prefill([[5] * 300]).computed_tokens == 0
+
+
+def test_nobody_waits_longer_than_computing_would_take(engine: Engine, store_url: str) -> None:
+    """For one elsewhere who neither computes nor lets its lease go. What it has is waited for, and
+    no more: the stretch below it is computed at once, and stored.
+    """
+    asked = [document(4), question(1)]
+    with open_store(store_url) as store, Runtime(engine, store) as runtime:
+        runtime.prefill([DOCUMENT])  # from now on its speed is known
+        held = plan(asked, engine.fingerprint.digest, RULE).boundaries[-2].key
+        leases = store.leases
+        assert leases is not None
+        assert held.n_tokens == len(DOCUMENT)
+        assert leases.acquire(held, ELSEWHERE, 600.0).owner == ELSEWHERE
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(runtime.prefill, asked)
+            try:
+                read = reading.result(HANG_S)
+            finally:
+                leases.release(held, ELSEWHERE, Outcome.NOT_STORED)
+        assert leases.wait(held, 0.0) is not None
+    assert read.computed_tokens == len(DOCUMENT) + QUESTION
 
 
 def test_no_lease_is_asked_for_where_nothing_is_worth_storing(

@@ -12,9 +12,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rwkv_runtime.engines import load_engine
+from rwkv_runtime.engines import KernelName, load_engine
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.testing import small_architecture, write_random_weights
+from statestore.layouts import from_fla, to_fla
+from tests.runtime.weights.fla_model import (
+    CACHED,
+    GOLDEN,
+    LAYERS,
+    TOKENS,
+    Tensors,
+    in_their_form,
+    write_model,
+)
 from tests.runtime.workers.commanded import run
 
 CONFIG: dict[str, Any] = {
@@ -25,52 +35,6 @@ CONFIG: dict[str, Any] = {
     "attn": None,
     "tie_word_embeddings": False,
 }
-# What stands under which name, written out: (Hugging Face, official, transposed).
-OUTSIDE = [
-    ("model.embeddings.weight", "emb.weight", False),
-    ("model.norm.weight", "ln_out.weight", False),
-    ("model.norm.bias", "ln_out.bias", False),
-    ("lm_head.weight", "head.weight", False),
-]
-LAYER = [
-    *((f"{new}.{leaf}", f"{old}.{leaf}", False)
-      for new, old in (("attn_norm", "ln1"), ("ffn_norm", "ln2"), ("attn.g_norm", "att.ln_x"))
-      for leaf in ("weight", "bias")),
-    *((f"attn.x_{x}", f"att.x_{x}", False) for x in "rwkvag"),
-    *((f"attn.{name}", f"att.{name}", False) for name in ("k_k", "k_a", "r_k")),
-    ("attn.r_proj.weight", "att.receptance.weight", False),
-    ("attn.k_proj.weight", "att.key.weight", False),
-    ("attn.v_proj.weight", "att.value.weight", False),
-    ("attn.o_proj.weight", "att.output.weight", False),
-    *((f"attn.{x}_lora.lora.0.weight", f"att.{x}1", True) for x in "wavg"),
-    *((f"attn.{x}_lora.lora.2.weight", f"att.{x}2", True) for x in "wavg"),
-    *((f"attn.{x}_lora.lora.2.bias", f"att.{x}0", False) for x in "wav"),
-    ("ffn.x_k", "ffn.x_k", False),
-    ("ffn.key.weight", "ffn.key.weight", False),
-    ("ffn.value.weight", "ffn.value.weight", False),
-]  # fmt: skip
-FIRST = [("pre_norm.weight", "ln0.weight", False), ("pre_norm.bias", "ln0.bias", False)]
-
-Tensors = dict[str, Tensor]
-
-
-def in_their_form(tensors: Tensors, layers: int) -> Tensors:
-    names = list(OUTSIDE)
-    for layer in range(layers):
-        of_layer = LAYER + (FIRST if layer == 0 else [])
-        if layer == 0:
-            of_layer = [row for row in of_layer if "v_lora" not in row[0]]
-        names += [
-            (f"model.layers.{layer}.{new}", f"blocks.{layer}.{old}", turned)
-            for new, old, turned in of_layer
-        ]
-    unnamed = tensors.keys() - {old for _, old, _ in names}
-    assert unnamed == set()
-    theirs = {}
-    for new, old, turned in names:
-        tensor = tensors[old].t() if turned else tensors[old]
-        theirs[new] = (tensor[None, None] if ".x_" in new else tensor).contiguous()
-    return theirs
 
 
 @pytest.fixture
@@ -110,6 +74,39 @@ def whole(directory: Path, theirs: Tensors) -> Path:
     (directory / "model.safetensors.index.json").unlink()
     safetensors.torch.save_file(theirs, directory / "model.safetensors")
     return directory
+
+
+@pytest.mark.parametrize("kernel", ["torch", "native"])
+def test_it_is_what_flash_linear_attention_computes(tmp_path: Path, kernel: KernelName) -> None:
+    """Its logits and its cache, recorded: the names, the transpositions, and each layer's state."""
+    golden = safetensors.torch.load_file(GOLDEN)
+    engine = load_engine(write_model(tmp_path), threads=1, kernel=kernel, cache_dir=tmp_path)
+    output, state = engine.prefill(torch.tensor(TOKENS), engine.initial_state())
+    assert_near(engine.logits(output), golden["logits"])
+    cache = to_fla(engine.to_stored(state, None))
+    assert len(cache) == LAYERS
+    for layer, found in enumerate(cache):
+        for name in CACHED:
+            assert_near(torch.tensor(found[name]), golden[f"{layer}.{name}"])
+
+
+def test_its_cache_is_gone_on_from(tmp_path: Path) -> None:
+    """As a state of this engine: what follows is what follows the same tokens here."""
+    golden = safetensors.torch.load_file(GOLDEN)
+    engine = load_engine(write_model(tmp_path), threads=1, cache_dir=tmp_path)
+    cache = [
+        {name: golden[f"{layer}.{name}"].numpy() for name in CACHED} for layer in range(LAYERS)
+    ]
+    theirs, _ = engine.from_stored(from_fla(engine.schema, cache))
+    _, ours = engine.prefill(torch.tensor(TOKENS), engine.initial_state())
+    more = torch.arange(20)
+    outputs = [engine.prefill(more, state)[0] for state in (theirs, ours)]
+    assert_near(engine.logits(outputs[0]), engine.logits(outputs[1]))
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-5
 
 
 def test_a_directory_is_asked_like_a_file(ours: Path, directory: Path, tmp_path: Path) -> None:
