@@ -126,18 +126,19 @@ MOVING(WRITE, write, (int fd, const void *from, size_t size), (fd, from, size), 
 MOVING(WRITE, pwrite, (int fd, const void *from, size_t size, off_t at), (fd, from, size, at), fd, size)
 MOVING(WRITE, pwrite64, (int fd, const void *from, size_t size, off64_t at), (fd, from, size, at), fd, size)
 
-ssize_t readv(int fd, const struct iovec *to, int count) {
-    int how = verdict_on(READ, fd);
-    if (how > WELL)
-        FAIL(how);
-    if (how == NOTHING)
-        return 0;
-    if (how == HALF) { /* of the first buffer */
-        struct iovec half = {to[0].iov_base, (to[0].iov_len + 1) / 2};
-        return NEXT(readv)(fd, &half, 1);
+/* Falling short: half of the first buffer. */
+#define VECTORED(kind, name)                                                               \
+    ssize_t name(int fd, const struct iovec *buffers, int count) {                         \
+        int how = verdict_on(kind, fd);                                                    \
+        struct iovec half = {buffers[0].iov_base, (buffers[0].iov_len + 1) / 2};           \
+        if (how > WELL)                                                                    \
+            FAIL(how);                                                                     \
+        if (how == NOTHING)                                                                \
+            return 0;                                                                      \
+        return how == HALF ? NEXT(name)(fd, &half, 1) : NEXT(name)(fd, buffers, count);    \
     }
-    return NEXT(readv)(fd, to, count);
-}
+VECTORED(READ, readv)
+VECTORED(WRITE, writev)
 
 #define JUDGED(kind, name, parameters, arguments, judge, what)                             \
     int name parameters {                                                                  \

@@ -347,6 +347,12 @@ def test_an_interrupted_write_leaves_only_a_part(root: Path) -> None:
     assert [(info.name, info.size_bytes) for info in blobs.list()] == [(NAME + ".part", 5)]
 
 
+def test_more_buffers_than_one_call_takes(blobs: FilesystemBlobs) -> None:
+    parts = [bytes([number % 251]) * (number % 7) for number in range(3000)]
+    blobs.put(NAME, parts)
+    assert blobs.get(NAME) == b"".join(parts)
+
+
 def test_the_order_of_a_put(root: Path) -> None:
     """Write, fsync, rename, fsync of the directory: as the kernel is asked, in this order."""
     child = run_child(
@@ -362,11 +368,11 @@ def test_the_order_of_a_put(root: Path) -> None:
                 print("rename", Path(args[0]).name, Path(args[1]).name)
 
         sys.addaudithook(note)
-        fsync, write = os.fsync, os.write
+        fsync, write = os.fsync, os.writev
         where = lambda descriptor: os.path.basename(os.readlink(f"/proc/self/fd/{{descriptor}}"))
         os.fsync = lambda descriptor: (print("fsync", where(descriptor)), fsync(descriptor))[1]
-        os.write = lambda descriptor, data: (print("write", where(descriptor)),
-                                             write(descriptor, data))[1]
+        os.writev = lambda descriptor, data: (print("write", where(descriptor)),
+                                              write(descriptor, data))[1]
         blobs.put("{NAME}", [b"x"])
         """,
         root,
