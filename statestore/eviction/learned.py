@@ -52,7 +52,7 @@ from statestore.eviction.trials import (
     has_memo,
     sketch,
 )
-from statestore.eviction.waiting import Waiting
+from statestore.eviction.waiting import MOVED_BEFORE, Waiting
 from statestore.keys import StateKey
 
 #: Trials that a process remembers; about 20 MB.
@@ -100,7 +100,7 @@ class Learned:
         if found is not None and transient(found) and found.key == keys[0]:
             return  # whoever looks after a stop; of a prompt that ends there `hit` tells
         with self._mine():
-            self._waiting.advance(now)
+            self._waiting.advance(now, MOVED_BEFORE)
             end = keys[0].digest
             before = self._prompts.get(end)
             if before is not None and 0.0 <= now - before.began < PROMPT_S:
@@ -123,6 +123,7 @@ class Learned:
         if transient(entry):
             return Verdict(now + TRANSIENT)
         with self._mine():
+            self._waiting.advance(now)
             prompt = self._prompts.pop(entry.key.digest, None)
             trial = self._placed(entry, prompt, now)
             worth = self._worth(entry, trial)
@@ -132,6 +133,7 @@ class Learned:
     def hit(self, entry: Entry, age: float, now: float) -> Verdict:
         """On an entry that was just used."""
         with self._mine():
+            self._waiting.advance(now)
             trial = self._trials.get(entry.key.digest)
             if trial is None or trial.began < now - PROMPT_S:  # no lookup told of it
                 trial = self._use(entry.key, self._of(entry, now), AGAIN, now)
