@@ -1,11 +1,18 @@
 """What admission and policy cost each request, with 10^6 prefixes seen and (``--entries``) stored.
 
 Counted in CPU time of this process: for a file that is all; what a server does comes on top, and is
-in the wall time. A request is a prompt of so many chunks of which nothing is stored and a
-half was seen before: the dearest. In its way are the question how far it was seen (`look`) and the
-rule (`to_save`); behind its answer the note of what was new; the policy sees the lookup and gives
-the scores of a hit and of two puts. Where entries are stored, room is made for one: the least of a
-sample goes.
+in the wall time. A request is a prompt of so many chunks of which nothing is stored and a half was
+seen before: the dearest. In its way are
+
+    look      the question how far it was seen is put,
+    answer    what is left of the wait for it once the turn at its end was taken,
+    rule      `to_save`,
+    policy    sees the lookup.
+
+`turn` is what each such request pays, the lease and a second lookup; `turn alone` the same with
+nothing beside it, and `asked alone` the question waited for. Behind the answer are the note of
+what was new, and the scores of a hit and of two puts. Where entries are stored, room is made for
+one: the least of a sample goes.
 
     python -m benchmarks.admission --entries 1000000
 """
@@ -17,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
@@ -38,7 +46,7 @@ from benchmarks.storage_fetch import GUARD
 from benchmarks.storage_scale import fill
 from rwkv_runtime.admission import Admission
 from rwkv_runtime.checkpoints import to_save
-from rwkv_runtime.forks import Forks
+from rwkv_runtime.forks import Forks, Sight
 from rwkv_runtime.pace import Costs
 from statestore import open_store
 from statestore.backends.sightings import SIGHTINGS, sightings_of
@@ -46,9 +54,10 @@ from statestore.backends.sql.file import CATALOG
 from statestore.backends.sql.postgres import open_for_migration
 from statestore.backends.sql.sqlite import open_database
 from statestore.eviction import make_policy
-from statestore.keys import ChunkRule, Namespace, Plan, Role, marks, plan
+from statestore.keys import ChunkRule, KeyedBoundary, Namespace, Plan, Role, marks, plan
+from statestore.once import Once
 from statestore.simulate.replay import an_entry
-from statestore.store import StateStore
+from statestore.store import Identity, StateStore
 
 KINDS = ("memory", "file", "postgres", "redis")
 RULE = ChunkRule()
@@ -145,13 +154,17 @@ def prompts(chunks: int) -> Iterator[Plan]:
 def measured(store: StateStore, chunks: int, runs: int) -> Clocked:
     """The parts of so many requests."""
     clocked, forks, policy = Clocked(), Forks(store, Admission()), make_policy()
+    once = Once[object](lambda: store.leases)
     for number, prompt in zip(range(70_000), prompts(2), strict=False):  # what it remembers at most
         policy.put(an_entry(prompt.keys[-1], Role.PROMPT, 0, float(number)), 0.0, float(number))
     for number, prompt in zip(range(runs), prompts(chunks), strict=False):
         now = 70_000.0 + number
 
         def request(prompt: Plan = prompt, now: float = now) -> None:
-            sight = clocked("look", lambda: forks.look(prompt, 0, Namespace()))
+            end = prompt.boundaries[-1]
+            look = clocked("look", lambda: forks.look(prompt, 0, Namespace()))
+            clocked("turn", lambda: turn(store, once, end))
+            sight = clocked("answer", lambda: look.sight)
             saved = clocked(
                 "rule",
                 lambda: list(to_save(prompt, 0, 0, Admission(), COSTS, fork=sight.fork)),
@@ -159,12 +172,26 @@ def measured(store: StateStore, chunks: int, runs: int) -> Clocked:
             entries = [an_entry(b.key, b.role, 0, now) for b in saved]
             clocked("policy", lambda: policy.seen(prompt.keys_deepest_first, None, now))
             clocked("scores", lambda: [policy.put(entry, now - 60, now) for entry in entries])
-            clocked("note", lambda: forks.note(sight))
+            clocked("note", lambda: forks.note(look))
             if held := store.usage().blob_bytes:
                 clocked("room", lambda: store.backend.evict(held - 1, now, judge=policy.judge))
 
         clocked("all", request)
+        clocked("asked alone", partial(asked, forks, prompt))
+        clocked("turn alone", partial(turn, store, once, prompt.boundaries[-1]))
     return clocked
+
+
+def asked(forks: Forks, prompt: Plan) -> Sight:
+    """The answer, waited for."""
+    return forks.look(prompt, 0, Namespace()).sight
+
+
+def turn(store: StateStore, once: Once[object], end: KeyedBoundary) -> None:
+    """What a reading does before it computes up to `end`."""
+    taken = once.join(end.key)
+    store.find(Identity(bytes(32), "default"), [end.key], touch=False)
+    taken.abandon()
 
 
 def spread(seconds: list[float]) -> tuple[float, float]:

@@ -2,17 +2,31 @@
 
 A prompt that must compute more than a state is worth asks how far it was seen before; what is new
 in it is noted behind its answer. A prompt that is found, or nearly, asks nothing.
+
+Nobody waits for the answer before there is something to compute: a place that takes a round trip is
+asked on another thread, while the reading takes its first turn. An index of this process takes less
+than that, and is asked at once.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property, partial
+from typing import Final, TypeVar
 
 from rwkv_runtime.admission import Admission
 from statestore.backends.sightings import Unfailing, sightings_of
+from statestore.backends.wrappers.deadline import Threads
+from statestore.errors import BackendError
 from statestore.keys import KeyedBoundary, Namespace, Plan, fork_at, fork_place, marks
 from statestore.store import StateStore
+
+T = TypeVar("T")
+
+#: Seconds that an answer is waited for at most; places with deadlines of their own take less.
+_PATIENCE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +37,50 @@ class Sight:
     unseen: tuple[bytes, ...] = ()  # marks to note
 
 
-NOTHING: Final = Sight()
+class Look:
+    """A question under way. For one thread at a time.
+
+    Args:
+        tell: gives the answer, once.
+        ready: without waiting.
+    """
+
+    def __init__(self, tell: Callable[[], Sight], *, ready: bool) -> None:
+        self._tell = tell
+        self.ready = ready
+
+    @cached_property
+    def sight(self) -> Sight:
+        """The answer, which may be waited for."""
+        return self._tell()
+
+    @property
+    def at_hand(self) -> KeyedBoundary | None:
+        """The fork, if there is one and it is known without waiting."""
+        return self.sight.fork if self.ready else None
+
+    @property
+    def notable(self) -> bool:
+        """Whether there may be something to note."""
+        return not self.ready or bool(self.sight.unseen)
+
+    def revised(self, rule: Callable[[KeyedBoundary], T]) -> Callable[[], T | None] | None:
+        """What waits for the answer and says what `rule` makes of the fork, ``None`` where there is
+        none; ``None``: the answer was at hand.
+        """
+        if self.ready:
+            return None
+        return lambda: None if (fork := self.sight.fork) is None else rule(fork)
+
+
+#: Of a prompt that asks nothing.
+NOTHING: Final = Look(Sight, ready=True)
 
 
 class Forks:
-    """The index of `store`, or one of this process. Never raises because of the store."""
+    """The index of `store`, or one of this process. Never raises because of the store. Safe to use
+    from several threads, and from a forked child.
+    """
 
     def __init__(self, store: StateStore | None, admission: Admission) -> None:
         self._admission = admission
@@ -36,22 +89,62 @@ class Forks:
             if store is not None and admission.forks
             else None
         )
+        self._threads = self._beside()
 
-    def look(self, plan: Plan, beyond: int, namespace: Namespace) -> Sight:
-        """What is known of `plan`, of which so many tokens need not be computed."""
+    def look(self, plan: Plan, beyond: int, namespace: Namespace) -> Look:
+        """Ask what is known of `plan`, of which so many tokens need not be computed."""
         too_little = plan.n_tokens - beyond < self._admission.gain_tokens
         if self._index is None or too_little:
             return NOTHING
         keys = plan.stable_behind(0)
-        found = sum(key.n_tokens <= beyond for key in keys)
+        found = len(keys) - len(plan.stable_behind(beyond))
         unknown = tuple(marks([key.digest for key in keys], found))
-        seen = self._index.seen(unknown) if unknown else 0
-        end = len(keys) - 1 if plan.boundaries[-1].stable else len(keys)
-        place = fork_place(found + seen, found, end)
-        fork = None if place is None else fork_at(plan, keys[place], namespace)
-        return Sight(fork, unknown[seen:])
+        sight = partial(_sight, plan, namespace, found, unknown, partial(self._index.seen, unknown))
+        if self._index.shared and unknown and (answer := self._ask(sight)) is not None:
+            return Look(partial(_in_time, answer, Sight(unseen=unknown)), ready=False)
+        return Look(sight, ready=True)
 
-    def note(self, sight: Sight) -> None:
+    def note(self, look: Look) -> None:
         """A prompt was read; behind its answer."""
-        if self._index is not None and sight.unseen:
-            self._index.note(sight.unseen)
+        if self._index is not None and look.sight.unseen:
+            self._index.note(look.sight.unseen)
+
+    def close(self) -> None:
+        """Let the threads end; from now on who looks waits."""
+        self._threads[1].end()
+
+    def _ask(self, work: Callable[[], Sight]) -> Callable[[float], Sight] | None:
+        """What tells what came of `work`, done on another thread; ``None``: there is none."""
+        if self._threads[0] != os.getpid():  # a forked child has none of its parent's
+            self._threads = self._beside()
+        try:
+            return self._threads[1].begin("look", work)
+        except BackendError:  # closed, or the system gives no more
+            return None
+
+    @staticmethod
+    def _beside() -> tuple[int, Threads]:
+        return os.getpid(), Threads("the index of seen prefixes")
+
+
+def _in_time(answer: Callable[[float], Sight], otherwise: Sight) -> Sight:
+    """The answer; too late, something is computed once more than it had to be."""
+    try:
+        return answer(_PATIENCE_S)
+    except BackendError:
+        return otherwise
+
+
+def _sight(
+    plan: Plan,
+    namespace: Namespace,
+    found: int,
+    unknown: tuple[bytes, ...],
+    seen: Callable[[], int],
+) -> Sight:
+    """What follows from how many of the `unknown` behind the `found` were seen."""
+    count, ends = seen() if unknown else 0, plan.stable_behind(0)
+    end = len(ends) - 1 if plan.boundaries[-1].stable else len(ends)
+    place = fork_place(found + count, found, end)
+    fork = None if place is None else fork_at(plan, ends[place], namespace)
+    return Sight(fork, unknown[count:])

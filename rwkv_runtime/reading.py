@@ -145,11 +145,19 @@ class Reading:
         self._turn: Turn[Point] | None = None
         self._move(start)
 
-    def run(self, saved: Iterable[KeyedBoundary], *, shared: bool) -> None:
+    def run(
+        self,
+        saved: Iterable[KeyedBoundary],
+        *,
+        shared: bool,
+        revised: Callable[[], Iterable[KeyedBoundary] | None] | None = None,
+    ) -> None:
         """Read on to the prompt's end; states at `saved` (ascending) are saved and, if `shared`,
-        computed once among all who want them.
+        computed once among all who want them. Then `revised` is asked, before anything is computed,
+        for what is to be saved instead; ``None``: all is as it was.
         """
         self._saved = {boundary.position: boundary for boundary in saved}
+        self._revised = revised
         try:
             if shared:
                 self._share()
@@ -169,6 +177,8 @@ class Reading:
         while True:
             while (boundary := self._next()) is not None:
                 self._reach(boundary)
+            if self._revise():
+                continue
             if self._stored <= self.point.position:
                 return
             self._look()
@@ -196,11 +206,22 @@ class Reading:
             self._look()
             if self.point.position >= boundary.position:
                 turn.end(Outcome.PUBLISHED)
-            elif self._goes_back(boundary):
+            elif (self._revise() and self._next() != boundary) or self._goes_back(boundary):
                 turn.abandon()
             else:
                 self._compute(boundary.position)
         self._turn = None
+
+    def _revise(self) -> bool:
+        """Save what is worth it by what was found out meanwhile; whether there was such a thing.
+        Asked for late: a turn's round trips have passed by then.
+        """
+        revised, self._revised = self._revised, None
+        saved = None if revised is None else revised()
+        if saved is None:
+            return False
+        self._saved = {boundary.position: boundary for boundary in saved}
+        return True
 
     def _goes_back(self, boundary: KeyedBoundary | None = None) -> bool:
         """Whether a state (below `boundary`) that was said to be stored is missing: whoever was to

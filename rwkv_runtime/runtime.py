@@ -278,6 +278,7 @@ class Runtime:
         Later requests are answered all the same, and store nothing.
         """
         self._writer.close()
+        self._session.forks.close()
 
     def __enter__(self) -> Self:
         return self

@@ -28,7 +28,7 @@ from torch import Tensor
 from rwkv_runtime.admission import Admission
 from rwkv_runtime.checkpoints import stops_below, to_save
 from rwkv_runtime.engines import Engine, EngineState, check_tokens
-from rwkv_runtime.forks import Forks, Sight
+from rwkv_runtime.forks import Forks, Look
 from rwkv_runtime.pace import Pace
 from rwkv_runtime.reading import AtOnce, Bookmark, Fresh, Point, Progress, Reading, Turns
 from rwkv_runtime.writer import Put, Writer
@@ -96,7 +96,7 @@ class Session:
         self.once = Once[Point](self._leases, least_ttl_s=lease_s)
         self._writer = writer
         self.admission = admission
-        self._forks = Forks(store, admission)
+        self.forks = Forks(store, admission)
         self._log = access_log
         self.turns: Turns = AtOnce()
 
@@ -152,10 +152,12 @@ class Session:
         tokens = torch.from_numpy(np.frombuffer(prompt.tokens, "<u4").astype(np.int64))
         check_tokens(tokens, self.engine.vocabulary)
         start = self._start(prompt, bookmark)
-        sight = self._forks.look(prompt, start.position, self.namespace)
+        look = self.forks.look(prompt, start.position, self.namespace)
+        rule = partial(self._to_save, prompt, start, named_segments, grows)
         reading = Reading(self, prompt, tokens, start, progress=progress, bookmark=bookmark)
         reading.run(
-            self._to_save(prompt, start, named_segments, grows=grows, fork=sight.fork),
+            rule(look.at_hand),
+            revised=look.revised(rule),
             shared=self.store is not None and not self._writer.closed,
         )
         end = reading.point
@@ -175,7 +177,7 @@ class Session:
             seconds=time.perf_counter() - began,
         )
         access = None if self._log is None else self._access(prompt, result)
-        return result, self._later(prompt, reading, sight, access)
+        return result, self._later(prompt, reading, look, access)
 
     def submit(self, puts: Iterable[Put], *, wait: bool = True) -> None:
         """Hand things over to the writer; states that it drops are counted with the store's puts.
@@ -253,7 +255,7 @@ class Session:
         return Point(0, self.engine.initial_state(), None, 0.0, 0)
 
     def _to_save(
-        self, prompt: Plan, start: Point, named: int, *, grows: bool, fork: KeyedBoundary | None
+        self, prompt: Plan, start: Point, named: int, grows: bool, fork: KeyedBoundary | None
     ) -> tuple[KeyedBoundary, ...]:
         if self.store is None:
             return ()
@@ -272,12 +274,12 @@ class Session:
         return Point(position, state, output, entry.cost_s, lasting, entry)
 
     def _later(
-        self, prompt: Plan, reading: Reading, sight: Sight, access: Access | None
+        self, prompt: Plan, reading: Reading, look: Look, access: Access | None
     ) -> tuple[Put, ...]:
         """A database's write lock is nothing to wait for before an answer."""
         later: list[Put] = []
-        if reading.used is not None or sight.unseen or access is not None:
-            later.append(_Note(self, reading.used, sight, access))
+        if reading.used is not None or look.notable or access is not None:
+            later.append(_Note(self, reading.used, look, access))
         if reading.fresh is not None and self.store is not None:
             later.append(_Save(self, self.store, prompt, reading.fresh))
         return tuple(later)
@@ -297,11 +299,11 @@ class Session:
             seconds=result.seconds,
         )
 
-    def note(self, used: Entry | None, sight: Sight, access: Access | None) -> None:
+    def note(self, used: Entry | None, look: Look, access: Access | None) -> None:
         """Write down what a reading used, what was new in it, and that it was."""
         if used is not None and self.store is not None:
             self.store.touch(used)
-        self._forks.note(sight)
+        self.forks.note(look)
         if access is not None and self._log is not None:
             self._log.append(access)
 
@@ -363,11 +365,11 @@ class _Note:
 
     session: Session
     used: Entry | None
-    sight: Sight
+    look: Look
     access: Access | None
 
     def __call__(self) -> None:
-        self.session.note(self.used, self.sight, self.access)
+        self.session.note(self.used, self.look, self.access)
 
 
 @dataclass(frozen=True, slots=True)

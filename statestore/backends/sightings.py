@@ -129,6 +129,11 @@ class Unfailing:
         self._metrics = metrics
         self._complaints = Complaints(log)
 
+    @property
+    def shared(self) -> bool:
+        """Whether it is asked anywhere else than in this process's memory."""
+        return not (self._shared is None or isinstance(self._shared, LocalSightings))
+
     def seen(self, marks: Sequence[bytes]) -> int:
         """As the port says."""
         if self._shared is not None and marks:

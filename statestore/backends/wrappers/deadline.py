@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from statestore.errors import ClosedError, UnavailableError
 
@@ -75,12 +76,22 @@ class Threads:
             UnavailableError: the system gives no more threads.
             ClosedError: `end` was called.
         """
+        return self.begin(operation, work)(limit_s)
+
+    def begin(self, operation: str, work: Callable[[], T]) -> Callable[[float], T]:
+        """Run `work` beside the caller. What comes back does the rest of `call`, once or never.
+
+        Raises as `call`, but for `OverdueError`.
+        """
         call = _Call(work)
         self._hand_over(call)
+        return partial(self._outcome, operation, call)
+
+    def _outcome(self, operation: str, call: _Call, limit_s: float) -> Any:  # noqa: ANN401 - of `work`
         try:
             if not call.ended.acquire(timeout=limit_s):
                 raise OverdueError(f"{self._place}: no answer to {operation} within {limit_s:g} s")
-            return cast("T", call.outcome())
+            return call.outcome()
         finally:
             call.wanted = False
             with self._lock:
@@ -131,6 +142,7 @@ class Threads:
                 return
             call.run()
             with self._lock:
+                self._awaited.discard(call)  # nobody may ask for what came of it
                 self._spare += 1  # before the caller goes on: its next call finds this thread
             call.end()
             del call  # it holds a state, and the next one may be long in coming

@@ -62,13 +62,13 @@ class Live:
     def read(self, prompt: Plan) -> None:
         found = self.store.find(IDENTITY, prompt.keys_deepest_first, touch=False)
         start = 0 if found is None else found.entry.key.n_tokens
-        sight = self.forks.look(prompt, start, Namespace())
+        look = self.forks.look(prompt, start, Namespace())
         if found is not None:
             self.hits += start
             self.store.touch(found.entry)
-        self.forks.note(sight)
+        self.forks.note(look)
         lasting = start
-        for boundary in to_save(prompt, start, start, KEEPS, COSTS, fork=sight.fork):
+        for boundary in to_save(prompt, start, start, KEEPS, COSTS, fork=look.sight.fork):
             self.store.put(
                 IDENTITY,
                 boundary.key,
