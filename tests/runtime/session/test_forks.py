@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,17 @@ from rwkv_runtime import Prefill, Runtime, load_engine
 from rwkv_runtime.admission import Admission
 from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.engines import Engine
+from rwkv_runtime.forks import Forks, Sight
 from rwkv_runtime.pace import Costs
 from statestore import ChunkRule, Namespace, Role, StateStore, open_store
+from statestore.backends.base import Backend
+from statestore.backends.leases import Leases
+from statestore.backends.sightings import Sightings, sightings_of
+from statestore.backends.wrapper import Wrapper
 from statestore.backends.wrappers.faulty import Delay, Fail, Fault, Faulty
 from statestore.errors import UnavailableError
 from statestore.eviction import make_policy
-from statestore.keys import Plan, fork_at, plan
+from statestore.keys import Plan, fork_at, marks, plan
 from statestore.simulate import make_admission, read_trace, replay
 from tests.places.postgres_servers import PostgresPlace
 from tests.places.redis_servers import running
@@ -97,6 +105,100 @@ def test_the_third_of_three_processes_computes_its_tail_alone(workers: Workers, 
     assert_same_bits(answers[2], afresh)
     with open_store(place) as store:
         assert {(2000, Role.FORK), (2100, Role.PROMPT)} == kept(store)
+
+
+# Beside the reading
+
+
+class Held(Wrapper):
+    """Tells what it saw once somebody has asked for a lease, or `told` is set."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner)
+        self.told = threading.Event()
+
+    @property
+    def leases(self) -> Leases | None:
+        self.told.set()
+        return super().leases
+
+    @property
+    def sightings(self) -> Sightings | None:
+        return _Waiting(sightings_of(self.inner), self.told)
+
+
+class _Waiting:
+    def __init__(self, inner: Sightings | None, told: threading.Event) -> None:
+        assert inner is not None
+        self._inner = inner
+        self._told = told
+        self.note = inner.note
+
+    def seen(self, marks: Sequence[bytes]) -> int:
+        assert self._told.wait(60)
+        return self._inner.seen(marks)
+
+
+def test_the_answer_is_waited_for_once_the_first_turn_is_taken(
+    engine: Engine, store: StateStore
+) -> None:
+    """If it were waited for before, the second prompt would give up and keep no fork."""
+    for number in (1, 2):
+        held = StateStore(Held(store.backend), codec_name="raw")
+        read(engine, held, prompt(number))
+    assert kept(store) == {(LAST, Role.FORK), (700, Role.PROMPT)}
+    (third,) = read(engine, store, prompt(3))
+    (afresh,) = read(engine, None, prompt(3))
+    assert third.cached_tokens == LAST
+    assert third.logits.equal(afresh.logits)
+
+
+def test_the_turn_at_the_end_is_free_again(engine: Engine, store: StateStore) -> None:
+    """The second prompt had it before it knew of the fork, and left it; then it took it anew."""
+    with Runtime(engine, store) as runtime:
+        runtime.prefill(prompt(1))
+        runtime.prefill(prompt(2))
+        end = runtime.session.plan(prompt(2)).keys[-1]
+    assert store.leases is not None
+    assert store.leases.acquire(end, "somebody", 10.0).owner == "somebody"
+
+
+def test_who_is_never_told_computes_all(engine: Engine, store: StateStore) -> None:
+    read(engine, store, prompt(1))
+    held = Held(store.backend)
+    forks = Forks(StateStore(held, codec_name="raw"), Admission())
+    asked = plan(prompt(2), bytes(32), RULE)
+    look = forks.look(asked, 0, Namespace())
+    assert not look.ready
+    assert look.sight == Sight(None, tuple(marks([key.digest for key in asked.stable_behind(0)])))
+    held.told.set()
+    forks.close()
+
+
+@pytest.mark.parametrize("url", ["memory:", "file"])
+def test_an_index_of_this_process_is_asked_at_once(url: str, tmp_path: Path) -> None:
+    with open_store((tmp_path / "store").as_uri() if url == "file" else url) as store:
+        forks, asked = Forks(store, Admission()), plan(prompt(1), bytes(32), RULE)
+        assert forks.look(asked, 0, Namespace()).ready == (url == "memory:")
+        forks.close()
+        look = forks.look(asked, 0, Namespace())
+        assert look.ready, "closed, it has no threads"
+        assert len(look.sight.unseen) == len(asked.stable_behind(0))
+
+
+def test_a_forked_child_asks_beside_its_own_reading(tmp_path: Path) -> None:
+    with open_store((tmp_path / "store").as_uri()) as store:
+        forks = Forks(store, Admission())
+        forks.note(forks.look(plan(prompt(1), bytes(32), RULE), 0, Namespace()))
+        child = os.fork()
+        if child == 0:
+            fork = None
+            with suppress(BaseException):
+                look = forks.look(plan(prompt(2), bytes(32), RULE), 0, Namespace())
+                fork = look.sight.fork if not look.ready else None
+            os._exit(0 if fork is not None and fork.position == LAST else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        forks.close()
 
 
 # One process

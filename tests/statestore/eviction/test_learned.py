@@ -17,7 +17,7 @@ from statestore.entry import MEMO_BYTES, Entry, Role
 from statestore.eviction import POLICIES, make_policy
 from statestore.eviction.learned import Learned
 from statestore.eviction.trials import Trial
-from statestore.eviction.waiting import MOVED
+from statestore.eviction.waiting import MOVED, MOVED_BEFORE
 from statestore.keys import StateKey
 from statestore.simulate import Request, make_admission, replay, replay_clairvoyant
 from statestore.simulate.replay import an_entry as an_entry_of
@@ -234,11 +234,11 @@ def test_a_fork_while_it_is_at_work() -> None:
 
 @pytest.fixture
 def million() -> Learned:
-    """A policy that has met more states than it remembers."""
+    """A policy that has met more states than it remembers, all within a second."""
     policy = Learned()
     for number in range(70_000):
         key = StateKey(number.to_bytes(32, "big"), 512 * (1 + number % 40))
-        policy.put(an_entry_of(key, Role.PROMPT, 0, NOW), NOW - 100, NOW + number / 10)
+        policy.put(an_entry_of(key, Role.PROMPT, 0, NOW), NOW - 100, NOW + number / 1e5)
     return policy
 
 
@@ -263,9 +263,14 @@ def test_no_request_pays_for_all_that_waited(million: Learned) -> None:
     young = million._waiting._by_step[0]
     waiting = len(young)
     assert waiting > 65_000
-    for number in range(1, 4):
-        million.seen(a_prefix(number), None, NOW + 50_000.0)
-        assert len(young) == waiting - number * MOVED
+    for number in range(3):
+        keys = a_prefix(number)
+        million.seen(keys, None, NOW + 50_000.0)
+        waiting -= MOVED_BEFORE
+        assert len(young) == waiting
+        million.put(an_entry_of(keys[-1], Role.PROMPT, 0, NOW + 50_000.0), NOW, NOW + 50_000.0)
+        waiting -= MOVED - 1  # and its own begins
+        assert len(young) == waiting
 
 
 # What is written beside an entry

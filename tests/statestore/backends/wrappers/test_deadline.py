@@ -66,6 +66,34 @@ def test_beyond_the_bound_a_call_waits_within_its_deadline(threads: Threads) -> 
     assert threads.running == 4
 
 
+def test_a_call_that_was_begun_runs_beside_the_caller(threads: Threads) -> None:
+    released = threading.Event()
+    answer = threads.begin("look", lambda: released.wait(LONG_S) and "found")
+    released.set()
+    assert answer(LONG_S) == "found"
+    overdue = threads.begin("look", released.clear)
+    assert overdue(LONG_S) is None
+    with pytest.raises(OverdueError, match="no answer to look"):
+        threads.begin("look", lambda: released.wait(LONG_S))(0.01)
+    released.set()
+
+
+def test_nobody_need_ask_what_came_of_a_call(threads: Threads) -> None:
+    kept: list[weakref.ref[Result]] = []
+
+    def work() -> Result:
+        result = Result()
+        kept.append(weakref.ref(result))
+        return result
+
+    threads.begin("look", work)
+    for _ in range(1000):
+        threads.call("look", lambda: None, LONG_S)
+        if kept and kept[0]() is None:
+            return
+    pytest.fail("its result is kept")
+
+
 def test_many_callers_share_the_threads(threads: Threads) -> None:
     with ThreadPoolExecutor(16) as callers:
         answers = callers.map(lambda n: threads.call("find", lambda: n, LONG_S), range(2000))
