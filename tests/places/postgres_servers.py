@@ -84,7 +84,7 @@ class PostgresServer:
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         with (self.root / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, **self._as_account())
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, **self.as_account())
         self._wait_until_up()
 
     def stop(self) -> None:
@@ -98,7 +98,7 @@ class PostgresServer:
     def promote(self) -> None:
         """From now on it writes."""
         command = [self._bin / "pg_ctl", "promote", "-D", self.root / "data"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._as_account())
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self.as_account())
 
     def pause(self) -> None:
         """Nobody answers any more, but connections stay."""
@@ -183,15 +183,15 @@ class PostgresServer:
         password.chmod(0o644)
         command = [self._bin / "initdb", "-D", self.root / "data", "-U", USER, "-E", "UTF8"]
         command += ["--locale=C", "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._as_account())
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self.as_account())
 
     def _copy(self, primary: PostgresServer) -> None:
         command = [self._bin / "pg_basebackup", "-D", self.root / "data", "-R", "-c", "fast"]
         command += ["--no-sync", "-h", primary.root, "-p", str(primary.port), "-U", USER]
         environ = {**os.environ, "PGPASSWORD": SECRET}
-        subprocess.run(command, check=True, env=environ, **self._as_account())
+        subprocess.run(command, check=True, env=environ, **self.as_account())
 
-    def _as_account(self) -> dict[str, Any]:
+    def as_account(self) -> dict[str, Any]:
         if self._account is None:
             return {"cwd": self.root}
         return {

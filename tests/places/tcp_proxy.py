@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from types import TracebackType
@@ -17,7 +18,8 @@ class Proxy:
 
     Args:
         port: the server's.
-        bytes_per_s: of each connection and direction; ``None``: as fast as it goes.
+        bytes_per_s: of each connection and direction; ``None``: as fast as it goes. May be changed,
+            and so may `bytes_at_once`, that come together.
         cut_after: a connection is closed when it has brought back this many bytes.
         replaced: what an answer never says, and what it says instead.
     """
@@ -31,7 +33,10 @@ class Proxy:
         replaced: tuple[bytes, bytes] = (b"", b""),
     ) -> None:
         self._server_port = port
-        self._bytes_per_s = bytes_per_s
+        self.bytes_per_s = bytes_per_s
+        self.bytes_at_once = _STEP
+        self._lossy: set[int] = set()  # pairs of sockets that lead nowhere any more
+        self.loses_answer_to: bytes | None = None  # resets the client when it has asked this, once
         self._cut_after = cut_after
         self._replaced = replaced
         self._sockets: list[socket.socket] = []
@@ -43,6 +48,13 @@ class Proxy:
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def lose(self, newest: int | None = None) -> None:
+        """Connections are half-open from now on: nobody is told, and nobody heard. All of them, or
+        so many that came last.
+        """
+        sockets = self._sockets if newest is None else self._sockets[-2 * newest :]
+        self._lossy.update(id(each) for each in sockets)
 
     def __enter__(self) -> Self:
         return self
@@ -73,15 +85,29 @@ class Proxy:
     def _pass_on(self, source: socket.socket, target: socket.socket, back: bool) -> None:
         passed = 0
         with contextlib.suppress(OSError):
-            while data := source.recv(_STEP):
+            while data := source.recv(self.bytes_at_once):
+                if id(source) in self._lossy:
+                    continue
                 if back and self._replaced[0]:
                     data = data.replace(*self._replaced)
-                if self._bytes_per_s is not None:
-                    time.sleep(len(data) / self._bytes_per_s)
+                if self.bytes_per_s is not None:
+                    time.sleep(len(data) / self.bytes_per_s)
                 passed += len(data)
                 if back and self._cut_after is not None and passed > self._cut_after:
                     break
                 target.sendall(data)
+                if not back and self.loses_answer_to and self.loses_answer_to in data:
+                    self.loses_answer_to = None
+                    self._reset(source)
+                    break
+        if id(source) in self._lossy:
+            return
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def _reset(self, client: socket.socket) -> None:
+        """As a firewall does that has forgotten a connection: no end, but a refusal (RST)."""
+        self._lossy.add(id(client))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()

@@ -1,17 +1,19 @@
 """A connection to PostgreSQL that hears which leases were released: LISTEN, on one channel.
 
-Connections through a pooler that shares
-sessions hear nothing; who waits there sees a release at the next look.
+Through a pooler that shares sessions nothing is heard; who waits there sees a release at the next
+look.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import psycopg
 from sqlalchemy import URL
 
 from statestore.backends.sql.leases import CHANNEL
+from statestore.backends.sql.postgres import BoundedConnection
 from statestore.errors import UnavailableError
 
 _CONNECT_S: Final = 2  # the least that the driver takes; per address of the host
@@ -28,10 +30,12 @@ class PostgresLine:
         _, given = url.get_dialect()().create_connect_args(url)
         settings: dict[str, Any] = {"application_name": "statestore", **given}
         try:
-            self._connection = psycopg.Connection.connect(
+            self._connection = BoundedConnection.connect(
                 autocommit=True, **{**settings, "connect_timeout": _CONNECT_S}
             )
+            self._connection.answer_s = _CONNECT_S
             self._connection.execute(f"LISTEN {CHANNEL}")
+            self._connection.answer_s = math.inf
         except psycopg.Error as error:
             raise UnavailableError(f"no line to the catalog's server: {_line(error)}") from error
 

@@ -11,6 +11,9 @@
   go straight to the driver.
 * **READ COMMITTED** for writes, whatever the server's default: a write first locks the row that
   decides (``FOR UPDATE``), and two that insert one key meet in its unique index.
+* **A pooler** in front may give each transaction another of the server's connections, where a
+  statement that was prepared under our name is somebody else's, or none. Nothing is prepared where
+  the server's process is not the one that the connection was told of.
 * **Migrations** hold an advisory lock from before they look until they have committed, and wait
   for it, and for their statements, as long as it takes.
 """
@@ -201,11 +204,13 @@ def _until(gen: PQGen[T], answer_s: float) -> PQGen[T]:
     deadline = time.monotonic() + answer_s
     try:
         wanted = next(gen)
-        while True:
+        overdue = False
+        while not overdue:
             ready = yield wanted
-            if not ready and time.monotonic() > deadline:
-                raise _OverdueError(f"no answer within {answer_s:.3g} s")
-            wanted = gen.send(ready)
+            overdue = time.monotonic() > deadline
+            if ready or not overdue:  # what has come in the meantime may be all
+                wanted = gen.send(ready)
+        raise _OverdueError(f"no answer within {answer_s:.3g} s")
     except StopIteration as end:
         return cast("T", end.value)
 
@@ -215,7 +220,11 @@ def _engine(
 ) -> Engine:
     # No statement here gains by being compiled, and an estimate may have one compiled for 0.1 s.
     settings = "; ".join(
-        ["SET jit = off", *(f"SET {name} = {round(1000 * s)}" for name, s in limits.items())]
+        [
+            "SET jit = off",
+            *(f"SET {name} = {round(1000 * s)}" for name, s in limits.items()),
+            "SELECT pg_backend_pid()",
+        ]
     )
     engine = create_engine(
         url,
@@ -246,7 +255,9 @@ def _engine(
         try:
             # not among the parameters of the start: a pooler would refuse them
             connection.autocommit = True
-            connection.execute(settings.encode())
+            cursor = connection.execute(settings.encode())
+            if _is_pooled(connection, cursor):
+                connection.prepare_threshold = None
         except psycopg.Error:
             connection.close()
             raise
@@ -263,6 +274,16 @@ def _engine(
             connection.execution_options(isolation_level="READ COMMITTED")
 
     return engine
+
+
+def _is_pooled(connection: BoundedConnection, told: psycopg.Cursor[TupleRow]) -> bool:
+    """Whether another process answers than the one that the connection was opened to: a pooler
+    gives a number of its own, whatever it pools by. `told` ends with the process that answers.
+    """
+    while told.nextset():
+        pass
+    row = told.fetchone()
+    return row is None or row[0] != connection.pgconn.backend_pid
 
 
 def _has_news(socket: int) -> bool:
