@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 _STEP = 16_384  # bytes forwarded at once
+_DRIP_S = 0.08  # between two bytes
 
 
 class Proxy:
@@ -18,8 +19,7 @@ class Proxy:
 
     Args:
         port: the server's.
-        bytes_per_s: of each connection and direction; ``None``: as fast as it goes. May be changed,
-            and so may `bytes_at_once`, that come together.
+        bytes_per_s: of each connection and direction; ``None``: as fast as it goes.
         cut_after: a connection is closed when it has brought back this many bytes.
         replaced: what an answer never says, and what it says instead.
     """
@@ -33,8 +33,8 @@ class Proxy:
         replaced: tuple[bytes, bytes] = (b"", b""),
     ) -> None:
         self._server_port = port
-        self.bytes_per_s = bytes_per_s
-        self.bytes_at_once = _STEP
+        self._bytes_per_s = bytes_per_s
+        self.drips = False  # answers come byte by byte: there is always one more, and never all
         self._lossy: set[int] = set()  # pairs of sockets that lead nowhere any more
         self.loses_answer_to: bytes | None = None  # resets the client when it has asked this, once
         self._cut_after = cut_after
@@ -85,13 +85,17 @@ class Proxy:
     def _pass_on(self, source: socket.socket, target: socket.socket, back: bool) -> None:
         passed = 0
         with contextlib.suppress(OSError):
-            while data := source.recv(self.bytes_at_once):
+            while data := source.recv(1 if back and self.drips else _STEP):
                 if id(source) in self._lossy:
                     continue
                 if back and self._replaced[0]:
                     data = data.replace(*self._replaced)
-                if self.bytes_per_s is not None:
-                    time.sleep(len(data) / self.bytes_per_s)
+                if self._bytes_per_s is not None:
+                    time.sleep(len(data) / self._bytes_per_s)
+                while back and self.drips and data:
+                    target.sendall(data[:1])
+                    data = data[1:]
+                    time.sleep(_DRIP_S)
                 passed += len(data)
                 if back and self._cut_after is not None and passed > self._cut_after:
                     break

@@ -34,7 +34,6 @@ from tests.statestore.backends.sql.test_postgres_faults import request
 
 TIMEOUT_S = 1.0
 ENDS_S = 20.0  # of a few calls, each of which ends 1.5 s late at most, or 2 s where it connects
-DRIP = 40.0  # bytes per second: an answer that takes longer than anybody waits
 
 CALLS: dict[str, Callable[[Backend], object]] = {
     "longest": lambda backend: backend.longest([a_key(0)], CREATED_AT),
@@ -71,12 +70,12 @@ def test_an_answer_that_drips_is_not_waited_for(
     """There is always a byte more, so nobody is ever silent."""
     backend = open_backend(url_by(place, proxy.port, timeout_s=TIMEOUT_S, find_ms=0))
     publish(backend, an_entry(0))
-    proxy.bytes_per_s, proxy.bytes_at_once = DRIP, 1
+    proxy.drips = True
     began = time.monotonic()
     with pytest.raises(UnavailableError, match=r"no answer within|closed"):
         call(backend)
     assert time.monotonic() - began < ENDS_S
-    proxy.bytes_per_s, proxy.bytes_at_once = None, 16_384
+    proxy.drips = False
     call(backend)
     assert backend.longest([a_key(0)], CREATED_AT) is not None
     backend.close()
@@ -87,14 +86,15 @@ def test_requests_go_on_without_the_store(place: PostgresPlace, proxy: Proxy, wa
     with open_store(url_by(place, proxy.port, timeout_s=TIMEOUT_S)) as store:
         assert request(store, 0) == (False, PutOutcome.PUBLISHED)
         assert request(store, 0) == (True, PutOutcome.PRESENT)
-        proxy.bytes_per_s, proxy.bytes_at_once = DRIP, 1
         if way == "half-open":
             proxy.lose()
+        else:
+            proxy.drips = True
         began = time.monotonic()
         for _ in range(10):
             assert request(store, 0) == (False, PutOutcome.DROPPED)
         assert time.monotonic() - began < ENDS_S
-        proxy.bytes_per_s, proxy.bytes_at_once = None, 16_384
+        proxy.drips = False
         wait_until_well(store)
 
 
