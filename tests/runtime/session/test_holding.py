@@ -252,9 +252,14 @@ def test_a_leader_holds_on_to_its_lease_while_it_computes(
     counted = Faulty(backend, Fault(("renew",), Delay(0.0)))
     engine = Slow(load_engine(model_path, rule=one_stretch, threads=1))
     store = StateStore(counted, codec_name="raw")
+    renewals = [0]  # so far, at each chunk's end: the put renews it once more
+
+    def note(_done: int, _whole: int) -> None:
+        renewals.append(counted.struck["renew"])
+
     with Runtime(engine, store, lease_s=lease_s) as runtime:  # type: ignore[arg-type]
-        runtime.warm([DOCUMENT])
-    assert bool(counted.struck["renew"]) is renewed
+        runtime.warm([DOCUMENT], progress=note)
+    assert bool(renewals[-1]) is renewed
 
 
 SIGTERMED = """
