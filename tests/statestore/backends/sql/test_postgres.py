@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +16,14 @@ from hypothesis import settings
 from sqlalchemy import event
 
 from statestore import Identity, open_store
+from statestore.backends.base import Backend
 from statestore.backends.leases import Outcome
 from statestore.backends.lookups import lookups_of
 from statestore.backends.sql.backend import SqlBackend
 from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.sql.lookups import SqlLookups
 from statestore.backends.sql.sightings import SqlSightings
-from statestore.entry import EntryFilter
+from statestore.entry import Candidate, Entry, EntryFilter
 from statestore.errors import SettingsError, UnavailableError
 from statestore.keys import marks
 from statestore.url import StoreURL, redacted
@@ -63,6 +64,19 @@ class TestPostgresEviction(EvictionContract):
     @pytest.fixture
     def place(self, place: PostgresPlace) -> Place:
         return place
+
+    def test_what_is_used_while_it_is_judged_stays(self, backend: Backend, place: Place) -> None:
+        """By another process: a sample is not locked while it is judged."""
+        for number in range(3):
+            publish(backend, an_entry(number, blob_bytes=100, score=10.0 - number))
+        with closing(place.open()) as other:
+
+            def judge(entries: Sequence[Candidate | Entry], now: float) -> list[float]:
+                other.touch(an_entry(0), now, 10.0)
+                return [float(entry.key.n_tokens) for entry in entries]
+
+            backend.evict(200, CREATED_AT + 100, judge=judge)
+        assert a_key(0) in {entry.key for entry in backend.entries(EntryFilter())}
 
 
 class TestPostgresLeases(LeaseContract):
