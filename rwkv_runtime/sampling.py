@@ -75,7 +75,9 @@ class Sampling:
 class Penalties:
     """How often each token was generated, fading; what that takes off the logits.
 
-    As RWKV's demos have it: before a token is counted, every count shrinks by `penalty_decay`.
+    As RWKV's demos have it: before a token is counted, every count shrinks by `penalty_decay`. (The
+    package's `PIPELINE` does the same, but counts no blanks and digits, and turns to temperature
+    behind `top_p`.)
     """
 
     def __init__(self, sampling: Sampling) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rwkv.utils import PIPELINE, PIPELINE_ARGS
 
 from rwkv_runtime.errors import NumericsError, SamplingError
 from rwkv_runtime.sampling import GREEDY, Penalties, Sampling, distribution, likeliest, sample
@@ -185,6 +186,43 @@ def test_penalties_are_the_published_formulas(
         expected[token] -= presence + count * frequency
     assert penalties.apply(logits).tolist() == expected
     assert torch.equal(logits, given)
+
+
+class Letters:
+    """A model that always says the same, and its 26 tokens, as the package's loop wants both."""
+
+    logits = torch.linspace(0.0, 2.0, 26) ** 2
+
+    def forward(self, _tokens: list[int], _state: object) -> tuple[torch.Tensor, None]:
+        return self.logits.clone(), None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(ord("a") + token) for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("presence", "frequency", "decay"), [(0.4, 0.0, 1.0), (0.0, 0.7, 0.9), (0.3, 0.5, 0.996)]
+)
+def test_penalties_are_those_of_the_package(
+    presence: float, frequency: float, decay: float
+) -> None:
+    """Held against the loop of its `PIPELINE`, for tokens that are no blanks and digits."""
+    letters = Letters()
+    theirs = PIPELINE.__new__(PIPELINE)  # without a vocabulary
+    theirs.model = theirs.tokenizer = letters
+    settings = PIPELINE_ARGS(
+        top_p=0.0, top_k=1, alpha_presence=presence, alpha_frequency=frequency, alpha_decay=decay
+    )
+    sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency, penalty_decay=decay)
+    ours, penalties = [], Penalties(sampling)
+    for _ in range(120):
+        ours.append(sample(penalties.apply(letters.logits), sampling))
+        penalties.count(ours[-1])
+    assert letters.decode(ours) == theirs.generate("a", token_count=120, args=settings)
+    assert len(set(ours)) > 1
 
 
 def test_without_penalties_earlier_tokens_mean_nothing() -> None:
