@@ -9,6 +9,7 @@ tested; errors come from where they would come from, the C library.
 from __future__ import annotations
 
 import ast
+import atexit
 import ctypes
 import functools
 import mmap
@@ -67,6 +68,7 @@ class FaultySystem:
     """One process, which opens the store that it is told to, and what its system does to it."""
 
     def __init__(self) -> None:
+        self._unheard = 0  # questions
         self._directory = tempfile.mkdtemp(prefix="faulty-")
         path = Path(self._directory) / "table"
         path.write_bytes(bytes(ctypes.sizeof(_Table)))
@@ -96,13 +98,17 @@ class FaultySystem:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
         for end in (self.process.stdin, self.process.stdout):
             assert end is not None
             with suppress(BrokenPipeError):
                 end.close()
-        shutil.rmtree(self._directory)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     def log(self) -> str:
@@ -138,6 +144,7 @@ class FaultySystem:
     def tell(self, question: str) -> None:
         """Ask for the value of an expression over the names of `faulty_worker`; see `hear`."""
         assert self.process.stdin is not None
+        self._unheard += 1
         self.process.stdin.write(question + "\n")
         self.process.stdin.flush()
 
@@ -148,12 +155,36 @@ class FaultySystem:
         assert ready, f"no answer within {ANSWER_S:g} s: {self.log}"
         line = self.process.stdout.readline()
         assert line, f"it ended with {self.process.wait(ANSWER_S)}: {self.log}"
+        self._unheard -= 1
         well, value = ast.literal_eval(line)
         if not well:
             raise WorkerError(value)
         return value
 
+    @property
+    def fit(self) -> bool:
+        """Whether it lives, and has answered every question."""
+        return self.process.poll() is None and self._unheard == 0
+
     def ask(self, question: str) -> Any:
         """The value of an expression over the names of `faulty_worker`. Raises `WorkerError`."""
         self.tell(question)
         return self.hear()
+
+
+_shared: list[FaultySystem] = []
+
+
+def shared_systems(count: int) -> list[FaultySystem]:
+    """Processes that most tests share: they start slowly. Well, at the right time, and closed."""
+    for system in [each for each in _shared if not each.fit]:  # a test failed in the midst of it
+        system.end()
+        _shared.remove(system)
+    while len(_shared) < count:
+        _shared.append(FaultySystem())
+        atexit.register(_shared[-1].end)
+    for system in _shared[:count]:
+        system.heal()
+        system.clock(0.0)
+        system.ask("close()")
+    return _shared[:count]

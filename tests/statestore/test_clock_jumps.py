@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.places.backend_places import FilePlace
-from tests.places.faulty_system import FaultySystem
+from tests.places.faulty_system import FaultySystem, shared_systems
 from tests.places.postgres_servers import PostgresPlace
 from tests.places.redis_servers import running
 
@@ -24,10 +24,9 @@ COMPUTE_S = 0.2  # what a waiter thinks it takes: it waits 2.6 s for a neighbour
 PATIENT_S = 20.0  # far beyond that, far below an hour
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[list[FaultySystem]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(FaultySystem()) for _ in range(3)]
+@pytest.fixture
+def processes() -> list[FaultySystem]:
+    return shared_systems(3)
 
 
 @pytest.fixture
@@ -39,7 +38,6 @@ def place(tmp_path: Path) -> FilePlace:
 def crew(processes: list[FaultySystem], place: FilePlace) -> Iterator[list[FaultySystem]]:
     """Three processes over one file store, at the right time."""
     for process in processes:
-        process.clock(0.0)
         process.ask(f"reopen({place.root.as_uri()!r})")
     yield processes
     for process in processes:
@@ -79,7 +77,7 @@ def test_a_jump_while_one_computes(
     leader.tell("turn(0, 1.0, works_s=1.0)")
     until(lambda: held(place))
     for other in others:
-        other.tell(f"turn(0, {COMPUTE_S})")
+        other.tell(f"turn(0, {5 * COMPUTE_S})")
     for process in {"the host's": crew, "the owner's": [leader], "the others'": others}[whose]:
         process.clock(step_s)
     began = time.monotonic()

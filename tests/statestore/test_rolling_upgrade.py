@@ -20,7 +20,7 @@ import pytest
 from statestore import open_store
 from statestore.errors import SchemaVersionError
 from statestore.tables import HEAD
-from tests.places.faulty_system import FaultySystem
+from tests.places.faulty_system import FaultySystem, shared_systems
 from tests.places.postgres_servers import PostgresPlace
 
 NEXT = "9999"
@@ -94,14 +94,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         fleet.drop()
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[FaultySystem]:
-    with FaultySystem() as process:
-        yield process
-
-
 @pytest.fixture
-def older(process: FaultySystem, place: Place) -> Iterator[FaultySystem]:
+def older(place: Place) -> Iterator[FaultySystem]:
+    (process,) = shared_systems(1)
     process.ask(f"reopen({place.url!r})")
     assert process.ask("put(0)") == "published"
     assert process.ask("find(0)") == 0

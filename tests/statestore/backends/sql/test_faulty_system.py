@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.places.backend_places import FilePlace
-from tests.places.faulty_system import HALF, NOTHING, FaultySystem, WorkerError
+from tests.places.faulty_system import HALF, NOTHING, FaultySystem, WorkerError, shared_systems
 
 CATALOG = "/catalog.sqlite3"
 BLOBS = "/blobs/"
@@ -19,21 +19,15 @@ BLOBS = "/blobs/"
 WRONG = (errno.EIO, errno.ENOSPC, errno.EMFILE)
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[FaultySystem]:
-    with FaultySystem() as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def other() -> Iterator[FaultySystem]:
-    with FaultySystem() as process:
-        yield process
+@pytest.fixture
+def other() -> FaultySystem:
+    return shared_systems(2)[1]
 
 
 @pytest.fixture
-def system(process: FaultySystem, tmp_path: Path) -> Iterator[FaultySystem]:
+def system(tmp_path: Path) -> Iterator[FaultySystem]:
     """With states 0 and 1 in a store that is open."""
+    (process,) = shared_systems(1)
     process.ask(f"reopen({(tmp_path / 'store').as_uri()!r})")
     for number in (0, 1):
         assert process.ask(f"put({number})") == "published"
@@ -177,7 +171,7 @@ def test_a_catalog_that_cannot_be_written_drops_puts(
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_catalog_that_cannot_be_read_is_a_miss(
-    system: FaultySystem, other: FaultySystem, place: FilePlace, after: int
+    other: FaultySystem, system: FaultySystem, place: FilePlace, after: int
 ) -> None:
     """With another connection's pages in nobody's cache."""
     other.ask(f"reopen({place.root.as_uri()!r})")
