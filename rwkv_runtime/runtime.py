@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from rwkv_runtime import template
 from rwkv_runtime.admission import Admission
 from rwkv_runtime.engines import Engine
-from rwkv_runtime.generation import Continuation, Generated, Stop, generate
+from rwkv_runtime.generation import Continuation, Generated, Stop
+from rwkv_runtime.questions import Answer, Questions
+from rwkv_runtime.replies import Replies
 from rwkv_runtime.sampling import GREEDY, Sampling
-from rwkv_runtime.session import Bookmark, Prefill, Progress, Session
+from rwkv_runtime.session import Prefill, Progress, Session
 from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
-from rwkv_runtime.writer import Put, Writer
+from rwkv_runtime.writer import Writer
 from statestore.accesslog import AccessLog
 from statestore.backends import ending
 from statestore.explain import Verdict, explain, stored_along
 from statestore.keys import Namespace, Tokens
 from statestore.store import StateStore
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One question's answer and what it cost."""
-
-    question: str
-    answer: str
-    cached_tokens: int
-    computed_tokens: int
-    tokenise_s: float  # of document and question
-    ttft_s: float  # from token ids to the first new token
-    total_s: float
-    prefill: Prefill
+__all__ = ["Answer", "Runtime"]
 
 
 class Runtime:
@@ -188,10 +174,14 @@ class Runtime:
         """`generate` in two steps: when this returns the first token has been chosen, and what the
         prompt took is known.
         """
-        session = self._session.within(namespace)
-        prefill, later = session.read(segments, progress, grows=grows)
-        new = self.continue_from(prefill, max_tokens=max_tokens, sampling=sampling, stop=stop)
-        return prefill, self._after_first(new, later)
+        return self._replies(namespace).reply(
+            segments,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            progress=progress,
+            grows=grows,
+        )
 
     def continue_from(
         self,
@@ -202,15 +192,7 @@ class Runtime:
         stop: Stop | None = None,
     ) -> Iterator[Generated]:
         """New tokens after a prompt that has been read; `prefill` itself stays as it is."""
-        return generate(
-            self.engine,
-            prefill.state,
-            prefill.logits,
-            tokenizer=self._tokenizer,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=stop or Stop(),
-        )
+        return self._replies().go_on(prefill, max_tokens=max_tokens, sampling=sampling, stop=stop)
 
     def continuation(self, *, max_tokens: int, sampling: Sampling, stop: Stop) -> Continuation:
         """What chooses the tokens of one text, for those who compute many side by side.
@@ -234,14 +216,9 @@ class Runtime:
         The first question on a new document reads it and leaves its state in the store. The
         template is in `rwkv_runtime.template`.
         """
-        began = time.perf_counter()
-        document_tokens = self.tokenizer.encode(document)
-        document_s = time.perf_counter() - began
-        bookmark = Bookmark()  # reads the document once even where nothing can be stored
+        asked = Questions(document, self._replies(), self.tokenizer, progress)
         for question in questions:
-            yield self._answer(
-                document_tokens, document_s, question, max_tokens, progress, bookmark
-            )
+            yield asked.answer(question, max_tokens)
 
     def explain(
         self, segments: Sequence[Tokens], *, namespace: Namespace | None = None
@@ -303,48 +280,5 @@ class Runtime:
         self._session.submit(later)
         return result
 
-    def _after_first(self, new: Iterator[Generated], later: Iterable[Put]) -> Iterator[Generated]:
-        """`new` as it is, its first token chosen by now, and `later` submitted after that."""
-        try:
-            first = list(islice(new, 1))
-        finally:
-            self._session.submit(later, wait=False)  # somebody waits for the second token
-        return _chained(first, new)
-
-    def _answer(
-        self,
-        document: Sequence[int],
-        document_s: float,
-        question: str,
-        max_tokens: int,
-        progress: Progress | None,
-        bookmark: Bookmark,
-    ) -> Answer:
-        began = time.perf_counter()
-        question_tokens = self.tokenizer.encode(template.question_segment(question))
-        tokenised = time.perf_counter()
-        prefill, later = self._session.read(
-            [document, question_tokens], progress, named_segments=1, bookmark=bookmark
-        )
-        answer = self.continue_from(prefill, max_tokens=max_tokens, stop=Stop.at(template.STOP))
-        text, first = "", None
-        for new in self._after_first(answer, later):
-            first = first or time.perf_counter()
-            text += new.text
-        ended = time.perf_counter()
-        return Answer(
-            question,
-            template.clean_answer(text),
-            prefill.cached_tokens,
-            prefill.computed_tokens,
-            tokenise_s=document_s + tokenised - began,
-            ttft_s=(first or ended) - tokenised,
-            total_s=document_s + ended - began,
-            prefill=prefill,
-        )
-
-
-def _chained(first: list[Generated], rest: Iterator[Generated]) -> Iterator[Generated]:
-    """A generator, so that its reader may close it."""
-    yield from first
-    yield from rest
+    def _replies(self, namespace: Namespace | None = None) -> Replies:
+        return Replies(self._session.within(namespace), self._tokenizer)

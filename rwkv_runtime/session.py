@@ -15,10 +15,9 @@ never writes to one, so a state may serve any number of questions.
 from __future__ import annotations
 
 import copy
-import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -26,23 +25,20 @@ import torch
 from torch import Tensor
 
 from rwkv_runtime.admission import Admission
-from rwkv_runtime.checkpoints import stops_below, to_save
+from rwkv_runtime.behind import Later, Note, Save
+from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.engines import Engine, EngineState, check_tokens
 from rwkv_runtime.forks import Forks, Look
+from rwkv_runtime.keeper import Keeper
 from rwkv_runtime.pace import Pace
 from rwkv_runtime.reading import AtOnce, Bookmark, Fresh, Point, Progress, Reading, Turns
-from rwkv_runtime.writer import Put, Writer
+from rwkv_runtime.writer import Writer
 from statestore.accesslog import Access, AccessLog
-from statestore.backends.headroom import has_headroom
-from statestore.backends.leases import Leases, Outcome
-from statestore.entry import Change, Entry
-from statestore.errors import BackendError, StateError
-from statestore.eviction.policy import STOP_S
+from statestore.backends.leases import Leases
+from statestore.errors import StateError
 from statestore.keys import KeyedBoundary, Namespace, Plan, Role, Tokens, plan
 from statestore.once import Once
-from statestore.store import Found, Identity, PutOutcome, StateStore
-
-log = logging.getLogger(__name__)
+from statestore.store import Found, Identity, StateStore
 
 __all__ = ["Bookmark", "Prefill", "Progress", "Session"]
 
@@ -74,6 +70,7 @@ class Session:
 
     Attributes:
         turns: where everything is computed.
+        keeper: stores its states; ``None`` without a store.
     """
 
     def __init__(
@@ -90,15 +87,17 @@ class Session:
         self.engine = engine
         self.store = store
         self.namespace = namespace
-        self.model = model
         self.identity = Identity(engine.fingerprint.digest, namespace.name)
         self.pace = Pace(engine.rule.chunk)
         self.once = Once[Point](self._leases, least_ttl_s=lease_s)
+        self.turns: Turns = AtOnce()
+        self._admission = admission
         self._writer = writer
-        self.admission = admission
         self.forks = Forks(store, admission)
         self._log = access_log
-        self.turns: Turns = AtOnce()
+        self.keeper: Keeper | None = None
+        if store is not None:
+            self.keeper = Keeper(engine, store, self.identity, model, admission)
 
     def within(self, namespace: Namespace | None) -> Session:
         """The same for another namespace: engine, store, writer and turns are shared, and no state
@@ -109,6 +108,8 @@ class Session:
         other = copy.copy(self)
         other.namespace = namespace
         other.identity = Identity(self.identity.fingerprint, namespace.name)
+        if self.keeper is not None:
+            other.keeper = replace(self.keeper, identity=other.identity)
         return other
 
     def through(self, turns: Turns) -> Session:
@@ -129,7 +130,7 @@ class Session:
         named_segments: int = 0,
         grows: bool = False,
         bookmark: Bookmark | None = None,
-    ) -> tuple[Prefill, tuple[Put, ...]]:
+    ) -> tuple[Prefill, tuple[Later, ...]]:
         """Read a prompt. What can wait for the answer comes back, for the caller to submit: the
         note of a hit, and the put of the prompt's end.
 
@@ -176,38 +177,22 @@ class Session:
             computed_tokens=reading.computed,
             seconds=time.perf_counter() - began,
         )
-        access = None if self._log is None else self._access(prompt, result)
-        return result, self._later(prompt, reading, look, access)
+        return result, self._later(prompt, reading, look, result)
 
-    def submit(self, puts: Iterable[Put], *, wait: bool = True) -> None:
+    def submit(self, later: Iterable[Later], *, wait: bool = True) -> None:
         """Hand things over to the writer; states that it drops are counted with the store's puts.
 
         Interrupted it drops them all: nobody waits for a state that will not come.
         """
-        left = list(puts)
+        left = list(later)
         try:
             while left:
-                put = left[0]
-                gives_way = isinstance(put, _Save) and put.passing
-                drop = partial(self._drop, put) if gives_way else None
-                small = isinstance(put, _Note)
-                if not self._writer.submit(put, wait=wait, small=small, drop=drop):
-                    self._drop(put)
+                left[0].submit(self._writer, wait=wait)
                 del left[0]
         except BaseException:
             for put in left:
-                self._drop(put)
+                put.drop(self._writer)
             raise
-
-    def _drop(self, put: Put) -> None:
-        if not isinstance(put, _Save):
-            return
-        put.store.metrics.puts.labels(outcome=PutOutcome.DROPPED.value).inc()
-        # Whoever waits for a stop waits for the next one, and for whoever goes on to it.
-        outcome = Outcome.PUBLISHED if put.passing else Outcome.NOT_STORED
-        release = None if put.fresh.turn is None else put.fresh.turn.drop(outcome)
-        if release is not None and not self._writer.submit(release, small=True):
-            release()
 
     # For a reading.
 
@@ -232,8 +217,8 @@ class Session:
 
     def save(self, plan: Plan, fresh: Fresh) -> None:
         """Hand a point to the writer."""
-        if self.store is not None:
-            self.submit([_Save(self, self.store, plan, fresh)])
+        if self.keeper is not None:
+            self.submit([Save(self.keeper, plan, fresh)])
 
     # The ways of one prompt.
 
@@ -259,7 +244,7 @@ class Session:
     ) -> tuple[KeyedBoundary, ...]:
         if self.store is None:
             return ()
-        known = (start.position, start.lasting, self.admission, self.pace.costs)
+        known = (start.position, start.lasting, self._admission, self.pace.costs)
         return tuple(to_save(prompt, *known, named, grows=grows, fork=fork))
 
     def _load(self, store: StateStore, found: Found) -> Point | None:
@@ -274,126 +259,25 @@ class Session:
         return Point(position, state, output, entry.cost_s, lasting, entry)
 
     def _later(
-        self, prompt: Plan, reading: Reading, look: Look, access: Access | None
-    ) -> tuple[Put, ...]:
+        self, prompt: Plan, reading: Reading, look: Look, result: Prefill
+    ) -> tuple[Later, ...]:
         """A database's write lock is nothing to wait for before an answer."""
-        later: list[Put] = []
+        later: list[Later] = []
+        access = None if self._log is None else self._access(prompt, result)
         if reading.used is not None or look.notable or access is not None:
-            later.append(_Note(self, reading.used, look, access))
-        if reading.fresh is not None and self.store is not None:
-            later.append(_Save(self, self.store, prompt, reading.fresh))
+            later.append(Note(self.store, self.forks, self._log, reading.used, look, access))
+        if reading.fresh is not None and self.keeper is not None:
+            later.append(Save(self.keeper, prompt, reading.fresh))
         return tuple(later)
 
     def _access(self, prompt: Plan, result: Prefill) -> Access:
-        ends = [key for key in prompt.stable_behind(0) if key.n_tokens < prompt.n_tokens]
-        ends.append(prompt.keys[-1])
-        return Access(
+        return Access.of(
+            prompt,
+            self.namespace.name,
             time_s=time.time() - result.seconds,
-            namespace=self.namespace.name,
-            n_tokens=prompt.n_tokens,
-            positions=[key.n_tokens for key in ends],
-            digests=[key.digest for key in ends],
-            segments=[b.position for b in prompt.boundaries if b.role is Role.SEGMENT],
-            stable=prompt.boundaries[-1].stable,
             cached_tokens=result.cached_tokens,
             seconds=result.seconds,
         )
 
-    def note(self, used: Entry | None, look: Look, access: Access | None) -> None:
-        """Write down what a reading used, what was new in it, and that it was."""
-        if used is not None and self.store is not None:
-            self.store.touch(used)
-        self.forks.note(look)
-        if access is not None and self._log is not None:
-            self._log.append(access)
-
     def _leases(self) -> Leases | None:
         return None if self.store is None else self.store.leases
-
-    def put(self, store: StateStore, fresh: Fresh) -> bool:
-        """Store a point now; whether it is there, for whoever looks."""
-        boundary, point = fresh.boundary, fresh.point
-        outcome = store.put(
-            self.identity,
-            boundary.key,
-            self.engine.to_stored(point.state, point.output),
-            token_digest=boundary.token_digest,
-            role=boundary.role,
-            cost_s=point.cost_s,
-            model=self.model,
-            ancestor_tokens=fresh.ancestor_tokens,
-            durable=fresh.turn is not None,
-        )
-        return outcome is not PutOutcome.DROPPED
-
-    def drop_stops(self, store: StateStore, plan: Plan, end: KeyedBoundary) -> None:
-        """The end of a segment is stored: the stops on its way have served. Those below a prompt's
-        end may serve one that leaves it: where there is room, they stay for a while. A fork has an
-        end above it, which decides.
-        """
-        if end.role in (Role.SPARSE, Role.FORK) or not self.admission.transient:
-            return
-        stay = end.role is Role.PROMPT and has_headroom(store.backend, self.namespace.name)
-        try:
-            for stop in stops_below(plan, end):
-                entry = store.backend.longest([stop.key], store.now())
-                if entry is None or not _has_served(entry, end):
-                    continue
-                if stay:
-                    until = Change(expires_at=store.now() + STOP_S)
-                    store.backend.update(entry.key, until, blob=entry.blob)
-                    continue
-                if store.backend.delete(entry.key, "evicted", blob=entry.blob):
-                    freed = (entry.key.n_tokens, entry.blob_bytes)
-                    store.metrics.evicted("admission", "superseded", 1, *freed)
-        except BackendError as error:
-            store.metrics.errors.labels(operation="delete").inc()
-            log.warning("left stops along a stored segment behind: %s", error)
-
-
-def _has_served(entry: Entry, end: KeyedBoundary) -> bool:
-    """Whether a stop below `end` may go. One that a prompt came back to may be come back to again;
-    below a segment's end it was somebody who took over.
-    """
-    used = entry.hits > 0 and end.role is Role.PROMPT
-    return entry.role is Role.SPARSE and not entry.pinned and not used
-
-
-@dataclass(frozen=True, slots=True)
-class _Note:
-    """Writes down what became of a reading, in the writer's thread."""
-
-    session: Session
-    used: Entry | None
-    look: Look
-    access: Access | None
-
-    def __call__(self) -> None:
-        self.session.note(self.used, self.look, self.access)
-
-
-@dataclass(frozen=True, slots=True)
-class _Save:
-    """Stores a point and ends the turn at it, in the writer's thread."""
-
-    session: Session
-    store: StateStore
-    plan: Plan
-    fresh: Fresh
-
-    @property
-    def passing(self) -> bool:
-        """A transient stop: a deeper state is worth more, and soon there."""
-        return self.fresh.boundary.role is Role.SPARSE and self.session.admission.transient
-
-    def __call__(self) -> None:
-        turn, stored = self.fresh.turn, False
-        try:
-            if turn is not None:
-                turn.renew()
-            stored = self.session.put(self.store, self.fresh)
-        finally:
-            if turn is not None:
-                turn.end(Outcome.PUBLISHED if stored else Outcome.NOT_STORED)
-        if stored:
-            self.session.drop_stops(self.store, self.plan, self.fresh.boundary)

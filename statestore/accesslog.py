@@ -37,10 +37,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from statestore.complaints import Complaints
 from statestore.errors import SettingsError
+from statestore.keys import Plan, Role
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,25 @@ class Access:
     stable: bool
     cached_tokens: int
     seconds: float
+
+    @classmethod
+    def of(
+        cls, prompt: Plan, namespace: str, *, time_s: float, cached_tokens: int, seconds: float
+    ) -> Self:
+        """A prompt's line: its chunk ends that stay whatever follows, and its end."""
+        ends = [key for key in prompt.stable_behind(0) if key.n_tokens < prompt.n_tokens]
+        ends.append(prompt.keys[-1])
+        return cls(
+            time_s=time_s,
+            namespace=namespace,
+            n_tokens=prompt.n_tokens,
+            positions=[key.n_tokens for key in ends],
+            digests=[key.digest for key in ends],
+            segments=[b.position for b in prompt.boundaries if b.role is Role.SEGMENT],
+            stable=prompt.boundaries[-1].stable,
+            cached_tokens=cached_tokens,
+            seconds=seconds,
+        )
 
 
 class AccessLog:

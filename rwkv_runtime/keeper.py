@@ -1,0 +1,80 @@
+"""What becomes of a session's states in its store: points are put there, and stops that have served
+are dropped. Runs behind the answers, in the writer's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from rwkv_runtime.admission import Admission
+from rwkv_runtime.checkpoints import stops_below
+from rwkv_runtime.engines import Engine
+from rwkv_runtime.reading import Fresh
+from statestore.backends.headroom import has_headroom
+from statestore.entry import Change, Entry
+from statestore.errors import BackendError
+from statestore.eviction.policy import STOP_S
+from statestore.keys import KeyedBoundary, Plan, Role
+from statestore.store import Identity, PutOutcome, StateStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """Keeps the states of one engine in one store, for one namespace."""
+
+    engine: Engine
+    store: StateStore
+    identity: Identity
+    model: str  # a name for people
+    admission: Admission
+
+    def put(self, fresh: Fresh) -> bool:
+        """Store a point now; whether it is there, for whoever looks."""
+        boundary, point = fresh.boundary, fresh.point
+        outcome = self.store.put(
+            self.identity,
+            boundary.key,
+            self.engine.to_stored(point.state, point.output),
+            token_digest=boundary.token_digest,
+            role=boundary.role,
+            cost_s=point.cost_s,
+            model=self.model,
+            ancestor_tokens=fresh.ancestor_tokens,
+            durable=fresh.turn is not None,
+        )
+        return outcome is not PutOutcome.DROPPED
+
+    def drop_stops(self, plan: Plan, end: KeyedBoundary) -> None:
+        """The end of a segment is stored: the stops on its way have served. Those below a prompt's
+        end may serve one that leaves it: where there is room, they stay for a while. A fork has an
+        end above it, which decides.
+        """
+        if end.role in (Role.SPARSE, Role.FORK) or not self.admission.transient:
+            return
+        store = self.store
+        stay = end.role is Role.PROMPT and has_headroom(store.backend, self.identity.namespace)
+        try:
+            for stop in stops_below(plan, end):
+                entry = store.backend.longest([stop.key], store.now())
+                if entry is None or not _has_served(entry, end):
+                    continue
+                if stay:
+                    until = Change(expires_at=store.now() + STOP_S)
+                    store.backend.update(entry.key, until, blob=entry.blob)
+                elif store.backend.delete(entry.key, "evicted", blob=entry.blob):
+                    freed = (entry.key.n_tokens, entry.blob_bytes)
+                    store.metrics.evicted("admission", "superseded", 1, *freed)
+        except BackendError as error:
+            store.metrics.errors.labels(operation="delete").inc()
+            log.warning("left stops along a stored segment behind: %s", error)
+
+
+def _has_served(entry: Entry, end: KeyedBoundary) -> bool:
+    """Whether a stop below `end` may go. One that a prompt came back to may be come back to again;
+    below a segment's end it was somebody who took over.
+    """
+    used = entry.hits > 0 and end.role is Role.PROMPT
+    return entry.role is Role.SPARSE and not entry.pinned and not used
