@@ -265,3 +265,13 @@ class PostgresPlace(FilePlace):
 
     def drop(self) -> None:
         self.server.drop_database(self.database)
+
+
+def wait_for_the_dead(place: PostgresPlace) -> None:
+    """Until the server has ended what killed clients had sent: a COMMIT may be on its way."""
+    others = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid()"
+    )
+    while place.query(others):
+        time.sleep(0.01)

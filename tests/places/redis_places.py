@@ -103,7 +103,8 @@ class RedisPlace:
         for key in self.keys("{*}:entry:*"):
             raw = self.at(key, lambda node: node.hgetall(key))  # noqa: B023
             row: dict[str, Any] = {name.decode(): value for name, value in raw.items()}
-            row["status"] = row["status"].decode()
+            for name in ("namespace", "status"):
+                row[name] = row[name].decode()
             row["blob"] = key[-64:] + row["blob"].decode()  # without the digest that it begins with
             for name in ("blob_bytes", "state_bytes", "pinned"):
                 row[name] = int(row[name])

@@ -24,12 +24,11 @@ from statestore.entry import Entry, Status
 from statestore.keyring import write_key_file
 from tests.checkout import ROOT
 from tests.places.backend_places import FilePlace
-from tests.places.postgres_servers import PostgresPlace
+from tests.places.postgres_servers import PostgresPlace, wait_for_the_dead
 from tests.places.redis_places import RedisPlace
 from tests.places.redis_servers import running, running_cluster, wait_until
 from tests.places.s3_servers import ObjectPlace
 from tests.statestore.backends.redis.test_redis_concurrency import connections
-from tests.statestore.backends.sql.test_postgres_faults import wait_for_the_dead
 from tests.statestore.workers.chaos_parts import OURS, TENANT, is_right, namespace_of, numbers, put
 from tests.statestore.workers.forked import command
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.places.postgres_servers import wait_for_the_dead
 from tests.places.s3_servers import ObjectPlace
-from tests.statestore.backends.sql.test_postgres_faults import check_store, named, wait_for_the_dead
+from tests.places.soundness import check_entries, named
 from tests.statestore.workers.postgres_worker import run_worker
 
 WAIT_S = 30.0
@@ -29,14 +30,14 @@ def sweep_until_sound(place: ObjectPlace) -> None:
     The server may still be at an upload whose sender is dead: that orphan comes late.
     """
     wait_for_the_dead(place)
-    check_store(place)
+    check_entries(place)
     deadline = time.monotonic() + WAIT_S
     with closing(place.open()) as backend:
         backend.sweep(time.time() + 10, grace_s=0)
         while place.blob_names() != named(place):
             assert time.monotonic() < deadline
             backend.sweep(time.time() + 10, grace_s=0)
-    check_store(place)
+    check_entries(place)
 
 
 def test_sigkill_at_any_moment_leaves_at_most_orphans(place: ObjectPlace) -> None:

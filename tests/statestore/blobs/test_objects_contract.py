@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from tests.places.backend_places import Place
 from tests.places.s3_servers import ObjectPlace
-from tests.statestore.backends.sql.test_postgres import PostgresModel
+from tests.statestore.backends.sql.postgres.test_postgres import PostgresModel
 from tests.statestore.contracts.test_backend_contract import BackendContract
 from tests.statestore.contracts.test_eviction_contract import EvictionContract
 from tests.statestore.contracts.test_listing_contract import ListingContract

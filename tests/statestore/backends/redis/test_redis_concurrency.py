@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from statestore.entry import EntryFilter
 from statestore.errors import ClosedError
-from tests.places.backend_places import a_blob
 from tests.places.redis_places import RedisPlace
 from tests.places.redis_servers import running, running_cluster, wait_until
+from tests.places.soundness import check_entries, named
 from tests.statestore.workers.backend_worker import step
 from tests.statestore.workers.redis_worker import run_worker
 
@@ -40,22 +39,13 @@ def place(anywhere: tuple[str, list], request: pytest.FixtureRequest) -> RedisPl
 
 
 def check_store(place: RedisPlace) -> None:
-    """Each entry's blob is there with the right bytes, nothing else stays, totals are sums."""
-    backend = place.open()
-    listed = list(backend.entries(EntryFilter()))
-    usage = backend.usage()
-    backend.close()
-    for entry in listed:
-        assert place.read_blob(entry.blob) == a_blob(entry.key, entry.blob_bytes)
-    rows, named = place.rows(), {entry.blob for entry in listed}
-    assert len(listed) == len(rows) == usage.entries
-    assert usage.blob_bytes == sum(row["blob_bytes"] for row in rows)
-    assert usage.pinned == sum(row["pinned"] for row in rows)
-    assert usage.quarantined == sum(row["status"] == "quarantined" for row in rows)
+    """All that the store says is so, and nothing stays that no entry names."""
+    check_entries(place)
+    blobs = named(place)
     for blob, keys in place.parts().items():
         for key in keys:
             lives_s = place.at(key, lambda node, key=key: node.ttl(key))
-            assert (lives_s == -1) is (blob in named), key
+            assert (lives_s == -1) is (blob in blobs), key
 
 
 def test_eight_processes_at_once(place: RedisPlace) -> None:

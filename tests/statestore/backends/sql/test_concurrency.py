@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -25,10 +24,11 @@ from statestore.backends.sql import forks, totals
 from statestore.backends.sql.file import open_file_backend
 from statestore.backends.sql.forks import Turnstile
 from statestore.backends.sql.sqlite import open_database
-from statestore.entry import Change, EntryFilter, Status
+from statestore.entry import Change, Status
 from statestore.errors import ClosedError, UnavailableError
 from tests.checkout import ROOT
 from tests.places.backend_places import CREATED_AT, FilePlace, a_blob, a_key, an_entry, publish
+from tests.places.soundness import check_entries, named
 from tests.statestore.workers.backend_worker import (
     KEYS,
     KILLS,
@@ -42,28 +42,10 @@ if TYPE_CHECKING:
 
 
 def check_store(place: FilePlace) -> None:
-    """The catalog is sound, each entry's blob is there with the right bytes, totals are sums."""
+    """The catalog is sound, and all that it says is so."""
     with closing(sqlite3.connect(place.root / "catalog.sqlite3")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    backend = place.open()
-    listed = list(backend.entries(EntryFilter()))
-    usage = backend.usage()
-    by_namespace = {entry.namespace: backend.usage(entry.namespace) for entry in listed}
-    backend.close()
-    for entry in listed:
-        assert place.read_blob(entry.blob) == a_blob(entry.key, entry.blob_bytes)
-    rows = place.rows()
-    assert len(listed) == len(rows) == usage.entries
-    assert usage.blob_bytes == sum(row["blob_bytes"] for row in rows)
-    assert usage.pinned == sum(row["pinned"] for row in rows)
-    assert usage.quarantined == sum(row["status"] == "quarantined" for row in rows)
-    for name, count in Counter(row["namespace"] for row in rows).items():
-        assert by_namespace[name].entries == count
-    assert sum(usage.blob_bytes for usage in by_namespace.values()) == usage.blob_bytes
-
-
-def named(place: FilePlace) -> set[str]:
-    return {row["blob"] for row in place.rows()}
+    check_entries(place)
 
 
 @contextmanager

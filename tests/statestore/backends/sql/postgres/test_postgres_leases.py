@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
-import pytest
 from sqlalchemy import event
 
 from statestore.backends.leases import Lease, Outcome
@@ -20,19 +18,6 @@ from tests.places.postgres_servers import PostgresPlace
 
 LONG_S = 60.0
 A = "host:1:a"
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[PostgresPlace]:
-    place = PostgresPlace(tmp_path / "store")
-    yield place
-    place.drop()
-
-
-@pytest.fixture
-def backend(place: PostgresPlace) -> Iterator[SqlBackend]:
-    with closing(open_fleet_backend(FleetPlace.parse(place.url))) as backend:
-        yield backend
 
 
 def lines(place: PostgresPlace) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -38,19 +37,6 @@ def change(place: PostgresPlace, what: str) -> None:
 def bare(keys: tuple[StateKey, ...]) -> list[StateKey]:
     """The same, without their anchors."""
     return [replace(key, anchor=None) for key in keys]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[PostgresPlace]:
-    place = PostgresPlace(tmp_path, timeout_s="20")
-    yield place
-    place.drop()
-
-
-@pytest.fixture
-def backend(place: PostgresPlace) -> Iterator[Any]:
-    with closing(place.open()) as backend:
-        yield backend
 
 
 def test_prompts_share_the_anchors_of_what_they_share() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -26,28 +25,6 @@ from tests.statestore.workers.postgres_worker import open_backend
 
 NOW = CREATED_AT
 MARKS = [digest(f"mark {place}")[:12] for place in range(40)]
-
-
-@pytest.fixture(scope="module")
-def fragile() -> Iterator[PostgresServer]:
-    """A server that tests may stop."""
-    server = PostgresServer()
-    server.start()
-    yield server
-    server.remove()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[PostgresPlace]:
-    place = PostgresPlace(tmp_path, timeout_s="20")
-    yield place
-    place.drop()
-
-
-@pytest.fixture
-def backend(place: PostgresPlace) -> Iterator[Any]:
-    with closing(place.open()) as backend:
-        yield backend
 
 
 def end_connections(place: PostgresPlace) -> None:

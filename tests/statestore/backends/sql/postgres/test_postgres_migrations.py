@@ -33,13 +33,6 @@ def empty(tmp_path: Path) -> Iterator[PostgresPlace]:
     place.drop()
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[PostgresPlace]:
-    place = PostgresPlace(tmp_path)
-    yield place
-    place.drop()
-
-
 def upgrade(place: PostgresPlace) -> None:
     with open_revisions(FleetPlace.parse(place.url)) as revisions:
         revisions.upgrade()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ import pytest
 from sqlalchemy import Connection, text
 
 from statestore import Identity, PutOutcome, StateStore, open_store
-from statestore.entry import EntryFilter, Role
+from statestore.entry import Role
 from statestore.errors import BackendError, FullError, UnavailableError
 from statestore.schema import State, Tensor, rwkv7
-from tests.places.backend_places import CREATED_AT, a_blob, a_key, an_entry, digest, publish
-from tests.places.postgres_servers import PostgresPlace, PostgresServer
+from tests.places.backend_places import CREATED_AT, a_key, an_entry, digest, publish
+from tests.places.postgres_servers import PostgresPlace, PostgresServer, wait_for_the_dead
+from tests.places.soundness import check_entries, named
 from tests.statestore.workers.backend_worker import KEYS, KILLS, step
 from tests.statestore.workers.postgres_worker import open_backend, run_worker, start_worker
 from tests.statestore.workers.redis_load import under_load
@@ -29,55 +29,6 @@ from tests.statestore.workers.redis_load import under_load
 SHORT = {"timeout_s": "0.4"}
 SCHEMA = rwkv7(layers=1, width=64, heads=1, head_size=64)
 IDENTITY = Identity(bytes(range(32)))
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[PostgresPlace]:
-    place = PostgresPlace(tmp_path, timeout_s="20")
-    yield place
-    place.drop()
-
-
-@pytest.fixture(scope="module")
-def fragile() -> Iterator[PostgresServer]:
-    """A server that tests may stop."""
-    server = PostgresServer()
-    server.start()
-    yield server
-    server.remove()
-
-
-def check_store(place: PostgresPlace) -> None:
-    """Each entry's blob is there with the right bytes, and totals are sums."""
-    backend = place.open()
-    listed = list(backend.entries(EntryFilter()))
-    usage = backend.usage()
-    by_namespace = {entry.namespace: backend.usage(entry.namespace) for entry in listed}
-    backend.close()
-    for entry in listed:
-        assert place.read_blob(entry.blob) == a_blob(entry.key, entry.blob_bytes)
-    rows = place.rows()
-    assert len(listed) == len(rows) == usage.entries
-    assert usage.blob_bytes == sum(row["blob_bytes"] for row in rows)
-    assert usage.pinned == sum(row["pinned"] for row in rows)
-    assert usage.quarantined == sum(row["status"] == "quarantined" for row in rows)
-    for name, count in Counter(row["namespace"] for row in rows).items():
-        assert by_namespace[name].entries == count
-    assert sum(usage.blob_bytes for usage in by_namespace.values()) == usage.blob_bytes
-
-
-def named(place: PostgresPlace) -> set[str]:
-    return {row["blob"] for row in place.rows()}
-
-
-def wait_for_the_dead(place: PostgresPlace) -> None:
-    """Until the server has ended what killed clients had sent: a COMMIT may be on its way."""
-    others = (
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
-        "AND pid <> pg_backend_pid()"
-    )
-    while place.query(others):
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -92,14 +43,14 @@ def row_lock(
 
 def test_many_processes_at_once(place: PostgresPlace) -> None:
     run_worker("mix", place.url, 1, 8)
-    check_store(place)
+    check_entries(place)
     assert place.blob_names() == named(place)
 
 
 def test_of_many_writers_one_wins(place: PostgresPlace) -> None:
     won = run_worker("once", place.url, KEYS, 6).split()
     assert sorted(won) == sorted(a_key(KEYS + number).hex for number in range(20))
-    check_store(place)
+    check_entries(place)
     assert place.blob_names() == named(place)
 
 
@@ -115,7 +66,7 @@ def test_many_threads_over_one_backend(place: PostgresPlace) -> None:
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(work, range(16)))
     backend.close()
-    check_store(place)
+    check_entries(place)
     assert place.blob_names() == named(place)
 
 
@@ -124,13 +75,13 @@ def test_sigkill_at_any_moment_leaves_at_most_orphans(place: PostgresPlace) -> N
     for seed in range(8):
         run_worker("kill", place.url, seed, KILLS // 2)
         wait_for_the_dead(place)
-        check_store(place)
+        check_entries(place)
         orphans += len(place.blob_names() - named(place))
         backend = place.open()
         backend.sweep(time.time() + 1, grace_s=0)
         backend.close()
         assert place.blob_names() == named(place)
-        check_store(place)
+        check_entries(place)
         if seed and orphans:
             return
     raise AssertionError("the kills never met a write")
@@ -341,7 +292,7 @@ def test_processes_outlive_two_crashes_of_the_server(
         worker.stdin.close()
     assert worker.returncode == 0
     wait_for_the_dead(place)
-    check_store(place)
+    check_entries(place)
     backend = place.open()
     backend.sweep(time.time() + 1, grace_s=0)
     backend.close()
