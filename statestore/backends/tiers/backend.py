@@ -3,11 +3,10 @@
 * **Find** goes from near to far and asks each tier only for keys deeper than the best so far. A
   tier that fails is passed over; only if all fail does the lookup. The entry says its `tier`, and
   `read` goes there.
-* **Publish** goes to the nearest tier now and to the others behind the caller's back; durable ones
-  to the home as well before it returns. Each copy but the home's has a write id of its own: barring
-  a damaged one never bars the sound one elsewhere.
+* **Publish** goes to the nearest tier now and to the others behind the caller's back (`copies`);
+  durable ones to the home as well before it returns.
 * **Touch** notes a hit in the tier that had it, and later in those further away. A hit is copied to
-  the tiers nearer than it, behind the caller's back.
+  the tiers nearer than it.
 * **Update and delete** go to every tier, after what waits is written. Listings, totals, removals
   and leases are the home's, after a flush. Nearer tiers of other processes keep their copies until
   they drop them by themselves.
@@ -15,13 +14,11 @@
 
 from __future__ import annotations
 
-import logging
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 from statestore.backends.base import Backend, Blob, Buffer, Follower, Swept, read_followed
 from statestore.backends.fields import check_entry
@@ -29,33 +26,19 @@ from statestore.backends.headroom import has_headroom
 from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
 from statestore.backends.sightings import Sightings, sightings_of
+from statestore.backends.tiers.copies import Copies, copy_of
 from statestore.backends.tiers.lookups import TieredLookups
-from statestore.backends.tiers.recent import Recent
-from statestore.backends.tiers.write_behind import Bounds, Task, WriteBehind
-from statestore.complaints import Complaints
+from statestore.backends.tiers.tier import Failures, Tier
+from statestore.backends.tiers.write_behind import Bounds, WriteBehind
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
-from statestore.errors import BackendError, ClosedError, ContainerError, FullError, InputError
+from statestore.errors import BackendError, ClosedError, FullError, InputError
 from statestore.eviction.policy import Judge
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
 FLUSH_S: Final = 10.0  # as long as an operator's command waits for what is not written yet
 
-_PUT: Final = "put"
-_PROMOTION: Final = "promotion"
-
-
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """One place."""
-
-    name: str  # in metrics, logs and `Entry.tier`
-    backend: Backend
-    lasting_reads: bool = False  # what `read` returns is never written to, by anybody
+__all__ = ["FLUSH_S", "Tier", "Tiered"]
 
 
 class Tiered:
@@ -75,8 +58,8 @@ class Tiered:
         self._places = {tier.name: place for place, tier in enumerate(self._tiers)}
         self._metrics = metrics or Metrics()
         self._queue = WriteBehind(bounds, self._metrics)
-        self._recent = Recent()
-        self._complaints = Complaints(log)
+        self._failures = Failures(self._metrics)
+        self._copies = Copies(self._tiers, self._queue, self._failures)
         self._closed = False
 
     @property
@@ -119,7 +102,7 @@ class Tiered:
             try:
                 found = tier.backend.longest(keys, now)
             except BackendError as error:
-                failures.append(self._failed(tier, "find", error))
+                failures.append(self._failures.add(tier, "find", error))
                 continue
             if found is not None:
                 best = replace(found, tier=tier.name)
@@ -148,7 +131,7 @@ class Tiered:
         if blob is None or place == 0:
             return blob
         blob = blob.toreadonly()
-        self._recent.keep(entry.blob, blob)
+        self._copies.keep(entry, blob)
         return blob
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
@@ -167,13 +150,12 @@ class Tiered:
             raise InputError(
                 f"entry {entry.key} says blob_bytes={entry.blob_bytes}, but the blob has {size}"
             )
-        near = _copy(entry) if self._nearest is not self._home else entry
+        near = copy_of(entry) if self._nearest is not self._home else entry
         published = self._publish_nearest(near, blob)
         further = self._tiers[1:-1] if durable else self._tiers[1:]
         if further:
             whole = self._lasting(near, blob, published)
-            work = partial(self._publish_further, further, entry, whole)
-            queued = self._queue.submit(Task(_PUT, entry.key, len(whole), work))
+            queued = self._copies.further(entry, further, whole)
         if durable:
             return self._home.backend.publish(entry, blob, durable=True)
         if published is None and not (further and queued):
@@ -197,9 +179,11 @@ class Tiered:
         place = self._places.get(entry.tier, 0)
         for tier in self._tiers[place + 1 :]:
             work = partial(tier.backend.touch, entry, now, score, memo=memo, expires_at=expires_at)
-            self._queue.note((tier.name, entry.key), partial(self._try, tier, "touch", work))
+            self._queue.note(
+                (tier.name, entry.key), partial(self._failures.survives, tier, "touch", work)
+            )
         if place:
-            self._promote(entry, place, now)
+            self._copies.nearer(entry, place, now)
         nearest = self._tiers[place].backend
         nearest.touch(entry, now, score, memo=memo, expires_at=expires_at)
 
@@ -250,7 +234,7 @@ class Tiered:
         """Remove what has expired, and orphans, from every tier; what went from the home."""
         home = self._settled()
         for tier in self._tiers[:-1]:
-            self._try(tier, "sweep", partial(tier.backend.sweep, now, grace_s))
+            self._failures.survives(tier, "sweep", partial(tier.backend.sweep, now, grace_s))
         return home.backend.sweep(now, grace_s)
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -272,7 +256,7 @@ class Tiered:
         try:
             return self._nearest.backend.publish(entry, blob)
         except BackendError as error:
-            self._failed(self._nearest, "put", error)
+            self._failures.add(self._nearest, "put", error)
             return None
 
     def _lasting(self, near: Entry, blob: Blob, published: bool | None) -> Buffer:
@@ -284,39 +268,6 @@ class Tiered:
                     return kept
         return b"".join(blob)
 
-    def _publish_further(self, tiers: Sequence[Tier], entry: Entry, blob: Buffer) -> bool:
-        """``False``: the home failed."""
-        sized = replace(entry, blob_bytes=len(blob))
-        done = True
-        for tier in tiers:
-            copy = sized if tier is self._home else _copy(sized)
-            done = self._try(tier, "put", partial(tier.backend.publish, copy, [blob]))
-        return done
-
-    def _promote(self, entry: Entry, place: int, now: float) -> None:
-        """Copy a hit to the tiers nearer than where it was found."""
-        blob = self._recent.take(entry.blob)
-        if self._queue.waits(_PROMOTION, entry.key):
-            return
-        fresh = replace(entry, created_at=now, used_at=now, score=now, tier="")
-        work = partial(self._copy_nearer, place, entry, fresh, blob)
-        size = entry.blob_bytes if blob is None else len(blob)
-        self._queue.submit(Task(_PROMOTION, entry.key, size, work), wait=False)
-
-    def _copy_nearer(self, place: int, entry: Entry, fresh: Entry, blob: Buffer | None) -> bool:
-        source = self._tiers[place]
-        if blob is None:
-            with suppress(ContainerError):  # damaged meanwhile: the next lookup sees to it
-                blob = source.backend.read(entry)
-        if blob is None:
-            return False
-        sized = replace(fresh, blob_bytes=len(blob))
-        done = [
-            self._try(tier, "promote", partial(tier.backend.publish, _copy(sized), [blob]))
-            for tier in self._tiers[:place]
-        ]
-        return all(done)
-
     def _read_anywhere(self, entry: Entry) -> memoryview | None:
         """For those who did not look it up here: wherever that very copy is, or soon will be."""
         self._settled()
@@ -325,7 +276,7 @@ class Tiered:
             try:
                 blob = tier.backend.read(entry)
             except BackendError as error:
-                failures.append(self._failed(tier, "read", error))
+                failures.append(self._failures.add(tier, "read", error))
                 continue
             if blob is not None:
                 return blob
@@ -338,7 +289,7 @@ class Tiered:
     ) -> bool:
         """Apply a change to every tier, the home first; or to the one that has `blob`."""
         self._require_open()
-        self._queue.cancel(_PROMOTION, key)
+        self._copies.cancel_nearer(key)
         if blob is None:
             self.flush(FLUSH_S)
         changed = False
@@ -347,7 +298,7 @@ class Tiered:
             try:
                 changed |= change(tier.backend)
             except BackendError as error:
-                failures.append(self._failed(tier, operation, error))
+                failures.append(self._failures.add(tier, operation, error))
             if changed and blob is not None:
                 return True
         if failures and (blob is None or not changed):
@@ -363,23 +314,3 @@ class Tiered:
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedError(f"store {self.url} was closed")
-
-    def _try(self, tier: Tier, operation: str, work: Callable[[], object]) -> bool:
-        try:
-            work()
-        except BackendError as error:
-            self._failed(tier, operation, error)
-            return False
-        return True
-
-    def _failed(self, tier: Tier, operation: str, error: BackendError) -> BackendError:
-        self._metrics.errors.labels(operation=operation).inc()
-        self._complaints.add(
-            (operation, tier.name), "%s went on without tier %s: %s", operation, tier.name, error
-        )
-        return error
-
-
-def _copy(entry: Entry) -> Entry:
-    """The entry of a copy, under a write id of its own."""
-    return replace(entry, blob=f"{entry.key}.{secrets.token_hex(8)}", tier="")

@@ -1,0 +1,48 @@
+"""One place of several, and what becomes of a call that it fails: the others go on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from statestore.backends.base import Backend
+from statestore.complaints import Complaints
+from statestore.errors import BackendError
+from statestore.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One place."""
+
+    name: str  # in metrics, logs and `Entry.tier`
+    backend: Backend
+    lasting_reads: bool = False  # what `read` returns is never written to, by anybody
+
+
+class Failures:
+    """Counts the calls that tiers fail, and tells of them now and then."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._complaints = Complaints(log)
+
+    def add(self, tier: Tier, operation: str, error: BackendError) -> BackendError:
+        """The error, for those who raise it once every tier has failed."""
+        self._metrics.errors.labels(operation=operation).inc()
+        self._complaints.add(
+            (operation, tier.name), "%s went on without tier %s: %s", operation, tier.name, error
+        )
+        return error
+
+    def survives(self, tier: Tier, operation: str, work: Callable[[], object]) -> bool:
+        """Do `work`, which others do not wait for; ``False``: the tier failed it."""
+        try:
+            work()
+        except BackendError as error:
+            self.add(tier, operation, error)
+            return False
+        return True
