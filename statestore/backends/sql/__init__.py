@@ -16,6 +16,7 @@ sightings      the index of seen prefixes
 lookups        the tally of lookups; tallies has the rest
 lookup_filter  says of most keys that no entry has them; bloom and filter_file are its parts
 database       transactions, retried; sqlite and postgres say what is special about each
+unlinking      blobs, once no entry names them
 forks          connections and os.fork in one process
 migrate        to the tables of this release; revisions is an operator's view of them
 reserve        space kept for the moment when a disk has none left

@@ -3,8 +3,6 @@
 Order of writes: the blob is durable before its entry is committed; an entry is gone, and that
 committed, before its blob is unlinked; and exactly the blob that the entry named is unlinked. So a
 crash at any instruction leaves at most a blob that no entry names, which `sweep` removes.
-
-A blob that cannot be unlinked is left to `sweep` too: the entry's removal has happened.
 """
 
 from __future__ import annotations
@@ -34,8 +32,9 @@ from statestore.backends.sql.recounting import agree, recount
 from statestore.backends.sql.reserve import Reserve
 from statestore.backends.sql.rows import Holding, has_labels, text, to_columns
 from statestore.backends.sql.sightings import SqlSightings
+from statestore.backends.sql.unlinking import Unlinker
 from statestore.backends.tallies import Tally
-from statestore.blobs.base import BlobStore, RemovesMany
+from statestore.blobs.base import BlobStore
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Status, Usage
 from statestore.errors import BackendError, InputError
 from statestore.eviction.policy import Judge
@@ -80,6 +79,7 @@ class SqlBackend:
     ) -> None:
         self._database = database
         self._blobs = blobs
+        self._unlink = Unlinker(blobs)
         self._url = url
         self._clock = clock
         self._filter = lookup_filter
@@ -154,9 +154,9 @@ class SqlBackend:
             self._unlink_unless_named(entry.blob)
             raise
         if not admitted.won:
-            self._unlink(entry.blob)
+            self._unlink.one(entry.blob)
         elif admitted.replaced is not None:
-            self._unlink(admitted.replaced.blob)
+            self._unlink.one(admitted.replaced.blob)
         return admitted.won
 
     def touch(
@@ -186,7 +186,7 @@ class SqlBackend:
         gone = self._removing(lambda tx: catalog.remove(tx, key, why, self._clock(), blob))
         if gone is None:
             return False
-        self._unlink(gone.blob)
+        self._unlink.one(gone.blob)
         self._keep_reserve()
         return True
 
@@ -238,7 +238,7 @@ class SqlBackend:
         pages = [remove(limit)] if reserve is None else reserve.removing_many(remove, limit)
         gone: list[Holding] = []
         for page in pages:
-            self._unlink_all([(victim.blob, victim.blob_bytes) for victim in page])
+            self._unlink.all([(victim.blob, victim.blob_bytes) for victim in page])
             gone += page
         self._keep_reserve()
         sizes = sum(victim.blob_bytes for victim in gone)
@@ -253,7 +253,7 @@ class SqlBackend:
         self._removing(totals.drop_empty)
         self._mend_filter()
         orphans = [(found.blob, found.blob_bytes) for found in self.orphans(now - grace_s)]
-        removed += self._unlink_all(orphans)
+        removed += self._unlink.all(orphans)
         self._keep_reserve()
         return Swept(blobs=len(removed), blob_bytes=sum(removed), expired=expired)
 
@@ -275,7 +275,7 @@ class SqlBackend:
         """
         admitted = self._admit(entry, catalog.adopt)
         if admitted.replaced is not None:
-            self._unlink(admitted.replaced.blob)
+            self._unlink.one(admitted.replaced.blob)
         return admitted.won
 
     def recount(self, *, mend: bool) -> bool:
@@ -346,12 +346,12 @@ class SqlBackend:
 
     def _drop_expired(self, now: float) -> tuple[int, list[int]]:
         """Remove expired entries and their blobs: how many, and the sizes of the blobs."""
-        size = _PAGE if isinstance(self._blobs, RemovesMany) else _FEW
+        size = _PAGE if self._unlink.many else _FEW
         removed: list[int] = []
         count = 0
         while found := self._database.read(lambda tx: catalog.expired(tx, now, size)):
             gone = [entry for entry in found if self._drop(entry, now)]
-            removed += self._unlink_all([(entry.blob, entry.blob_bytes) for entry in gone])
+            removed += self._unlink.all([(entry.blob, entry.blob_bytes) for entry in gone])
             count += len(gone)
         return count, removed
 
@@ -368,30 +368,4 @@ class SqlBackend:
         except BackendError:
             return  # not known: `sweep` will see
         if not kept:
-            self._unlink(blob)
-
-    def _unlink(self, blob: str) -> bool:
-        try:
-            return self._blobs.delete(blob)
-        except (BackendError, InputError) as error:  # the latter: a damaged row names no blob
-            log.warning("blob %s is left to a sweep: %s", blob, error)
-            return False
-
-    def _unlink_all(self, blobs: Sequence[tuple[str, int]]) -> list[int]:
-        """Unlink blobs, given with their sizes; the sizes of those that were removed.
-
-        Where it is done many at a time, the first failure ends it: a silent server shall not be
-        waited for once for each.
-        """
-        if not isinstance(self._blobs, RemovesMany):
-            return [size for name, size in blobs if self._unlink(name)]
-        removed: list[int] = []
-        for first in range(0, len(blobs), _PAGE):
-            page = blobs[first : first + _PAGE]
-            try:
-                self._blobs.delete_many([name for name, _ in page])
-            except BackendError as error:
-                log.warning("%d blobs are left to a sweep: %s", len(blobs) - first, error)
-                break
-            removed += [size for _, size in page]
-        return removed
+            self._unlink.one(blob)
