@@ -25,9 +25,11 @@ from statestore.backends.sql.reading import (
 from statestore.backends.sql.reserve import Reserve
 from statestore.backends.sql.sqlite import open_database
 from statestore.blobs.filesystem import FilesystemBlobs, storage_error
+from statestore.complaints import Complaints
 from statestore.errors import FullError, SettingsError
 
 log = logging.getLogger(__name__)
+_complaints = Complaints(log)  # a command may open one directory several times
 
 CATALOG = "catalog.sqlite3"
 FILTER = "catalog.sqlite3-filter"
@@ -51,7 +53,8 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
     """
     root = path.absolute()
     if (kind := file_system(root)) in NETWORK:
-        log.warning(
+        _complaints.add(
+            ("network", root),
             "%s is on a network's file system (%s), where SQLite's locks fail: one host alone may "
             "use it; share states by postgresql:// or redis://",
             root,
@@ -73,7 +76,8 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
 
 
 def _open_for_reading(root: Path, patience_s: float) -> SqlBackend:
-    log.warning("%s may only be read here: nothing is stored, and no hit is counted", root)
+    message = "%s may only be read here: nothing is stored, and no hit is counted"
+    _complaints.add(("reading", root), message, root)
     database = open_for_reading(root / CATALOG, patience_s)
     try:
         require_head(database, "`statestore db upgrade` where it may be written")

@@ -212,6 +212,12 @@ def test_an_older_catalog_is_not_upgraded(root: Path, view: Path) -> None:
             revisions.upgrade()
 
 
+def test_the_doctor_opens_it_twice_and_says_so_once(view: Path) -> None:
+    done = run("--store", str(view), "doctor")
+    assert "not healthy" in done.stdout
+    assert done.stderr.count("may only be read here") == 1
+
+
 @pytest.fixture
 def anybodys(root: Path) -> Iterator[Path]:
     """The store where everybody comes by, to be read alone; pytest closes its own directories."""
