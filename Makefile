@@ -4,6 +4,7 @@
 #   TORCH_INDEX  where to take PyTorch from. Empty: pip's default, which on Linux is the CUDA build (several
 #                gigabytes). The small CPU build (about 200 MB):
 #                    make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   TEST_WORKERS processes that share out the files of tests; 0: this one alone, for a debugger
 #   TEST_CHAOS_S seconds of test-chaos on each place
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 TEST_CHAOS_S ?= 120
 
 .PHONY: help demo test test-chaos test-compose test-pythons lint bench services clean
@@ -42,7 +44,7 @@ demo: $(READY)  ## read a document once, ask it questions from new processes
 	@$(BIN)/rwkv-runtime demo
 
 test: $(READY)  ## the tests; PYTEST_ARGS are passed on
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-chaos: $(READY)  ## minutes of writers, readers and evictors killed at random, on each place in turn
 	@TEST_CHAOS_S=$(TEST_CHAOS_S) $(BIN)/pytest -q -s tests/statestore/test_chaos.py $(PYTEST_ARGS)

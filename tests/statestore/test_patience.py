@@ -8,7 +8,8 @@ from statestore.backends.leases import Lease
 from statestore.once import Patience
 from statestore.owner import new_owner
 
-ELSEWHERE = f"other-{new_owner()}"
+BESIDE = new_owner()
+ELSEWHERE = f"other-{BESIDE}"
 PATIENCE = Patience(compute_s=10.0)
 
 
@@ -17,10 +18,11 @@ PATIENCE = Patience(compute_s=10.0)
     [
         (ELSEWHERE, 5, 16),
         (ELSEWHERE, 22, -1),
-        (new_owner(), 22, 59),  # it is slow because all are, here
-        (new_owner(), 82, -1),
+        (BESIDE, 22, 59),  # it is slow because all are, here
+        (BESIDE, 82, -1),
         ("nobody", 22, -1),
     ],
+    ids=["elsewhere", "elsewhere too long", "beside", "beside too long", "nobody"],
 )
 def test_one_waits_longer_for_a_neighbour(owner: str, waited_s: float, left_s: float) -> None:
     assert PATIENCE.left_s(waited_s, Lease(owner, 60.0)) == pytest.approx(left_s)

@@ -164,7 +164,6 @@ def test_a_put_that_ran_is_not_kept_in_memory() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_writes_its_own_puts_and_does_not_hang(gate: Gate) -> None:
     writer = Writer()
     writer.submit(gate)

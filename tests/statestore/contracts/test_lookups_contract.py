@@ -288,7 +288,6 @@ def test_threads_lose_no_count() -> None:
     tally.close()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_counts_its_own(tmp_path: Path) -> None:
     with open_store(str(tmp_path)) as store:
         store.find(IDENTITY, [a_key(1)])

@@ -301,7 +301,6 @@ def raising(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_while_a_blob_is_kept_leaves_the_child_no_lock() -> None:
     recent = Recent()
     with recent._lock:

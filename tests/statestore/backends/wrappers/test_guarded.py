@@ -448,7 +448,6 @@ def own_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name in ("store-call", "store-probe")]
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_begins_anew(guard: Callable[..., Guarded], faulty: Faulty) -> None:
     guarded = guard()
     faulty.faults = (Fault(("longest",), DOWN),)
