@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -44,6 +44,7 @@ _LISTED: Final = 1000  # objects per page, S3's own limit
 
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
 _MESSAGE: Final = re.compile(r"<Message>([^<]{1,300})</Message>")
+_SILENT: Final = "no answer in time"
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _FULL: Final = frozenset(
     {
@@ -65,11 +66,16 @@ class ObjectBlobs:
     Args:
         store: one of obstore's, its timeouts set: they bound every call.
         shown: names the place in messages, without secrets.
+        renew: the store anew, with connections of its own: asked for after a silence, which others
+            of the old one's may share (a firewall that has forgotten them all, a moved server).
     """
 
-    def __init__(self, store: ObjectStore, shown: str) -> None:
+    def __init__(
+        self, store: ObjectStore, shown: str, renew: Callable[[], ObjectStore] | None = None
+    ) -> None:
         self._store = store
         self._shown = shown
+        self._renew = renew
 
     def require(self) -> None:
         """Ask once: the bucket is there, and what is not stored may be asked for.
@@ -221,6 +227,8 @@ class ObjectBlobs:
         except StateStoreError:
             raise
         except (BaseError, OSError, ValueError) as error:
+            if self._renew is not None and _said(error)[1] == _SILENT:
+                self._store = self._renew()
             raise _translated(error, f"{doing} {self._shown} {name or ''}".rstrip()) from None
 
 
@@ -249,7 +257,7 @@ def _said(error: BaseException) -> tuple[str, str]:
         message = _MESSAGE.search(text)
         return code[1] or code[2], message[1] if message else ""
     if "TimedOut" in text or "kind: Timeout" in text:
-        return "", "no answer in time"
+        return "", _SILENT
     if "Connection refused" in text or "ConnectionRefused" in text:
         return "", "connection refused"
     return "", text.partition("\n")[0].partition(": <?xml")[0][:300]

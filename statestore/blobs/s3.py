@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -110,17 +111,19 @@ class S3Place:
                 f"blobs={self} needs {error.name}: pip install 'rwkv-statestore[s3]'"
             ) from error
         shown = f"{self} at {self.endpoint}" if self.endpoint else str(self)
+        connect = partial(
+            S3Store,
+            self.bucket,
+            prefix=self.prefix or None,
+            config=self._config(),
+            client_options=self._client(),
+            retry_config=self._retries(),
+        )
         try:
-            store = S3Store(
-                self.bucket,
-                prefix=self.prefix or None,
-                config=self._config(),
-                client_options=self._client(),
-                retry_config=self._retries(),
-            )
+            store = connect()
         except (BaseError, ValueError) as error:
             raise SettingsError(f"blobs={shown}: {str(error).partition(chr(10))[0]}") from None
-        blobs = ObjectBlobs(store, shown)
+        blobs = ObjectBlobs(store, shown, connect)
         blobs.require()
         return blobs
 

@@ -125,6 +125,41 @@ def test_a_connection_that_breaks_in_an_answer(server: S3Server, bucket: str, na
         assert isinstance(failure(lambda: CALLS[name](blobs)), UnavailableError)
 
 
+@pytest.mark.parametrize("asked", [b"PUT ", b"uploads", b"partNumber=2", b"uploadId="])
+@pytest.mark.parametrize("blob", [b"small", LARGE], ids=["small", "large"])
+def test_a_connection_that_is_reset_within_a_put(
+    server: S3Server, bucket: str, blob: bytes, asked: bytes
+) -> None:
+    """The object is there and whole, or absent; what was asked is tried once more, in time."""
+    with Proxy(server.port) as proxy:
+        blobs = server.open(bucket, endpoint=proxy.endpoint)
+        proxy.loses_answer_to = asked
+        outcome: BackendError | None = None
+        try:
+            blobs.put(NAME, [blob])
+        except UnavailableError as error:
+            outcome = error
+        met = proxy.loses_answer_to is None
+        assert met == (asked == b"PUT " or blob is LARGE)
+        found = server.open(bucket).get(NAME)
+        assert found == blob or (found is None and outcome is not None)
+        blobs.put(OTHER, [blob])
+        assert blobs.get(OTHER) == blob
+
+
+@pytest.mark.parametrize("name", ["get", "get, large", "size", "list"])
+def test_connections_that_lead_nowhere_any_more(server: S3Server, bucket: str, name: str) -> None:
+    """Idle ones, which a firewall has forgotten: no refusal comes, and no answer."""
+    with Proxy(server.port) as proxy:
+        blobs = server.open(bucket, endpoint=proxy.endpoint, blobs_timeout_s="0.4")
+        blobs.put(NAME, [LARGE])
+        proxy.lose()
+        began = time.monotonic()
+        assert "no answer in time" in str(failure(lambda: CALLS[name](blobs)))
+        assert time.monotonic() - began < HANG_S
+        CALLS[name](blobs)  # by new ones
+
+
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_bucket_that_has_gone_is_no_miss(
     server: S3Server, bucket: str, call: Callable[[ObjectBlobs], object]
