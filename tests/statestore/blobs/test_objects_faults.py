@@ -151,8 +151,9 @@ def test_a_connection_that_is_reset_within_a_put(
 def test_connections_that_lead_nowhere_any_more(server: S3Server, bucket: str, name: str) -> None:
     """Idle ones, which a firewall has forgotten: no refusal comes, and no answer."""
     with Proxy(server.port) as proxy:
-        blobs = server.open(bucket, endpoint=proxy.endpoint, blobs_timeout_s="0.4")
-        blobs.put(NAME, [LARGE])
+        blobs = server.open(bucket, endpoint=proxy.endpoint, blobs_timeout_s="2")
+        server.open(bucket).put(NAME, [LARGE])
+        CALLS[name](blobs)
         proxy.lose()
         began = time.monotonic()
         assert "no answer in time" in str(failure(lambda: CALLS[name](blobs)))
