@@ -154,6 +154,23 @@ def test_putting_again_what_was_published_says_so(place: RedisPlace) -> None:
     backend.close()
 
 
+def test_of_two_who_write_at_once_the_first_to_publish_wins(
+    place: RedisPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both had looked before either was there; whoever reads the first keeps its parts."""
+    backend = open_url(place.url)
+    monkeypatch.setattr(backend, "_is_stored", lambda _entry: False)
+    first, second = an_entry(0, model="first"), an_entry(0, model="second")
+    assert publish(backend, first)
+    assert not publish(backend, second)
+    found = backend.longest([first.key], NOW)
+    assert found is not None
+    assert (found.model, found.blob) == ("first", first.blob)
+    assert place.blob_names() == {first.blob}
+    assert backend.usage().entries == 1
+    backend.close()
+
+
 def test_a_server_that_forgets_its_scripts(server: RedisServer, place: RedisPlace) -> None:
     """As one does that was restarted, or has just become the primary."""
     backend = place.open()
