@@ -195,7 +195,8 @@ def _read(path: str, limit_bytes: int | None) -> memoryview:
 def _write(descriptor: int, blob: Sequence[bytes | bytearray | memoryview]) -> None:
     """Write all buffers, fsync and close."""
     try:
-        rest = deque(view.cast("B") for view in map(memoryview, blob) if view.nbytes)
+        views = [memoryview(buffer) for buffer in blob]
+        rest = deque(view.cast("B") for view in views if view.nbytes)
         while rest:
             # In one call: the system keeps such a file in larger pieces of memory than one that
             # came bit by bit, and reads it from there in two thirds of the time.
