@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
 from rwkv_runtime.demo.corpus import demo_document
+from statestore import open_store
 from tests.checkout import ROOT
+from tests.places.redis_servers import free_port
 from tests.runtime.weights.old_versions import write_old_weights
 
 EXAMPLES = ROOT / "examples"
@@ -48,6 +54,37 @@ def test_many_requests_are_answered(tmp_path: Path) -> None:
     asked = demo_document().questions[:4]
     expected = [f"{question.text} {question.answer}" for question in asked]
     assert run("many_requests.py", tmp_path).splitlines() == expected
+
+
+@contextmanager
+def serving(name: str, directory: Path) -> Iterator[str]:
+    """Two workers with the application of an example; its address."""
+    port = str(free_port())
+    command = ["uvicorn", "--app-dir", str(EXAMPLES), "--workers", "2", "--port", port]
+    application = f"{name.removesuffix('.py')}:app"
+    with (directory / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, application], cwd=directory, stdout=log, stderr=log
+        )
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def test_a_backends_workers_share_what_one_has_read(tmp_path: Path) -> None:
+    asked = demo_document().questions[:6]
+    with serving("backend.py", tmp_path) as url:
+        retry = httpx.HTTPTransport(retries=12)  # 0.5 s, 1 s, 2 s ...: until it listens
+        with httpx.Client(transport=retry, timeout=60) as client:
+            for question in asked:
+                answer = client.get(f"{url}/ask", params={"question": question.text})
+                assert answer.text.strip() == question.answer
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    with open_store(str(tmp_path / "states")) as store:
+        hits = [entry.hits for entry in store.list()]
+    assert sum(hits) >= len(asked) - 1, "the document was read more than once"
 
 
 def test_every_example_is_run_here() -> None:
