@@ -91,7 +91,7 @@ class ArchiveReader:
                 yield record
         except ContainerError as error:
             raise type(error)(
-                f"the archive is sound up to byte {self.sound_bytes}, behind {self.states} states; "
+                f"the archive is sound up to byte {self.sound_bytes}, {self.states} of its states; "
                 f"then: {error}"
             ) from error
 

@@ -309,3 +309,15 @@ def test_a_version_6_model_is_warm_in_a_second_process(
     assert [row["cached_tokens"] for row in rows] == [0, 920]
     assert rows[0]["logits_sha256"] == rows[1]["logits_sha256"]
     assert rows[0]["answer"] == rows[1]["answer"]
+
+
+def test_a_terminal_shows_answers_without_the_bar(common: list[str], document: Path) -> None:
+    questions = ("What was read?", "And then?")
+    asked = [part for question in questions for part in ("--question", question)]
+    with terminal("ask", *common, "--document", str(document), *asked) as (_, screen):
+        seen = screen.until(rb"And then\?.*computed")
+    assert b"reading" in seen, "no bar"
+    for question in questions:
+        line = seen.partition(question.encode())[0].rpartition(b"\n")[2]
+        drawn = line.rpartition(b"\x1b[2K")[2].replace(b"\x1b[?25h", b"").replace(b"\x1b[1m", b"")
+        assert not drawn.strip(), f"the question stands behind {drawn!r}"

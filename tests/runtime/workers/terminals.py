@@ -27,15 +27,16 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._descriptor, keys)
 
-    def until(self, words: bytes) -> None:
-        """Read on to the end of the next match of the expression `words`."""
+    def until(self, words: bytes) -> bytes:
+        """Read on to the end of the next match of the expression `words`; what came up to there."""
         deadline = time.monotonic() + WAIT_S
         while (found := re.search(words, self._unread, re.DOTALL)) is None:
             left_s = deadline - time.monotonic()
             ready, _, _ = select.select([self._descriptor], [], [], max(0.0, left_s))
             assert ready, f"no {words!r} in {self._unread[-500:]!r}"
             self._unread += os.read(self._descriptor, 1 << 16)
-        self._unread = self._unread[found.end() :]
+        seen, self._unread = self._unread[: found.end()], self._unread[found.end() :]
+        return seen
 
 
 @contextmanager
