@@ -30,7 +30,7 @@ from tests.places.backend_places import (
 from tests.places.poolers import pooled
 from tests.places.postgres_servers import PostgresPlace
 from tests.places.tcp_proxy import Proxy
-from tests.statestore.backends.sql.test_postgres_faults import request
+from tests.statestore.backends.sql.postgres.test_postgres_faults import request
 
 TIMEOUT_S = 1.0
 ENDS_S = 20.0  # of a few calls, each of which ends 1.5 s late at most, or 2 s where it connects
