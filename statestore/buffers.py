@@ -65,9 +65,10 @@ class Pool:
 
     def _back(self, gone: weakref.ref[Any]) -> None:
         """The last view has gone, in whichever thread that was."""
-        _, block = self._lent.pop(id(gone))
-        if len(block) > self._kept_bytes:
-            return
+        lent = self._lent.pop(id(gone), None)
+        if lent is None or len(lent[1]) > self._kept_bytes:
+            return  # the former where a Ctrl-C came in the midst of `take`
+        block = lent[1]
         self._idle[id(block)] = block
         excess = self.idle_bytes - self._kept_bytes
         for oldest in list(self._idle.values()):  # sizes of the past go

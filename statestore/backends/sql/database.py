@@ -200,14 +200,15 @@ class Database:
             time.sleep(random.uniform(0, 2 * _PAUSE_S))  # noqa: S311 - not a secret
 
     def _once(self, attempt: Callable[[], T]) -> T:
-        visit = object()
+        visit, turnstile = object(), self._turnstile
         try:
-            self._turnstile.enter(visit)
+            turnstile.enter(visit)
             if self._closed:
                 raise ClosedError(f"{self.place} was closed")
             return attempt()
         finally:
-            self._turnstile.leave(visit)
+            turnstile.inside.discard(visit)  # here, in one step: a Ctrl-C comes behind it at most
+            turnstile.left()
 
     def _compiled(self, statement: Statement) -> tuple[str, Mapping[str, Any]]:
         """The text of `statement`, and those of its parameters that have a value already."""

@@ -15,6 +15,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
+
+_LOOK_S: Final = 0.05  # where a Ctrl-C kept somebody from telling that he left
 
 
 class Turnstile:
@@ -27,26 +30,28 @@ class Turnstile:
     def __init__(self, clear_out: Callable[[], None]) -> None:
         self._clear_out = clear_out
         self._changed = threading.Condition()
-        self._inside: set[object] = set()  # visits
+        self.inside: set[object] = set()  # visits
         self._shut = False
         with _forking:
             _turnstiles.add(self)
 
     def enter(self, visit: object) -> None:
-        """Be one of many until `leave`, which is called even if this is interrupted. Not reentrant;
-        `visit` is an object of this one visit. Each lookup comes by here, so nothing is locked:
-        who shuts looks who is inside after that, and who comes in whether it is shut after that.
+        """Be one of many, until the visit is taken out of `inside` and `left` is called: which is
+        done even if this is interrupted. Not reentrant; `visit` is an object of this one visit.
+
+        Each lookup comes by here, so nothing is locked: who shuts looks who is inside after that,
+        and who comes in whether it is shut after that.
         """
-        self._inside.add(visit)
+        self.inside.add(visit)
         while self._shut:
-            self.leave(visit)
+            self.inside.discard(visit)
+            self.left()
             with self._changed:
                 self._changed.wait_for(lambda: not self._shut)
-            self._inside.add(visit)
+            self.inside.add(visit)
 
-    def leave(self, visit: object) -> None:
-        """Be inside no longer, if it ever was."""
-        self._inside.discard(visit)
+    def left(self) -> None:
+        """A visit is inside no longer."""
         if self._shut:  # somebody waits for it
             with self._changed:
                 self._changed.notify_all()
@@ -67,7 +72,8 @@ class Turnstile:
             self._shut = True
         try:
             with self._changed:
-                self._changed.wait_for(lambda: not self._inside)
+                while self.inside:
+                    self._changed.wait(_LOOK_S)
             self._clear_out()
         except BaseException:
             self.open()
@@ -82,7 +88,7 @@ class Turnstile:
     def renew(self) -> None:
         """Forget the threads that waited here: in a forked child they do not exist."""
         self._changed = threading.Condition()
-        self._inside = set()
+        self.inside = set()
         self._shut = False
 
 

@@ -327,7 +327,8 @@ def inside(turnstile: Turnstile) -> Iterator[None]:
         turnstile.enter(visit)
         yield
     finally:
-        turnstile.leave(visit)
+        turnstile.inside.discard(visit)
+        turnstile.left()
 
 
 def test_alone_waits_for_those_inside_and_holds_others_back() -> None:
