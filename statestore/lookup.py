@@ -16,7 +16,7 @@ from enum import Enum, auto
 from statestore import codec
 from statestore.backends.base import Backend, read_followed
 from statestore.entry import Change, Entry, Status
-from statestore.errors import BackendError, ContainerError, LockedError
+from statestore.errors import BackendError, ContainerError, LockedError, UnavailableError
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 from statestore.schema import State
@@ -113,11 +113,18 @@ class Lookup:
             return None, "error"
 
     def load(self, entry: Entry) -> tuple[State | None, str]:
-        """The state of `entry`; ``None`` and what is wrong with it."""
+        """The state of `entry`; ``None`` and what is wrong with it. Raises `UnavailableError` where
+        there is no memory for it, which says nothing of the blob.
+        """
         try:
             state = self._sound(entry)
         except ContainerError as error:
             return None, f"{type(error).__name__}: {error}"
+        except MemoryError as error:
+            raise UnavailableError(
+                f"{entry.key}: this process has no memory for its {entry.state_bytes} bytes: raise "
+                "its limit, or lower the budgets of memory"
+            ) from error
         return state, "" if state is not None else "Missing: the blob has gone"
 
     def bar(self, entry: Entry, problem: str) -> Barred:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from statestore import codec
 from statestore.backends.base import Backend
 from statestore.entry import Entry
-from statestore.errors import BackendError, LimitError
+from statestore.errors import BackendError, LimitError, UnavailableError
 from statestore.metrics import Metrics
 from statestore.schema import State
 
@@ -61,12 +61,16 @@ class Puts:
                 "dropped a put of %s, which no lookup here would read: %s", entry.key, error
             )
             return PutOutcome.DROPPED
-        blob = codec.encode(header, state, self._codec_name)
-        entry = replace(entry, blob_bytes=sum(len(part) for part in blob))
         try:
+            blob = codec.encode(header, state, self._codec_name)
+            entry = replace(entry, blob_bytes=sum(len(part) for part in blob))
             published = self._backend.publish(entry, blob, durable=durable)
         except BackendError as error:
             self._kept("put", error)
+            return PutOutcome.DROPPED
+        except MemoryError:
+            why = f"{entry.key}: this process has no memory to encode {state.nbytes} bytes"
+            self._kept("put", UnavailableError(why))
             return PutOutcome.DROPPED
         if not published:
             return PutOutcome.PRESENT
