@@ -30,23 +30,27 @@ return {gone, bytes}
 )
 
 #: ARGV: base, digest. Put the entry into its orders, from which the server may have evicted it. One
-#: whose blob's name an earlier release kept whole is written anew, in half the memory.
+#: of an earlier release, which kept the whole name of its blob, is written anew in half the memory,
+#: and counted in ``anchors``.
 REARRANGE: Final = (
     SHARD
     + """
 if redis.call('EXISTS', entry) == 1 then
-  local blob = redis.call('HGET', entry, 'blob') or ''
-  if blob:sub(1, 64) == digest and blob_of(digest, blob:sub(65)) == blob then
-    local fields = redis.call('HGETALL', entry)
+  arrange(entry, digest)
+  local f = redis.call('HMGET', entry, 'blob', 'anchor')
+  if not f[2] then
+    local fields, before = redis.call('HGETALL', entry), weigh(entry)
+    local rest = (f[1] or ''):sub(65)
     for i = 1, #fields, 2 do
-      if fields[i] == 'blob' then
-        fields[i + 1] = blob:sub(65)
+      if fields[i] == 'blob' and blob_of(digest, rest) == f[1] then
+        fields[i + 1] = rest
       end
     end
     redis.call('UNLINK', entry)
-    redis.call('HSET', entry, unpack(fields))
+    redis.call('HSET', entry, 'anchor', '', unpack(fields))
+    redis.pcall('HSETNX', base .. 'anchors', '', 0)
+    account(entry, before)
   end
-  arrange(entry, digest)
 end
 """
 )
@@ -80,53 +84,83 @@ return ((totals['entries'] or 0) == listed and namespaces == listed and size('ra
 )
 
 #: ARGV: base. Forget entries that the server evicted, and sum the totals anew. Reads every entry of
-#: the shard in one step (about 2 s for a million), so it is for shards that are known to be wrong.
+#: the shard in one step, so it is for shards that are known to be wrong; in stretches, since what
+#: Lua holds at once it collects over and over. The orders are gone through where their sizes, or
+#: an entry that has gone, say that something in them is wrong.
 RECOUNT: Final = (
     SHARD
     + """
-local sums, there, beside = {}, {}, {}
-local function sum(name, amount)
-  sums[name] = (sums[name] or 0) + amount
+local STRETCH = 1000
+local function each(order, work)
+  for first = 0, redis.call('ZCARD', base .. order) - 1, STRETCH do
+    for _, member in ipairs(redis.call('ZRANGE', base .. order, first, first + STRETCH - 1)) do
+      work(member)
+    end
+  end
 end
-for _, id in ipairs(redis.call('ZRANGE', base .. 'used', 0, -1)) do
+local function weed(order, wrong)
+  local found = {}
+  each(order, function(member)
+    if wrong(member) then
+      found[#found + 1] = member
+    end
+  end)
+  for _, member in ipairs(found) do
+    redis.call('ZREM', base .. order, member)
+  end
+  return #found
+end
+local sums = {}
+local function sum(whose, one)
+  local known = sums[whose] or {0, 0, 0, 0, 0, 0}
+  sums[whose] = known
+  for i = 1, #SUMS do
+    known[i] = known[i] + one[i]
+  end
+end
+redis.call('UNLINK', base .. 'anchors')
+local counted = 0
+local gone = weed('used', function(id)
   local one = weigh(base .. 'entry:' .. id)
-  there[id] = one[1] == 1
-  for i, name in ipairs(SUMS) do
-    sum(name, one[i])
-    if one.whose then
-      sum(name .. one.whose, one[i])
-    end
+  if one[1] == 0 then
+    return true
   end
+  sum('', one)
+  sum(one.whose, one)
+  counted = counted + one.counted
   if one.beside then
-    beside[one.beside] = (beside[one.beside] or 0) + 1
+    redis.call('HINCRBY', base .. 'anchors', one.beside, 1)
   end
+end)
+local all = sums[''] or {0, 0, 0, 0, 0, 0}
+redis.call('HSET', base .. 'anchors', '', counted)
+local function size(order)
+  return redis.call('ZCARD', base .. order)
 end
-for _, order in ipairs({'used', 'order', 'barred', 'expiry', 'tokens'}) do
-  for _, member in ipairs(redis.call('ZRANGE', base .. order, 0, -1)) do
-    if not there[member:sub(-64)] then
-      redis.call('ZREM', base .. order, member)
-    end
+local free = all[1] - all[5]
+if gone > 0 or size('tokens') ~= all[1] or size('ranks') ~= free
+    or size('order') + size('barred') ~= free then
+  local function absent(member)
+    return redis.call('EXISTS', base .. 'entry:' .. member:sub(-64)) == 0
   end
-end
-for _, rank in ipairs(redis.call('ZRANGE', base .. 'ranks', 0, -1)) do
-  local id = rank:sub(-64)
-  if not there[id] or place_of(base .. 'entry:' .. id, id).rank ~= rank then
-    redis.call('ZREM', base .. 'ranks', rank)
+  for _, order in ipairs({'order', 'barred', 'expiry', 'tokens'}) do
+    weed(order, absent)
   end
+  weed('ranks', function(rank)
+    local place = place_of(base .. 'entry:' .. rank:sub(-64), rank:sub(-64))
+    return not place or place.rank ~= rank
+  end)
 end
 local age = redis.call('HGET', base .. 'totals', 'age')
 redis.call('UNLINK', base .. 'totals')
-for name, amount in pairs(sums) do
-  redis.call('HSET', base .. 'totals', name, string.format('%.0f', amount))
+for whose, amounts in pairs(sums) do
+  for i, name in ipairs(SUMS) do
+    redis.call('HSET', base .. 'totals', name .. whose, string.format('%.0f', amounts[i]))
+  end
 end
 if age then
   redis.call('HSET', base .. 'totals', 'age', age)
 end
-redis.call('UNLINK', base .. 'anchors')
-for anchor, count in pairs(beside) do
-  redis.call('HSET', base .. 'anchors', anchor, count)
-end
-redis.call('HSET', base .. 'anchors', '', sums['entries'] or 0)
-return sums['entries'] or 0
+return all[1]
 """
 )

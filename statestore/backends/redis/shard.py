@@ -13,9 +13,10 @@ An entry's *rank* is its place in ``ranks``: namespace, a zero byte, 0 if it is 
 1, the score as 17 characters that sort as it does, and the digest.
 
 ``anchors`` counts the entries beside each anchor (`StateKey.anchor`, 8 bytes), below ``?`` those
-whose anchor is not known; named ones are beside none. Its field of no name counts all: it comes
-with the first entry, or by a sweep, and lookups believe the hash while the totals tell of as many.
-What the server evicted of either, or an earlier release left out, is thus noticed.
+whose anchor is not known; named ones are beside none. Its field of no name counts all, and lookups
+believe the hash while the totals tell of as many.
+What the server evicted of either, or an earlier release left out, is thus noticed; that one's
+entries have no field ``anchor``, and are counted when a sweep gives them one.
 """
 
 from __future__ import annotations
@@ -97,24 +98,28 @@ local SUMS = {{'entries', 'blob_bytes', 'state_bytes', 'quarantined', 'pinned', 
 local function weigh(key)
   local f = redis.call('HMGET', key, 'blob_bytes', 'state_bytes', 'status', 'pinned', 'namespace',
     'anchor', 'role')
-  if redis.call('EXISTS', key) == 0 then
-    return {{0, 0, 0, 0, 0, 0}}
+  if not (f[1] and f[3]) and redis.call('EXISTS', key) == 0 then
+    return {{0, 0, 0, 0, 0, 0, counted = 0}}
   end
   local barred = f[3] == 'quarantined' and 1 or 0
   if sound(f[1]) ~= f[1] then
     redis.call('HSET', base .. 'totals', 'damaged', 1) -- what it was counted with is not known
   end
   local size, pinned, whose = number(f[1]), number(f[4]), ':' .. (f[5] or '')
-  local beside = f[7] ~= 'named' and (#(f[6] or '') == 8 and f[6] or '?') or nil
+  local beside = f[6] and f[7] ~= 'named' and (#f[6] == 8 and f[6] or '?') or nil
   return {{
-    1, size, number(f[2]), barred, pinned, pinned * size, whose = whose, beside = beside
+    1, size, number(f[2]), barred, pinned, pinned * size,
+    whose = whose, counted = f[6] and 1 or 0, beside = beside
   }}
 end
 
 local function count_beside(before, after)
-  local name, all = base .. 'anchors', after[1] - before[1]
-  if all > 0 and redis.call('EXISTS', name) == 0 and redis.call('ZCARD', base .. 'used') == 1 then
-    redis.call('HSET', name, '', 0)
+  local name, all = base .. 'anchors', after.counted - before.counted
+  if all > 0 and redis.call('EXISTS', name) == 0 then
+    local known = number(redis.call('HGET', base .. 'totals', 'entries'))
+    if redis.call('ZCARD', base .. 'used') == known + 1 then -- else the totals were lost as well
+      redis.call('HSET', name, '', 0)
+    end
   end
   local function count(field, change)
     local there = redis.pcall('HINCRBY', name, field, change)
@@ -168,7 +173,8 @@ local function account(key, before)
 end
 
 local function bytes_to_hex(bytes)
-  return (bytes:gsub('.', function(c) return string.format('%02x', c:byte()) end))
+  local count = math.min(#bytes, 64) -- more is a hand's; no order needs it
+  return string.format(string.rep('%02x', count), bytes:byte(1, count))
 end
 
 local function sortable(score)
