@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from statestore.backends.base import Backend
+from statestore.backends.base import Backend, Blob
 from statestore.backends.wrapper import Wrapper
 from statestore.backends.wrappers.budget import Budget
 from statestore.backends.wrappers.budgeted import Budgeted
@@ -69,6 +70,18 @@ def stored(backend: Backend) -> set[int]:
 
 def found(backend: Backend, number: int) -> Entry | None:
     return backend.longest([a_key(number)], CREATED_AT)
+
+
+class Meeting(Wrapper):
+    """Publishes once another one is about to."""
+
+    def __init__(self, inner: Backend, both: threading.Barrier) -> None:
+        super().__init__(inner)
+        self._both = both
+
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
+        self._both.wait(60.0)
+        return super().publish(entry, blob, durable=durable)
 
 
 class NewestFirst(Lru):
@@ -319,6 +332,18 @@ class BudgetContract(PlaceContract):
                 put((mine, other)[number % 2], number)
                 assert backend.usage().blob_bytes <= 21 * KB
         assert len(stored(backend) & set(range(64, 80))) >= 14
+
+    def test_what_two_put_at_once_is_taken_back(self, backend: Backend, place: Place) -> None:
+        """Both found room for one. Whoever comes last sees that it was too much."""
+        for number in range(19):
+            put(backend, number)
+        both = threading.Barrier(2)
+        with closing(place.open()) as theirs, ThreadPoolExecutor(2) as threads:
+            writers = [within(Meeting(one, both), 20 * KB) for one in (backend, theirs)]
+            puts = [threads.submit(put, one, 30 + n) for n, one in enumerate(writers)]
+            assert [done.result() for done in puts] == [True, True]
+        assert backend.usage().blob_bytes == 20 * KB
+        assert {30, 31} <= stored(backend)
 
     def test_a_state_that_is_being_read_survives(self, backend: Backend) -> None:
         budgeted = within(backend, 2 * KB)
