@@ -122,7 +122,7 @@ def test_an_archive_is_sound_up_to_where_it_was_cut() -> None:
             continue
         reader = ArchiveReader(io.BytesIO(data[:cut]))
         found = []
-        with pytest.raises(TruncatedError, match=f"behind {whole} states"):
+        with pytest.raises(TruncatedError, match=f"{whole} of its states"):
             found.extend(iter(reader))
         assert not reader.complete
         assert reader.sound_bytes == ends[whole]
