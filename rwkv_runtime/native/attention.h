@@ -88,15 +88,13 @@ static void attend_rows(const Step *at, int64_t layer, Range head, Range rows, N
         conclude(at, of, row, head, heard[row - rows.from]);
 }
 
-/* A stream's tokens head by head. */
-static void attend_stream(const Step *at, int64_t layer, Range heads, float *turned, float *own) {
+/* A stream's tokens, of one head. */
+static void attend_stream(const Step *at, int64_t layer, int64_t number, float *turned, float *own) {
     int64_t size = at->model->width / at->model->heads;
-    for (int64_t number = heads.from; number < heads.to; number++) {
-        Range head = {number * size, (number + 1) * size}, rows = {0, 0};
-        for (; rows.from < at->rows; rows.from = rows.to) {
-            rows.to = rows.from + TOGETHER < at->rows ? rows.from + TOGETHER : at->rows;
-            attend_rows(at, layer, head, rows, (Next){0, 0}, turned, own);
-        }
+    Range head = {number * size, (number + 1) * size}, rows = {0, 0};
+    for (; rows.from < at->rows; rows.from = rows.to) {
+        rows.to = rows.from + TOGETHER < at->rows ? rows.from + TOGETHER : at->rows;
+        attend_rows(at, layer, head, rows, (Next){0, 0}, turned, own);
     }
 }
 
@@ -118,12 +116,15 @@ static void attend_streams(const Step *at, int64_t layer, Range heads, float *tu
 }
 
 static void attend(const Step *at, int64_t layer, Thread thread) {
-    int64_t size = at->model->width / at->model->heads;
-    Range heads = share(thread, at->model->heads);
-    float *turned = at->turned + heads.from * size * size;
-    float *own = at->own + heads.from * size * TOGETHER * OWN_VECTORS;
-    if (at->length > 1)
-        attend_stream(at, layer, heads, turned, own);
-    else
-        attend_streams(at, layer, heads, turned, own);
+    int64_t size = at->model->width / at->model->heads, head;
+    int64_t own_size = size * TOGETHER * OWN_VECTORS;
+    if (at->length == 1) {
+        Range heads = share(thread, at->model->heads);
+        attend_streams(at, layer, heads, at->turned + heads.from * size * size,
+                       at->own + heads.from * own_size);
+        return;
+    }
+    Turns turns = turns_of(at->stretches, thread, at->model->heads);
+    while ((head = next_unit(&turns)) >= 0)
+        attend_stream(at, layer, head, at->turned + head * size * size, at->own + head * own_size);
 }

@@ -76,20 +76,23 @@ static void compute(const Step *at, const Job *job, int64_t block, int64_t group
         finish_row(job, sums + i * BLOCK, row_of(job->out, row + i), block, is_bf16);
 }
 
+static int64_t groups_of(const Step *at, const Job *job) {
+    return (at->rows - job->first - 1) / GROUP + 1;
+}
+
 /* All blocks of all jobs for all groups of rows, in a row: each thread has its stretch, and with it
  * its own weights. */
 static void multiply(const Step *at, const Job *jobs, int count, Thread thread) {
-    int64_t all_units = 0, before = 0;
+    int64_t all_units = 0, unit;
     for (int job = 0; job < count; job++)
-        all_units += jobs[job].matrix->out / BLOCK * ((at->rows - jobs[job].first - 1) / GROUP + 1);
-    Range part = share(thread, all_units);
-    for (int job = 0; job < count; job++) {
-        int64_t groups = (at->rows - jobs[job].first - 1) / GROUP + 1;
-        int64_t units = jobs[job].matrix->out / BLOCK * groups;
-        int64_t from = part.from > before ? part.from - before : 0;
-        int64_t to = part.to - before < units ? part.to - before : units;
-        for (int64_t unit = from; unit < to; unit++)
-            compute(at, jobs + job, unit / groups, unit % groups);
-        before += units;
+        all_units += jobs[job].matrix->out / BLOCK * groups_of(at, jobs + job);
+    for (Turns turns = turns_of(at->stretches, thread, all_units); (unit = next_unit(&turns)) >= 0;) {
+        const Job *job = jobs;
+        int64_t groups = groups_of(at, job);
+        while (unit >= job->matrix->out / BLOCK * groups) {
+            unit -= job->matrix->out / BLOCK * groups;
+            groups = groups_of(at, ++job);
+        }
+        compute(at, job, unit / groups, unit % groups);
     }
 }

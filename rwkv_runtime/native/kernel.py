@@ -108,7 +108,7 @@ class Kernel:
         self._logits.argtypes = (POINTER, POINTER, INT, INT, *(POINTER,) * 3)
         self._scratch = library.rwkv7_scratch
         self._scratch.restype = INT
-        self._scratch.argtypes = (POINTER, INT)
+        self._scratch.argtypes = (POINTER, INT, INT)
         self._spare: list[Tensor] = []
 
     def read(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
@@ -153,11 +153,12 @@ class Kernel:
         count = hidden.numel() // shape.width
         if not count:
             return found[..., : shape.vocabulary]
-        with self._memory(count) as scratch:
+        threads = torch.get_num_threads()
+        with self._memory(threads, count) as scratch:
             self._logits(
                 ctypes.byref(self._bound.model),
                 ctypes.byref(self._team),
-                torch.get_num_threads(),
+                threads,
                 count,
                 hidden.data_ptr(),
                 found.data_ptr(),
@@ -183,11 +184,12 @@ class Kernel:
         before = self._addresses(states)
         after = tuple(tuple(self._empty_layer() for _ in state) for state in states)
         hidden = torch.empty(count, shape.width, dtype=self._dtype, device=CPU)
-        with self._memory(len(tokens)) as scratch:
+        threads = torch.get_num_threads()
+        with self._memory(threads, len(tokens)) as scratch:
             self._read(
                 ctypes.byref(self._bound.model),
                 ctypes.byref(self._team),
-                torch.get_num_threads(),
+                threads,
                 count,
                 len(tokens) // count,
                 tokens.data_ptr(),
@@ -199,9 +201,9 @@ class Kernel:
         return hidden, after
 
     @contextmanager
-    def _memory(self, rows: int) -> Iterator[int]:
+    def _memory(self, threads: int, rows: int) -> Iterator[int]:
         """The address of memory to work in; one piece of it is kept from call to call."""
-        size = int(self._scratch(ctypes.byref(self._bound.model), rows))
+        size = int(self._scratch(ctypes.byref(self._bound.model), threads, rows))
         try:
             scratch = self._spare.pop()
         except IndexError:  # the first call, or another thread has it

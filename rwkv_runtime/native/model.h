@@ -52,7 +52,7 @@ typedef struct {
 } Team;
 
 typedef struct {
-    int64_t number, count;
+    int64_t number, count, phase; /* how many phases it has done */
 } Thread;
 
 typedef struct {
@@ -87,7 +87,7 @@ static void run(const Team *team, void (*part)(void *), void *work, int64_t thre
 }
 
 static Thread thread_of(const Team *team) {
-    return team->parallel ? (Thread){team->number(), team->count()} : (Thread){0, 1};
+    return team->parallel ? (Thread){team->number(), team->count(), 0} : (Thread){0, 1, 0};
 }
 
 /* No further until every thread is here. */

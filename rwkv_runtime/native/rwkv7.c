@@ -13,7 +13,8 @@
  *
  * A change of bits is a change of REVISION in rwkv_runtime/native/kernel.py.
  *
- * Phases work on all rows; between two of them the threads wait for each other.
+ * Phases work on all rows; between two of them the threads wait for each other, and in the long ones
+ * they help each other.
  */
 #include "attention.h"
 #include "jobs.h"
@@ -172,19 +173,21 @@ static Phase *const OF_A_LAYER[] = {
 };
 enum { PHASES = sizeof OF_A_LAYER / sizeof *OF_A_LAYER };
 
-static void pass(const Step *at, Phase *phase, int64_t layer, Thread thread) {
-    phase(at, layer, thread);
-    meet(at->team, thread);
+static void pass(const Step *at, Phase *phase, int64_t layer, Thread *thread) {
+    set_back(at->stretches, *thread);
+    phase(at, layer, *thread);
+    meet(at->team, *thread);
+    thread->phase++;
 }
 
 static __attribute__((noinline)) void read_rows(const Step *at) {
     Thread thread = thread_of(at->team);
-    pass(at, embed, 0, thread);
-    pass(at, norm_embedding, 0, thread);
+    pass(at, embed, 0, &thread);
+    pass(at, norm_embedding, 0, &thread);
     for (int64_t layer = 0; layer < at->model->layers; layer++)
         for (int phase = 0; phase < PHASES; phase++)
-            pass(at, OF_A_LAYER[phase], layer, thread);
-    pass(at, norm_hidden, 0, thread);
+            pass(at, OF_A_LAYER[phase], layer, &thread);
+    pass(at, norm_hidden, 0, &thread);
 }
 
 static void read_part(void *work) {
@@ -193,11 +196,17 @@ static void read_part(void *work) {
     end_exact(before);
 }
 
+static Stretch *set_out(float *scratch, int64_t threads) {
+    memset(scratch, 0, (size_t)threads * sizeof(Stretch));
+    return (Stretch *)scratch;
+}
+
 /* How many floats `rwkv7_read` works in. */
-int64_t rwkv7_scratch(const Model *model, int64_t rows) {
+int64_t rwkv7_scratch(const Model *model, int64_t threads, int64_t rows) {
     int64_t width = apart(model->layer->w2.out), size = model->width / model->heads;
     int64_t row = 16 * width + 4 * apart(model->rank) + apart(model->ffn_width);
-    return rows * row + model->width * (size + TOGETHER * OWN_VECTORS);
+    int64_t shared = threads * (int64_t)(sizeof(Stretch) / sizeof(float));
+    return shared + rows * row + model->width * (size + TOGETHER * OWN_VECTORS);
 }
 
 /* Read tokens: `before` -> `after`, which lies elsewhere, and the hidden vectors of the last token
@@ -207,8 +216,9 @@ void rwkv7_read(const Model *model, const Team *team, int64_t threads, int64_t s
                 const LayerState *after, void *const *hidden, float *scratch) {
     Step step = {.model = model, .team = team, .streams = streams, .length = length,
                  .rows = streams * length, .token = token, .before = before, .after = after,
-                 .hidden = hidden, .turned = scratch};
-    step.own = scratch + model->width * (model->width / model->heads);
+                 .hidden = hidden, .stretches = set_out(scratch, threads)};
+    step.turned = (float *)(step.stretches + threads);
+    step.own = step.turned + model->width * (model->width / model->heads);
     float *next = step.own + model->width * TOGETHER * OWN_VECTORS;
     int64_t width = apart(model->layer->w2.out);
     Vectors *all_wide[] = {&step.x, &step.v_first, &step.r, &step.k, &step.v,
@@ -254,8 +264,10 @@ static void score_part(void *work) {
  * for so many rows, one at least. */
 void rwkv7_logits(const Model *model, const Team *team, int64_t threads, int64_t count,
                   const void *hidden, float *logits, float *scratch) {
+    Stretch *stretches = set_out(scratch, threads);
     Scoring at = {{.model = model, .team = team, .streams = count, .length = 1, .rows = count,
-                   .x = {scratch, apart(model->width)}},
+                   .stretches = stretches,
+                   .x = {(float *)(stretches + threads), apart(model->width)}},
                   hidden, {logits, model->head.out}};
     run(team, score_part, &at, threads);
 }

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "lanes.h"
-#include "model.h"
+#include "turns.h"
 
 /* One kind of vectors, one for each row. */
 typedef struct {
@@ -30,6 +30,7 @@ typedef struct {
     Vectors mixed[6]; /* [width], as they are fed */
     Vectors inner[4]; /* [rank], as they are fed, of w, a, v, g */
     Vectors wide; /* [ffn_width], as they are fed */
+    Stretch *stretches; /* [threads] */
     float *turned; /* [heads, K, V] */
     float *own; /* [heads, TOGETHER, OWN_VECTORS, size] */
 } Step;
