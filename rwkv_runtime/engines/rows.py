@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rwkv_runtime import model
 from rwkv_runtime.model import LayerState, ModelState
-from rwkv_runtime.native import Kernel
+from rwkv_runtime.native import Held, Kernel
 
 PARTS = ("att_x_prev", "att_kv", "ffn_x_prev")
 
@@ -73,24 +73,21 @@ class KernelRows:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._states: dict[int, ModelState] = {}
+        self._streams: dict[int, Held] = {}
 
     def put(self, place: int, state: ModelState) -> None:
         """See `Rows`."""
-        self._states[place] = state
+        self._streams[place] = self._kernel.hold(state)
 
     def take(self, place: int) -> ModelState:
         """See `Rows`."""
-        return self._states[place]
+        return self._streams[place].state()
 
     def clear(self, place: int) -> None:
         """See `Rows`."""
-        del self._states[place]
+        del self._streams[place]
 
     def step(self, tokens: Mapping[int, int]) -> Tensor:
         """See `Rows`."""
-        hidden, after = self._kernel.steps(
-            list(tokens.values()), [self._states[place] for place in tokens]
-        )
-        self._states |= zip(tokens, after, strict=True)
-        return self._kernel.logits(hidden)
+        streams = [self._streams[place] for place in tokens]
+        return self._kernel.logits(self._kernel.go_on([*tokens.values()], streams))

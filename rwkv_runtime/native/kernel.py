@@ -19,12 +19,14 @@ from rwkv_runtime.errors import VocabularyError
 from rwkv_runtime.hugepages import use_huge_pages
 from rwkv_runtime.model import MIXES, LayerState, ModelState
 from rwkv_runtime.native.blocks import Arranger
+from rwkv_runtime.native.held import Held
 from rwkv_runtime.weights import Architecture, WeightsFile
 from statestore.errors import SettingsError, StateError
 
 REVISION = 2
 LANES = 16
 ROWS = 256  # tokens of one call at most: they bound the memory that it works in
+LARGE = 16 << 20  # bytes of logits: as small pages they would take longer to find than to fill
 DTYPES = (torch.float32, torch.bfloat16)
 POINTER, INT = ctypes.c_void_p, ctypes.c_int64
 CPU = torch.device(
@@ -150,6 +152,8 @@ class Kernel:
         wanted = (*hidden.shape[:-1], shape.width)
         self._check_tensor("hidden", hidden, self._dtype, wanted)
         found = torch.empty(*hidden.shape[:-1], out, dtype=torch.float32, device=CPU)
+        if found.nbytes >= LARGE:
+            use_huge_pages([found])
         count = hidden.numel() // shape.width
         if not count:
             return found[..., : shape.vocabulary]
@@ -166,11 +170,52 @@ class Kernel:
             )
         return found[..., : shape.vocabulary]
 
+    def hold(self, state: ModelState) -> Held:
+        """A copy of `state` to go on from.
+
+        Raises:
+            StateError: a state that is not one of this model.
+        """
+        self._addresses((state,))
+        return Held(self, state)
+
+    def go_on(self, tokens: Sequence[int], streams: Sequence[Held]) -> Tensor:
+        """`steps` in the streams' own memory -> hidden [streams, C]. An error leaves all of them
+        as they were.
+
+        Raises:
+            VocabularyError: a token that the model does not have.
+            StateError: not one token for each stream, a stream twice, or another kernel's.
+        """
+        if len(tokens) != len(streams) or len({*streams}) != len(streams):
+            raise StateError(f"{len(tokens)} tokens for {len({*streams})} streams")
+        if any(stream.kernel is not self for stream in streams):
+            raise StateError("a stream that another kernel holds")
+        if not tokens:
+            return torch.empty(0, self._shape.width, dtype=self._dtype, device=CPU)
+        addresses = b"".join(stream.addresses for stream in streams)
+        places = (POINTER * (len(addresses) // ctypes.sizeof(POINTER))).from_buffer_copy(addresses)
+        return self._compute(torch.tensor(tokens, device=CPU), len(streams), places, places)
+
     def _advance(
         self, tokens: Tensor, states: Sequence[ModelState]
     ) -> tuple[Tensor, tuple[ModelState, ...]]:
         """One stream with any number of tokens, or several with one each."""
-        shape, count = self._shape, len(states)
+        after = tuple(tuple(self._empty_layer() for _ in state) for state in states)
+        before = self._addresses(states)
+        return self._compute(tokens, len(states), before, self._addresses(after)), after
+
+    def _compute(
+        self,
+        tokens: Tensor,
+        count: int,
+        before: ctypes.Array[ctypes.c_void_p],
+        after: ctypes.Array[ctypes.c_void_p],
+    ) -> Tensor:
+        """The hidden vectors of `count` streams. `before` and `after` may be the same where each
+        has one token.
+        """
+        shape = self._shape
         if tokens.dtype is not torch.int64 or tokens.dim() != 1 or not tokens.is_cpu:
             raise VocabularyError(
                 f"tokens are {tokens.dtype} {list(tokens.shape)} on {tokens.device}; the kernel "
@@ -181,9 +226,8 @@ class Kernel:
                 raise VocabularyError(
                     f"the token is {token}, but the model's ids are 0 to {shape.vocabulary - 1}"
                 )
-        before = self._addresses(states)
-        after = tuple(tuple(self._empty_layer() for _ in state) for state in states)
         hidden = torch.empty(count, shape.width, dtype=self._dtype, device=CPU)
+        first, row = hidden.data_ptr(), shape.width * hidden.element_size()
         threads = torch.get_num_threads()
         with self._memory(threads, len(tokens)) as scratch:
             self._read(
@@ -194,11 +238,11 @@ class Kernel:
                 len(tokens) // count,
                 tokens.data_ptr(),
                 before,
-                self._addresses(after),
-                (POINTER * count)(*(row.data_ptr() for row in hidden)),
+                after,
+                (POINTER * count)(*range(first, first + count * row, row)),
                 scratch,
             )
-        return hidden, after
+        return hidden
 
     @contextmanager
     def _memory(self, threads: int, rows: int) -> Iterator[int]:

@@ -209,8 +209,9 @@ int64_t rwkv7_scratch(const Model *model, int64_t threads, int64_t rows) {
     return shared + rows * row + model->width * (size + TOGETHER * OWN_VECTORS);
 }
 
-/* Read tokens: `before` -> `after`, which lies elsewhere, and the hidden vectors of the last token
- * of each stream. `streams` or `length` is 1; `scratch` is memory to work in. */
+/* Read tokens: `before` -> `after`, and the hidden vectors of the last token of each stream. `streams`
+ * or `length` is 1; `after` may lie where `before` does if `length` is, and else lies elsewhere;
+ * `scratch` is memory to work in. */
 void rwkv7_read(const Model *model, const Team *team, int64_t threads, int64_t streams,
                 int64_t length, const int64_t *token, const LayerState *before,
                 const LayerState *after, void *const *hidden, float *scratch) {

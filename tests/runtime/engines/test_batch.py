@@ -118,6 +118,21 @@ def test_a_state_that_joins_stays_as_it_is(engine: Rwkv7Engine) -> None:
     assert torch.equal(kept, before)
 
 
+def test_a_state_that_has_left_is_written_to_no_more(engine: Rwkv7Engine) -> None:
+    """Neither by those who go on, nor by who takes its place."""
+    batch = Batch(engine, 8)
+    texts = dict(zip([batch.join(read(engine, text)) for text in TEXTS[:3]], TEXTS, strict=False))
+    batch.step({place: text[0] for place, text in texts.items()})
+    place = min(texts)
+    left = batch.leave(place)
+    output, _ = engine.decode(5, left)
+    logits = engine.logits(output)
+    assert batch.join(read(engine, TEXTS[4])) == place
+    for number in range(1, 4):
+        batch.step({place: text[number] for place, text in texts.items()})
+    assert torch.equal(engine.logits(engine.decode(5, left)[0]), logits)
+
+
 def test_a_batch_without_streams_takes_its_step(engine: Rwkv7Engine) -> None:
     """As the server does, to have paid for the first one."""
     batch = Batch(engine, 8)

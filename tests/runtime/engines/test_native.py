@@ -407,9 +407,46 @@ def test_what_does_not_fit_never_reaches_the_kernel(kernel: Kernel, weights: Wei
             kernel.logits(hidden)
 
 
+@pytest.mark.parametrize("dtype", GOLDEN)
+@pytest.mark.parametrize("others", [0, 1, 6])
+def test_a_stream_that_goes_on_in_place_has_the_bits_of_steps(
+    dtype: torch.dtype, others: int
+) -> None:
+    """For fewer streams than threads and more; what is handed out is written to no more."""
+    weights = definite(SHAPES["wide"], dtype)
+    kernel, state = Kernel(weights, library()), begin(weights)
+    entered, streams = digest(([], state)), [kernel.hold(state) for _ in range(others + 1)]
+    logits, half = [], None
+    for token in TOKENS:
+        beside = [(token + 1 + other) % 50 for other in range(others)]
+        logits.append(kernel.logits(kernel.go_on([*beside, token], streams))[-1])
+        half = half or streams[-1].state()
+    assert digest((logits, streams[-1].state())) == GOLDEN[dtype]
+    assert digest(([], half)) == digest(([], run(kernel, state, TOKENS[:1])[1]))
+    assert digest(([], state)) == entered
+
+
+def test_streams_that_cannot_go_on_stay_as_they_are(kernel: Kernel, weights: WeightsFile) -> None:
+    state = run(kernel, begin(weights))[1]
+    one, other = kernel.hold(state), kernel.hold(state)
+    with pytest.raises(VocabularyError, match="0 to 49"):
+        kernel.go_on((1, 50), (one, other))
+    with pytest.raises(StateError, match="2 tokens for 1 streams"):
+        kernel.go_on((1, 2), (one, one))
+    with pytest.raises(StateError, match="1 tokens for 2 streams"):
+        kernel.go_on((1,), (one, other))
+    with pytest.raises(StateError, match="another kernel"):
+        Kernel(weights, library()).go_on((1,), (one,))
+    with pytest.raises(StateError, match="a state of 1 layers"):
+        kernel.hold(state[:1])
+    for stream in (one, other):
+        assert digest(([], stream.state())) == digest(([], state))
+
+
 def test_no_streams_are_no_work(kernel: Kernel) -> None:
     hidden, states = kernel.steps((), ())
     assert (hidden.shape, states) == ((0, 48), ())
+    assert kernel.go_on((), ()).shape == (0, 48)
     assert kernel.logits(hidden).shape == (0, 50)
 
 
