@@ -35,7 +35,7 @@ class Held:
         use_huge_pages([memory])
         self._parts = [
             piece[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-            for piece, tensor in zip(memory.split(sizes), given, strict=True)
+            for piece, tensor in zip(torch.split(memory, sizes), given, strict=True)
         ]
         self.addresses = struct.pack(f"{len(given)}N", *(part.data_ptr() for part in self._parts))
 
