@@ -313,7 +313,7 @@ def check_mended(backend: Backend, place: RedisPlace) -> None:
     assert sizes["order"] + sizes["barred"] == sizes["ranks"] == len(rows) - usage.pinned
     beside = place.at("", lambda node: node.hgetall("statestore:1:{00}:anchors"))
     assert int(beside.get(b"", 0)) == int(beside.get(b"?", 0)) == len(rows)
-    namespaces = {row["namespace"].decode() for row in rows}
+    namespaces = {row["namespace"] for row in rows}
     assert sum(backend.usage(name).blob_bytes for name in namespaces) == usage.blob_bytes
 
 
