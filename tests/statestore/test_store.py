@@ -180,6 +180,11 @@ def test_a_put_without_sense_is_the_callers_error(
     assert store.usage().entries == len(list((tmp_path / "blobs").glob("*/*"))) == 2
 
 
+def test_a_name_that_is_too_long_for_the_system_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="can be no directory: File name too long"):
+        open_store((tmp_path / ("x" * 300)).as_uri())
+
+
 def test_a_directory_that_no_file_system_names_is_refused() -> None:
     with pytest.raises(SettingsError, match="can be no directory"):
         open_file_backend(Path("/tmp/a\0b"))

@@ -60,7 +60,13 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
             root,
             kind,
         )
-    if not may_be_written(root, root / CATALOG):
+    try:
+        writable = may_be_written(root, root / CATALOG)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise SettingsError(f"{root} can be no directory: {error.strerror}") from error
+        raise storage_error(error, f"looking into {root}") from error
+    if not writable:
         return _open_for_reading(root, patience_s)
     reserve = Reserve(root / RESERVE)
     try:
