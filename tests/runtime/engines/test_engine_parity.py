@@ -28,6 +28,7 @@ SHAPES = {
     "4x192, 3 heads": small_architecture(layers=4, width=192, heads=3, vocabulary=300),
     "1x64, 1 head": small_architecture(layers=1, width=64, heads=1, vocabulary=77),
 }
+SEEDS = (0, 1)
 # Prefill, resume with a short and a long piece, then token by token.
 LENGTHS = (100, 7, 300, 1, 1, 1, 1)
 
@@ -37,12 +38,26 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def peers_results(weights: Path, runs: list[list[int]]) -> dict[str, Tensor]:
-    target = weights.with_name("peer.safetensors")
-    asked = json.dumps({"weights": str(weights.with_suffix("")), "runs": runs})
-    command = [sys.executable, "-W", "ignore", str(PEER), str(target)]
-    subprocess.run(command, input=asked, text=True, check=True, stdout=subprocess.DEVNULL)
-    results: dict[str, Tensor] = safetensors.torch.load_file(target)
+def ask_peer(weights: dict[Path, list[list[int]]]) -> None:
+    """Have the runs with each file of weights written down by a process of the package's; see
+    `peers_results`. To load the package is what takes long.
+    """
+    asked = [
+        json.dumps({"weights": str(path.with_suffix("")), "runs": runs, "target": str(said(path))})
+        for path, runs in weights.items()
+    ]
+    command = [sys.executable, "-W", "ignore", str(PEER)]
+    subprocess.run(
+        command, input="\n".join(asked), text=True, check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def said(weights: Path) -> Path:
+    return weights.with_suffix(".peer.safetensors")
+
+
+def peers_results(weights: Path) -> dict[str, Tensor]:
+    results: dict[str, Tensor] = safetensors.torch.load_file(said(weights))
     return results
 
 
@@ -63,18 +78,34 @@ def assert_parity(engine: Rwkv7Engine, runs: list[list[int]], expected: dict[str
                 assert error(getattr(of_layer, part)[0], expected[name]) <= BOUND, name
 
 
-@pytest.mark.parametrize("kernel", ["torch", "native"])
-@pytest.mark.parametrize("architecture", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_random_weights(
-    tmp_path: Path, architecture: Architecture, seed: int, kernel: KernelName
-) -> None:
-    path = tmp_path / "random.pth"
-    write_random_weights(path, architecture, seed=seed)
+def runs_of(architecture: Architecture, seed: int) -> list[list[int]]:
     source = np.random.default_rng(seed)
-    runs = [source.integers(0, architecture.vocabulary, length).tolist() for length in LENGTHS]
-    engine = load_engine(path, threads=1, kernel=kernel, cache_dir=tmp_path)
-    assert_parity(engine, runs, peers_results(path, runs))
+    return [source.integers(0, architecture.vocabulary, length).tolist() for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    """By shape and seed, and what the package makes of them beside each."""
+    directory = tmp_path_factory.mktemp("random")
+    files, asked = {}, {}
+    for number, (shape, architecture) in enumerate(SHAPES.items()):
+        for seed in SEEDS:
+            path = files[shape, seed] = directory / f"{number}-{seed}.pth"
+            write_random_weights(path, architecture, seed=seed)
+            asked[path] = runs_of(architecture, seed)
+    ask_peer(asked)
+    return files
+
+
+@pytest.mark.parametrize("kernel", ["torch", "native"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_weights(
+    random_weights: dict[tuple[str, int], Path], shape: str, seed: int, kernel: KernelName
+) -> None:
+    path = random_weights[shape, seed]
+    engine = load_engine(path, threads=1, kernel=kernel, cache_dir=path.parent)
+    assert_parity(engine, runs_of(SHAPES[shape], seed), peers_results(path))
 
 
 @pytest.fixture
@@ -90,7 +121,8 @@ def test_trained_weights(trained: Path, tmp_path: Path, kernel: KernelName) -> N
     text = b"In a hole in the ground there lived a hobbit. " * 6
     runs = [list(text), list(b"Not a nasty, dirty, wet hole"), [44], [32]]
     engine = load_engine(trained, threads=1, kernel=kernel, cache_dir=tmp_path)
-    assert_parity(engine, runs, peers_results(trained, runs))
+    ask_peer({trained: runs})
+    assert_parity(engine, runs, peers_results(trained))
 
 
 @pytest.mark.parametrize("kernel", ["torch", "native"])
