@@ -155,10 +155,9 @@ def test_the_answer_is_waited_for_once_the_first_turn_is_taken(
 
 def test_the_turn_at_the_end_is_free_again(engine: Engine, store: StateStore) -> None:
     """The second prompt had it before it knew of the fork, and left it; then it took it anew."""
-    with Runtime(engine, store) as runtime:
-        runtime.prefill(prompt(1))
-        runtime.prefill(prompt(2))
-        end = runtime.session.plan(prompt(2)).keys[-1]
+    read(engine, store, prompt(1), prompt(2))
+    assert kept(store) == {(LAST, Role.FORK), (700, Role.PROMPT)}
+    end = Runtime(engine, store).session.plan(prompt(2)).keys[-1]
     assert store.leases is not None
     assert store.leases.acquire(end, "somebody", 10.0).owner == "somebody"
 
