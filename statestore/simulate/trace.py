@@ -26,15 +26,12 @@ from statestore.accesslog import KEY_BYTES
 from statestore.errors import InputError
 from statestore.keys import StateKey
 from statestore.simulate.prefixes import KEPT_BYTES, Prefixes
+from statestore.simulate.source import LINE_LIMIT, lines_of
 
-#: Longest line; a prompt of a hundred million tokens fits.
-LINE_LIMIT: Final = 1 << 24  # 16 MiB
 #: Tokens of the longest prompt, seconds of the longest trace (about 30 years), the largest time.
 TOKENS_LIMIT: Final = 1 << 40
 SPAN_LIMIT_S: Final = 1e9
 TIME_LIMIT: Final = 1e15
-
-_REPORTED: Final = 1 << 20  # bytes between two reports of progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +50,13 @@ def read_trace(
     """The requests in a file, ordered by time.
 
     Args:
-        path: is read once, from its begin to its end; a pipe will do.
+        path: is read once, from its begin to its end; a pipe will do, and what gzip or zstd packed.
         block_size: tokens, of Mooncake's format.
         progress: is told how many more bytes were read.
 
     Raises `InputError`, which names the line, for what is no request.
     """
-    try:
-        with path.open("rb") as file:
-            lines = iter(lambda: file.readline(LINE_LIMIT + 1), b"")
-            requests = list(_requests(lines, str(path), block_size, progress))
-    except OSError as error:
-        raise InputError(f"trace {path}: {error.strerror or error}") from error
+    requests = list(_requests(lines_of(path, progress), str(path), block_size))
     if not requests:
         raise InputError(f"trace {path}: it holds no request")
     requests.sort(key=lambda request: request.time_s)
@@ -74,10 +66,7 @@ def read_trace(
     return requests
 
 
-def _requests(
-    lines: Iterable[bytes], where: str, block_size: int, progress: Callable[[int], None] | None
-) -> Iterator[Request]:
-    unreported = 0
+def _requests(lines: Iterable[bytes], where: str, block_size: int) -> Iterator[Request]:
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
@@ -85,12 +74,6 @@ def _requests(
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             says = f"no {error}" if type(error) is KeyError else str(error)
             raise InputError(f"trace {where}, line {number}: no request: {says}") from error
-        unreported += len(line)
-        if progress is not None and unreported >= _REPORTED:
-            progress(unreported)
-            unreported = 0
-    if progress is not None:
-        progress(unreported)
 
 
 def _request(line: bytes, block_size: int) -> Request:
@@ -108,9 +91,7 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            "it is not UTF-8; of a compressed trace: zcat FILE | statestore simulate -"
-        ) from error
+        raise ValueError("it is not UTF-8") from error
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:

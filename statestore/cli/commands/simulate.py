@@ -156,7 +156,7 @@ def simulate(
     """Replay recorded requests and show what would have been found, stored and dropped.
 
     TRACE holds one JSON object a line: Mooncake's format, or an access log of this project. -
-    stands for standard input.
+    stands for standard input. What gzip or zstd packed is unpacked as it is read.
 
     \b
     Example:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shlex
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+import zstandard
 
 from statestore.accesslog import Access, AccessLog
 from statestore.errors import InputError
@@ -31,7 +35,7 @@ from statestore.simulate import (
 from statestore.simulate.admission import stops
 from statestore.simulate.prefixes import Prefixes
 from statestore.simulate.replay import REPORTED
-from statestore.simulate.trace import LINE_LIMIT
+from statestore.simulate.source import LINE_LIMIT
 from tests.places.backend_places import digest
 from tests.statestore.workers.commanded import run
 
@@ -328,18 +332,52 @@ def test_a_trace_that_is_none(tmp_path: Path, text: str, message: str) -> None:
         read_trace(path)
 
 
-def test_a_compressed_trace(tmp_path: Path) -> None:
-    """It says what to do, and that does it."""
-    path = tmp_path / "trace.gz"
-    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in SMALL).encode()))
-    refused = run("simulate", str(path))
-    assert refused.returncode == 2
-    assert "line 1: no request: it is not UTF-8; of a compressed trace: zcat" in refused.stderr
-    unpacked = gzip.decompress(path.read_bytes()).decode()
-    done = run("simulate", "-", "--block-size", "100", "--repeat", "3", "--json", stdin=unpacked)
-    assert done.returncode == 0, done.stderr
+PACKED = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress}
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_a_compressed_trace(tmp_path: Path, packed: str) -> None:
+    """From a file of any name, and from a pipe."""
+    plain = "".join(json.dumps(line) + "\n" for line in SMALL).encode()
+    halves = [PACKED[packed](plain[:300]), PACKED[packed](plain[300:])]  # as logs are put together
+    path = tmp_path / "trace"
+    path.write_bytes(b"".join(halves))
+    (tmp_path / "plain").write_bytes(plain)
+    assert read_trace(path, BLOCK) == read_trace(tmp_path / "plain", BLOCK)
+    command = f"{shlex.quote(sys.executable)} -m statestore simulate - --block-size 100 --json"
+    with path.open("rb") as file:
+        done = subprocess.run(shlex.split(command), stdin=file, capture_output=True, check=True)
     (result,) = json.loads(done.stdout)["results"]
-    assert result["requests"] == 3 * 4
+    assert result["requests"] == 4
+
+
+def test_a_compressed_trace_that_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_bytes(gzip.compress(A_BLOCK.encode() * 1000)[:-20])
+    with pytest.raises(InputError, match="trace: it is compressed, and damaged: Compressed file"):
+        read_trace(path)
+    packed = bytearray(PACKED["zstd"](A_BLOCK.encode() * 1000))
+    packed[5] ^= 255
+    path.write_bytes(packed)
+    with pytest.raises(InputError, match="trace: it is compressed, and damaged: zstd"):
+        read_trace(path)
+
+
+def test_a_line_that_unpacks_to_too_much(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_bytes(gzip.compress(bytes(LINE_LIMIT + 100)))
+    with pytest.raises(InputError, match="line 1: no request: longer than"):
+        read_trace(path)
+
+
+def test_progress_is_that_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    for text in (A_BLOCK.encode() * 40_000, gzip.compress(A_BLOCK.encode() * 40_000)):
+        path.write_bytes(text)
+        told: list[int] = []
+        read_trace(path, progress=told.append)
+        assert sum(told) == len(text)
+        assert all(told)
 
 
 def test_a_mark_of_byte_order_is_none_of_the_first_line(tmp_path: Path) -> None:
