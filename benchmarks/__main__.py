@@ -24,6 +24,7 @@ BENCHMARKS = {
     "Find and fetch in every store": ["benchmarks.storage_fetch"],
     "Stores that grow": ["benchmarks.storage_scale"],
     "What admission and policy add to a request": ["benchmarks.admission"],
+    "Policies, over traffic of several kinds": ["benchmarks.traffic"],
     "File backend": ["benchmarks.bench_file_backend"],
     "Codecs": ["benchmarks.bench_codec"],
     "Streams side by side": ["benchmarks.serving"],
