@@ -106,7 +106,12 @@ class WeightsFile:
 
 
 def read_weights(
-    path: Path, dtype: torch.dtype, device: torch.device, *, rows: int = 0
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    rows: int = 0,
+    on_packed: Callable[[Tensor, Tensor], None] | None = None,
 ) -> WeightsFile:
     """Read the weights at `path`: a file, or a directory as Hugging Face has it.
 
@@ -115,6 +120,7 @@ def read_weights(
         dtype: to convert to.
         device: to bring them to.
         rows: of the products that the large matrices are packed for; 0: they stay plain.
+        on_packed: shown each large matrix, plain and packed, while both are there.
 
     Raises:
         WeightsError: the file cannot be read, is something else, or its tensors do not fit
@@ -131,8 +137,12 @@ def read_weights(
         tensors = {}
         for name, shape in architecture.shapes().items():
             tensor = _converted(path, name, load(name), shape, dtype, device)
-            # One at a time, so that no more than one is there twice.
-            tensors[name] = packed(tensor, rows) if rows and MATRIX.fullmatch(name) else tensor
+            tensors[name] = tensor
+            if rows and MATRIX.fullmatch(name):
+                # One at a time, so that no more than one is there twice.
+                tensors[name] = packed(tensor, rows)
+                if on_packed is not None:
+                    on_packed(tensor, tensors[name])
     use_huge_pages(tensor for name, tensor in tensors.items() if name != "emb.weight")
     return WeightsFile(architecture, tensors)
 

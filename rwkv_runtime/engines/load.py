@@ -26,7 +26,7 @@ from rwkv_runtime.engines.switches import machine, switches
 from rwkv_runtime.errors import DeviceError, WeightsError
 from rwkv_runtime.names import DEVICES, KERNELS, DeviceName, DTypeName, KernelName, Lossy
 from rwkv_runtime.native import REVISION as KERNEL_REVISION
-from rwkv_runtime.native import Kernel, library
+from rwkv_runtime.native import Arranger, Kernel, library
 from rwkv_runtime.tuned import read_tuned
 from rwkv_runtime.weights import Architecture, read_weights, weights_files
 from statestore.errors import SettingsError
@@ -80,7 +80,14 @@ def load_engine(
         threads = torch.get_num_threads()
     rule = rule or ChunkRule()
     digest, identities = _digest_of(weights_files(path), cache_dir, progress)
-    weights = read_weights(path, torch_dtype, torch_device, rows=rule.chunk)
+    arranger = None if compiled is None else Arranger()
+    weights = read_weights(
+        path,
+        torch_dtype,
+        torch_device,
+        rows=rule.chunk,
+        on_packed=None if arranger is None else arranger.compare,
+    )
     if weights_files(path) != tuple(identities):  # a directory's may have become others
         raise WeightsError(f"{path}: its files changed while they were being read; load it again")
     for file, identity in identities.items():
@@ -113,7 +120,7 @@ def load_engine(
         + switches(device)
         + (machine(device, threads) if strict and (compiled is None or lossy) else ()),
     )
-    own = None if compiled is None else Kernel(weights, compiled)
+    own = None if compiled is None else Kernel(weights, compiled, arranger)
     engine = Rwkv7Engine(weights, fingerprint, rule, threads, tuned, own)
     return engine if lossy is None else LossyEngine(engine, lossy)
 

@@ -7,8 +7,9 @@ where it runs; `pairs` compares its products with their description; `blocks` la
 
 from __future__ import annotations
 
+from rwkv_runtime.native.blocks import Arranger
 from rwkv_runtime.native.compiler import library
 from rwkv_runtime.native.held import Held
 from rwkv_runtime.native.kernel import REVISION, Kernel
 
-__all__ = ["REVISION", "Held", "Kernel", "library"]
+__all__ = ["REVISION", "Arranger", "Held", "Kernel", "library"]

@@ -35,27 +35,41 @@ class Arranger:
     def __init__(self) -> None:
         self._compared: dict[torch.Size, bool] = {}  # whether oneDNN packs this shape in blocks
 
+    def compare(self, plain: Tensor, packed: Tensor) -> None:
+        """See how oneDNN has packed this matrix, while the plain one is there anyway: to make it
+        again, beside a whole model, takes more memory.
+        """
+        self._packed_in_blocks(packed, plain)
+
     def blocks_of(self, weight: Tensor) -> Blocks:
         """`weight` [out, in] in blocks: its own memory where it is packed so, else a copy."""
-        rows, columns = weight.shape
-        out, inputs = rows + -rows % BLOCK, columns + columns % 2
-        if weight.is_mkldnn and self._packed_in_blocks(weight, out * inputs):
+        out, inputs = _filled(weight)
+        if self._packed_in_blocks(weight):
             return Blocks(torch.ops.mkldnn.data_ptr(weight), inputs, out, weight)
         copy = _arranged(weight.to_dense() if weight.is_mkldnn else weight)
         return Blocks(copy.data_ptr(), inputs, out, copy)
 
-    def _packed_in_blocks(self, weight: Tensor, elements: int) -> bool:
-        size = elements * weight.element_size()
+    def _packed_in_blocks(self, weight: Tensor, plain: Tensor | None = None) -> bool:
+        """`plain` is made of `weight` where it is not given and needed."""
+        out, inputs = _filled(weight)
+        size = out * inputs * weight.element_size()
         packed = torch.ops.mkldnn
-        if not hasattr(packed, "data_ptr") or not hasattr(
-            packed, "_nbytes"
-        ):  # not in every release
+        if not weight.is_mkldnn or not (
+            hasattr(packed, "data_ptr") and hasattr(packed, "_nbytes")  # not in every release
+        ):
             return False
         if packed._nbytes(weight) != size:  # noqa: SLF001 - as all of `torch.ops`
             return False
         if weight.shape not in self._compared:
-            self._compared[weight.shape] = _same_bytes(packed.data_ptr(weight), size, weight)
+            plain = weight.to_dense() if plain is None else plain
+            self._compared[weight.shape] = _same_bytes(packed.data_ptr(weight), size, plain)
         return self._compared[weight.shape]
+
+
+def _filled(weight: Tensor) -> tuple[int, int]:
+    """Outputs and inputs, in whole blocks and pairs."""
+    rows, columns = weight.shape
+    return rows + -rows % BLOCK, columns + columns % 2
 
 
 def _arranged(plain: Tensor) -> Tensor:
@@ -66,10 +80,10 @@ def _arranged(plain: Tensor) -> Tensor:
     return parts.transpose(1, 2).contiguous()
 
 
-def _same_bytes(address: int, size: int, weight: Tensor) -> bool:
-    """Whether the blocks of `weight` are what lies there."""
+def _same_bytes(address: int, size: int, plain: Tensor) -> bool:
+    """Whether the blocks of `plain` are what lies there."""
     memory = torch.frombuffer((ctypes.c_byte * size).from_address(address), dtype=torch.uint8)
-    for rows in torch.split(weight.to_dense(), COMPARED * BLOCK):
+    for rows in torch.split(plain, COMPARED * BLOCK):
         expected = _arranged(rows).view(-1).view(torch.uint8)
         if not torch.equal(memory[: len(expected)], expected):
             return False

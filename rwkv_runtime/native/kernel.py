@@ -91,16 +91,19 @@ class Kernel:
     Args:
         weights: of a model on the CPU, in fp32 or bf16; may be packed.
         library: as `rwkv_runtime.native.library` gives it.
+        arranger: one that has seen the weights being packed, where there is one.
 
     Raises:
         SettingsError: a dtype, a device or a shape that the kernel does not do.
     """
 
-    def __init__(self, weights: WeightsFile, library: ctypes.CDLL) -> None:
+    def __init__(
+        self, weights: WeightsFile, library: ctypes.CDLL, arranger: Arranger | None = None
+    ) -> None:
         self._shape = weights.architecture
         self._dtype = weights.tensors["emb.weight"].dtype
         _check(self._shape, weights.tensors)
-        self._bound = _bind(self._shape, weights.tensors)
+        self._bound = _bind(self._shape, weights.tensors, arranger or Arranger())
         self._team = _team()
         self._read = library.rwkv7_read
         self._read.restype = None
@@ -317,7 +320,7 @@ def _check(shape: Architecture, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _bind(shape: Architecture, tensors: Mapping[str, Tensor]) -> _Bound:
+def _bind(shape: Architecture, tensors: Mapping[str, Tensor], arranger: Arranger) -> _Bound:
     memory: list[object] = []
 
     def kept(tensor: Tensor) -> int:
@@ -326,8 +329,6 @@ def _bind(shape: Architecture, tensors: Mapping[str, Tensor]) -> _Bound:
 
     def vector(name: str) -> int:
         return kept(tensors[name].float().contiguous())
-
-    arranger = Arranger()
 
     def matrix(weight: Tensor) -> _Matrix:
         found = arranger.blocks_of(weight)

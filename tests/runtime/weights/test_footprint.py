@@ -40,11 +40,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     not Path("/proc/self/clear_refs").exists(), reason="not run: this system has no Linux's /proc"
 )
 @pytest.mark.parametrize(
-    ("name", "stored", "dtype"),
+    ("name", "stored", "dtype", "kernel"),
     [
-        ("a.pth", "fp32", "fp32"),
-        ("b.pth", "fp32", "bf16"),
-        ("c.safetensors", "bf16", "fp32"),
+        ("a.pth", "fp32", "fp32", "torch"),
+        ("b.pth", "fp32", "bf16", "torch"),
+        ("c.safetensors", "bf16", "fp32", "torch"),
+        ("d.pth", "bf16", "bf16", "native"),
+        ("e.safetensors", "bf16", "fp32", "native"),
     ],
 )
 def test_loading_takes_less_than_a_third_more_than_the_model(
@@ -52,12 +54,13 @@ def test_loading_takes_less_than_a_third_more_than_the_model(
     name: str,
     stored: str,
     dtype: str,
+    kernel: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = written(name, stored)
-    command = [sys.executable, "-m", "tests.runtime.workers.footprint", str(path), dtype]
+    command = [sys.executable, "-m", "tests.runtime.workers.footprint", str(path), dtype, kernel]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     took = json.loads(done.stdout)
     model = sum(prod(shape) for shape in LARGE.shapes().values()) * DTYPES[dtype].itemsize

@@ -31,11 +31,11 @@ def reset_peak() -> None:
 
 
 def main() -> None:
-    model, dtype = sys.argv[1:]
+    model, dtype, kernel = sys.argv[1:]
     torch.zeros(8, 8) @ torch.zeros(8, 8)
     before = memory("VmRSS")
     reset_peak()
-    engine = load_engine(model, dtype=dtype, threads=1)  # type: ignore[arg-type]
+    engine = load_engine(model, dtype=dtype, threads=1, kernel=kernel)  # type: ignore[arg-type]
     assert isinstance(engine, Rwkv7Engine)
     peak = memory("VmHWM") - before
     print(json.dumps({"peak": peak, "loaded": memory("VmRSS") - before}))
