@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -40,10 +41,11 @@ from statestore.backends.wrappers.encrypted import OPTIONS as ENCRYPTION_OPTIONS
 from statestore.backends.wrappers.encrypted import Encrypted
 from statestore.backends.wrappers.guarded import OPTIONS as GUARD_OPTIONS
 from statestore.backends.wrappers.guarded import guarded
+from statestore.backends.wrappers.late import Late
 from statestore.backends.wrappers.recoded import Recoded
 from statestore.codec import CodecName
 from statestore.codec.auto import AutoCodec
-from statestore.errors import SettingsError
+from statestore.errors import SettingsError, StateStoreError
 from statestore.keyring import load_keys
 from statestore.metrics import Metrics
 from statestore.store import StateStore
@@ -164,8 +166,22 @@ def default_url(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get(URL_VARIABLE) or user_data_path("rwkv-statestore").as_uri()
 
 
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """What may be otherwise than it should when a store is opened: the options of `open_store`."""
+
+    create: bool
+    absent_ok: bool
+    broken_ok: bool
+
+
 def open_store(
-    url: str, *, create: bool = True, flush_on_sigterm: bool = True, absent_ok: bool = False
+    url: str,
+    *,
+    create: bool = True,
+    flush_on_sigterm: bool = True,
+    absent_ok: bool = False,
+    broken_ok: bool = False,
 ) -> StateStore:
     """Open the store at `url`.
 
@@ -175,6 +191,9 @@ def open_store(
         flush_on_sigterm: let a store of several tiers flush before SIGTERM ends the process. Where
             the signal has a handler already, or this is not the main thread, nothing is changed.
         absent_ok: open a store whose database server is down: it is used once it is there.
+        broken_ok: open a store that cannot be opened for whatever other reason, be it its disk or
+            tables of another release: it is used once it can be. For who knows that the URL is
+            right, since one that is not leads nowhere in silence.
 
     Raises:
         SettingsError: the URL or one of its options means nothing; or there is no store, and none
@@ -190,12 +209,13 @@ def open_store(
     metrics = Metrics()
     urls = [parse_place(text) for text in places(url)]
     codecs = [_codec_of(place) for place in urls]
+    leave = _Leave(create, absent_ok, broken_ok)
     if len(urls) == 1:
-        backend = _open_backend(urls[0], metrics, create=create, absent_ok=absent_ok)
+        backend = _open_backend(urls[0], metrics, leave)
         if isinstance(codecs[0], AutoCodec):
             return StateStore(Recoded(backend, codecs[0]), codec_name="raw", metrics=metrics)
         return StateStore(backend, codec_name=codecs[0], metrics=metrics)
-    tiers = _open_tiers(urls, codecs, metrics, create=create, absent_ok=absent_ok)
+    tiers = _open_tiers(urls, codecs, metrics, leave)
     if flush_on_sigterm:
         ending.flush_on_sigterm()
     # Encoded once, without a copy; a tier that wants another codec encodes anew behind the put.
@@ -206,14 +226,12 @@ def _open_tiers(
     urls: Sequence[StoreURL],
     codecs: Sequence[CodecName | AutoCodec],
     metrics: Metrics,
-    *,
-    create: bool,
-    absent_ok: bool,
+    leave: _Leave,
 ) -> list[Tier]:
     with ExitStack() as opened:  # what is open already is closed if a further tier fails
         tiers: list[Tier] = []
         for name, url, codec_name in zip(_tier_names(urls), urls, codecs, strict=True):
-            backend = _open_backend(url, metrics, create=create, absent_ok=absent_ok)
+            backend = _open_backend(url, metrics, leave)
             opened.callback(backend.close)
             if codec_name != "raw":
                 backend = Recoded(backend, codec_name)
@@ -272,12 +290,15 @@ def _codec_of(url: StoreURL) -> CodecName | AutoCodec:
     return cast("CodecName", name)
 
 
-def _open_backend(url: StoreURL, metrics: Metrics, *, create: bool, absent_ok: bool) -> Backend:
+def _open_backend(url: StoreURL, metrics: Metrics, leave: _Leave) -> Backend:
     """The backend at `url` with all that belongs around it."""
-    if not create and url.scheme == "file":
-        _module("sql.file", url).require_store(_directory(url))
-    opener = _OPENERS[url.scheme]
-    backend = _open_fleet(url, absent_ok=absent_ok) if opener is _open_fleet else opener(url)
+    opening = partial(_open_bare, url, leave)
+    try:
+        backend = opening()
+    except StateStoreError as error:
+        if not leave.broken_ok:
+            raise
+        backend = Late(str(url), opening, error)
     try:
         for wrap in _WRAPS:
             backend = wrap.around(backend, url, metrics)
@@ -285,6 +306,13 @@ def _open_backend(url: StoreURL, metrics: Metrics, *, create: bool, absent_ok: b
         backend.close()
         raise
     return backend
+
+
+def _open_bare(url: StoreURL, leave: _Leave) -> Backend:
+    if not leave.create and url.scheme == "file":
+        _module("sql.file", url).require_store(_directory(url))
+    opener = _OPENERS[url.scheme]
+    return _open_fleet(url, absent_ok=leave.absent_ok) if opener is _open_fleet else opener(url)
 
 
 def open_revisions(url: str) -> Revisions:

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from rwkv_runtime.server import worker
@@ -119,7 +120,8 @@ class Supervisor:
         pid = os.fork()
         if pid == 0:
             others = [each.ready_pipe for each in self._places if each.ready_pipe >= 0]
-            _become_worker(self.setup, place.number, lifeline, teller, [*not_theirs, told, *others])
+            run = partial(worker.run, self.setup, place.number, lifeline, successor=self._announced)
+            _become_worker(run, place.number, teller, [*not_theirs, told, *others])
         os.close(teller)
         if place.failures:
             log.info("worker %d begins again, as pid %d", place.number, pid)
@@ -207,7 +209,7 @@ class Supervisor:
 
 
 def _become_worker(
-    setup: Setup, number: int, lifeline: int, teller: int, not_mine: list[int]
+    run: Callable[[Callable[[], None]], int], number: int, teller: int, not_mine: list[int]
 ) -> None:
     """What a forked child does; it never returns."""
     code = 1
@@ -224,7 +226,7 @@ def _become_worker(
             os.write(teller, b"r")
             os.close(teller)
 
-        code = worker.run(setup, number, lifeline, ready)
+        code = run(ready)
     except StateStoreError as error:
         log.error("worker %d: %s", number, error)  # noqa: TRY400 - a line, as commands have it
         code = error.exit_code

@@ -63,7 +63,9 @@ class Setup:
     address: Address
 
 
-def run(setup: Setup, place: int, lifeline: int, ready: Callable[[], None]) -> int:
+def run(
+    setup: Setup, place: int, lifeline: int, ready: Callable[[], None], *, successor: bool = False
+) -> int:
     """Serve until told to end; the exit code.
 
     Args:
@@ -71,6 +73,8 @@ def run(setup: Setup, place: int, lifeline: int, ready: Callable[[], None]) -> i
         place: of this worker among the others, from 0.
         lifeline: a file descriptor that becomes readable when the supervisor has gone.
         ready: called once it listens.
+        successor: of one that died. The store was opened by this URL before; where it cannot be
+            now, requests are answered without it.
 
     Raises:
         StateStoreError: the store, the engine or the settings are not to be had.
@@ -83,7 +87,9 @@ def run(setup: Setup, place: int, lifeline: int, ready: Callable[[], None]) -> i
     )
     warm_up(tokenizer)
     with (
-        open_store(setup.store_url, flush_on_sigterm=False, absent_ok=True) as store,
+        open_store(
+            setup.store_url, flush_on_sigterm=False, absent_ok=True, broken_ok=successor
+        ) as store,
         Runtime(
             engine,
             store,

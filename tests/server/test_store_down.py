@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from rwkv_runtime.demo.corpus import Document
+from statestore.tables import HEAD
 from tests.places.redis_servers import running
 from tests.server.servers import Server, serving, wait_until
 
@@ -30,6 +34,20 @@ def ask(server: Server, document: str, question: Any) -> tuple[int, str, int]:
     body = answer.json()
     cached = body["usage"]["prompt_tokens_details"]["cached_tokens"]
     return 200, body["choices"][0]["message"]["content"], cached
+
+
+def replace_worker(server: Server) -> None:
+    """Kill the only worker, and wait for its successor."""
+    old = server.request("GET", "/readyz").json()["worker"]
+    os.kill(old, signal.SIGKILL)
+
+    def another() -> bool:
+        try:
+            return bool(server.request("GET", "/readyz").json()["worker"] != old)
+        except httpx.TransportError:
+            return False
+
+    wait_until(another, "another worker")
 
 
 def test_requests_go_on_without_the_store(text: Document) -> None:
@@ -60,16 +78,7 @@ def test_requests_go_on_without_the_store(text: Document) -> None:
         assert ready.status_code == 200
         assert ready.json()["store"].startswith("down")
 
-        old = ready.json()["worker"]
-        os.kill(old, signal.SIGKILL)  # its successor begins without the store
-
-        def another() -> bool:
-            try:
-                return bool(server.request("GET", "/readyz").json()["worker"] != old)
-            except httpx.TransportError:
-                return False
-
-        wait_until(another, "another worker")
+        replace_worker(server)  # its successor begins without the store
         answer = server.request("POST", "/v1/completions", json={"prompt": "x"})
         assert answer.status_code == 200
         assert ask(server, put["id"], question)[0] == 503  # its tokens are nowhere
@@ -84,3 +93,34 @@ def test_requests_go_on_without_the_store(text: Document) -> None:
         )
         question = next(questions)
         assert ask(server, put["id"], question)[:2] == (200, question.answer)
+
+
+def test_a_worker_begins_without_a_store_that_cannot_be_opened(
+    text: Document, tmp_path: Path
+) -> None:
+    """Tables of a newer release, here, and then its own again."""
+
+    def mark(revision: str) -> None:
+        catalog = tmp_path / "store" / "catalog.sqlite3"
+        with closing(sqlite3.connect(catalog, isolation_level=None)) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+
+    tokens = len(text.text.encode())
+    question = text.questions[0]
+    with serving("--workers", "1", store=(tmp_path / "store").as_uri()) as server:
+        put = server.request("PUT", "/v1/documents", json={"text": text.text}).json()
+        mark("9999")
+        replace_worker(server)
+        assert server.request("GET", "/readyz").json()["store"].startswith("down")
+        answer = server.request("POST", "/v1/completions", json={"prompt": "x"})
+        assert answer.status_code == 200
+        assert ask(server, put["id"], question)[0] == 503
+
+        mark(HEAD)
+        wait_until(
+            lambda: server.request("GET", "/readyz").json()["store"] == "ok", "the store to be open"
+        )
+        assert ask(server, put["id"], question) == (200, question.answer, tokens)
+        again = server.request("PUT", "/v1/documents", json={"text": text.text}).json()
+        assert again["computed"] == 0
+        assert "newer release" in server.log
