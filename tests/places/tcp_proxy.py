@@ -99,10 +99,12 @@ class Proxy:
                 passed += len(data)
                 if back and self._cut_after is not None and passed > self._cut_after:
                     break
-                target.sendall(data)
-                if not back and self.loses_answer_to and self.loses_answer_to in data:
+                lost = not back and self.loses_answer_to and self.loses_answer_to in data
+                if lost:  # before the server is asked: its answer may come at once
                     self.loses_answer_to = None
                     self._reset(source)
+                target.sendall(data)
+                if lost:
                     break
         if id(source) in self._lossy:
             return

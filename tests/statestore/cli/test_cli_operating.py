@@ -237,7 +237,7 @@ def test_stats_take_lookups_from_servers(place: Path) -> None:
         server.server_close()
         thread.join()
     servers = seen["servers"]
-    assert (servers["hit_rate"], servers["lookups"]) == (0.75, {"hit": 6, "miss": 2})
+    assert (servers["hit_rate"], servers["lookups"]) == (0.75, {"hit": 6, "miss": 2, "error": 0})
     assert sum(servers["tier_hits"].values()) == 6
     assert "servers  4 lookups, of which 75.0% found a state" in shown
     assert run("--store", str(place), "stats", "--metrics", url).returncode == 4

@@ -111,7 +111,7 @@ def test_a_trial_tells_that_it_waits_before_it_ends() -> None:
         waiting.begin(a_trial(0.0))
         told.waited(A, 0.0, end_of(step_of(1000.0) - 1), 100.0)
         told.ended(100.0)
-    waiting.advance(1000.0)
+    waiting.advance(1000.0, most=50)
     for _ in range(50):
         curves.ended(100.0)
     assert curves.best(A, 100.0) == pytest.approx(told.best(A, 100.0))

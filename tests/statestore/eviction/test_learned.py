@@ -146,7 +146,7 @@ def test_an_end_that_was_continued_is_given_up() -> None:
         policy.seen(prompts, None, NOW + request.time_s)
         policy.put(an_entry_of(prompts[0], Role.PROMPT, 0, NOW), NOW - 100, NOW + request.time_s)
     later = NOW + 4000.0
-    for _ in range(30):  # to know of all that they waited until then
+    for _ in range(120):  # to know of all that they waited until then
         policy.rank([], later)
     age = later - 100.0
     first, second = a_prefix(*range(20)), a_prefix(*range(21))
