@@ -92,16 +92,13 @@ class Proxy:
                     data = data.replace(*self._replaced)
                 if self._bytes_per_s is not None:
                     time.sleep(len(data) / self._bytes_per_s)
-                while back and self.drips and data:
-                    target.sendall(data[:1])
-                    data = data[1:]
-                    time.sleep(_DRIP_S)
+                if back:
+                    data = self._drip(data, target)
                 passed += len(data)
                 if back and self._cut_after is not None and passed > self._cut_after:
                     break
-                lost = not back and self.loses_answer_to and self.loses_answer_to in data
+                lost = not back and self._loses(data)
                 if lost:  # before the server is asked: its answer may come at once
-                    self.loses_answer_to = None
                     self._reset(source)
                 target.sendall(data)
                 if lost:
@@ -111,6 +108,21 @@ class Proxy:
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def _drip(self, data: bytes, target: socket.socket) -> bytes:
+        """What is left when it drips no more."""
+        while self.drips and data:
+            target.sendall(data[:1])
+            data = data[1:]
+            time.sleep(_DRIP_S)
+        return data
+
+    def _loses(self, data: bytes) -> bool:
+        """Whether what is asked here is what shall get no answer, once."""
+        if self.loses_answer_to is None or self.loses_answer_to not in data:
+            return False
+        self.loses_answer_to = None
+        return True
 
     def _reset(self, client: socket.socket) -> None:
         """As a firewall does that has forgotten a connection: no end, but a refusal (RST)."""
