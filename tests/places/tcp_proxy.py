@@ -83,31 +83,35 @@ class Proxy:
                     ).start()
 
     def _pass_on(self, source: socket.socket, target: socket.socket, back: bool) -> None:
-        passed = 0
         with contextlib.suppress(OSError):
-            while data := source.recv(1 if back and self.drips else _STEP):
-                if id(source) in self._lossy:
-                    continue
-                if back and self._replaced[0]:
-                    data = data.replace(*self._replaced)
-                if self._bytes_per_s is not None:
-                    time.sleep(len(data) / self._bytes_per_s)
-                if back:
-                    data = self._drip(data, target)
-                passed += len(data)
-                if back and self._cut_after is not None and passed > self._cut_after:
-                    break
-                lost = not back and self._loses(data)
-                if lost:  # before the server is asked: its answer may come at once
-                    self._reset(source)
-                target.sendall(data)
-                if lost:
-                    break
+            self._relay(source, target, back=back)
         if id(source) in self._lossy:
             return
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def _relay(self, source: socket.socket, target: socket.socket, *, back: bool) -> None:
+        """Until one end closes, or the connection is to be cut."""
+        passed = 0
+        while data := source.recv(1 if back and self.drips else _STEP):
+            if id(source) in self._lossy:
+                continue
+            if self._bytes_per_s is not None:
+                time.sleep(len(data) / self._bytes_per_s)
+            if back:
+                data = self._drip(
+                    data.replace(*self._replaced) if self._replaced[0] else data, target
+                )
+            passed += len(data)
+            if back and self._cut_after is not None and passed > self._cut_after:
+                return
+            lost = not back and self._loses(data)
+            if lost:  # before the server is asked: its answer may come at once
+                self._reset(source)
+            target.sendall(data)
+            if lost:
+                return
 
     def _drip(self, data: bytes, target: socket.socket) -> bytes:
         """What is left when it drips no more."""
