@@ -133,20 +133,20 @@ class JudgedContract(PlaceContract):
 
     def test_a_sample_is_drawn_anew_for_each_call(self, backend: Backend) -> None:
         """Of hundreds no more is read than the sample; the least of 64 is in the lowest quarter but
-        for one time in 10**8. Twelve draws of 64 in a row show 150 and more (20,000 tries).
+        for one time in 10**8. Twelve such draws show less than 257 one time in ten, 36 never did.
         """
         fill(backend, 300, namespace="one")
         bench = Bench()
-        for number in range(12):
+        for number in range(36):
             before = left(backend)
             namespace = "one" if number % 2 else None
             held = backend.usage().blob_bytes
             gone = backend.evict(held - 100, NOW, namespace=namespace, judge=bench)
             assert gone == Evicted(1, 100)
             (goes,) = before - left(backend)
-            assert goes < 75
+            assert goes < 75 or number >= 12  # the lowest quarter thins out
         assert all(len(call) <= MOST for call in bench.calls)
-        assert len(bench.shown) > MOST
+        assert len(bench.shown) > 2 * MOST
 
     def test_evictors_with_a_judge_remove_no_more_than_one_would(
         self, backend: Backend, crowd: list[Backend], place: Place
