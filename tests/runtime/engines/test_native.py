@@ -463,69 +463,18 @@ def test_what_it_does_not_compute_is_refused_by_name(tmp_path: Path) -> None:
             load_engine(path, cache_dir=tmp_path, **({"kernel": "native"} | given))
 
 
-@pytest.mark.parametrize(
-    ("compiler", "what"),
-    [
-        ("no-such-compiler", r"no-such-compiler \(\$CC\).*apt install gcc"),
-        ("false", "ended with 1: no message.*take --kernel torch"),
-        ("gcc --no-such-flag", "no-such-flag.*take --kernel torch"),
-    ],
-)
 def test_without_a_compiler_the_remedy_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, what: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CC", compiler)
-    with pytest.raises(SettingsError, match=what):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(SettingsError, match=r"kernel native: .*\(\$CC\).*take --kernel torch"):
         library(tmp_path / "cache")
-    assert not list(tmp_path.glob("cache/*"))
 
 
-def test_code_that_others_can_write_is_not_loaded(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    with pytest.raises(SettingsError, match="chmod 700"):
-        library(tmp_path)
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match="XDG_CACHE_HOME"):
-        library(tmp_path / "file")
-
-
-def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library(tmp_path)
-    (made,) = tmp_path.iterdir()
-    first = made.stat()
-    assert first.st_mode & 0o022 == 0
-    library(tmp_path)
-    assert made.stat().st_mtime_ns == first.st_mtime_ns
-    library(tmp_path, flags=("-DANOTHER",))
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-RACING = """
-import sys
-from pathlib import Path
-from rwkv_runtime.native import library
-print("ready", flush=True)
-sys.stdin.readline()
-assert library(Path(sys.argv[1])).rwkv7_read
-"""
-
-
-def test_processes_may_compile_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RACING, str(tmp_path)]
-    pipe = subprocess.PIPE
-    racers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("\n")
-        racer.stdin.flush()
-    for racer in racers:
-        racer.communicate(timeout=300)
-        assert racer.returncode == 0
-    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
+def test_a_library_is_compiled_once(tmp_path: Path) -> None:
+    made = library(tmp_path)
+    names = set(tmp_path.iterdir())
+    assert {Path(made._name)} == names == {Path(library(tmp_path)._name)}
 
 
 FORKED = """
