@@ -38,6 +38,7 @@ _BYTES: Final = {
 }
 _MOST_BYTES: Final = 1 << 62
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_SHARE: Final = re.compile(r"([0-9]*\.?[0-9]+)\s*(%?)")
 _AMOUNT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
@@ -72,6 +73,14 @@ def duration_s(text: str, what: str) -> float:
     Raises `SettingsError`, which begins with `what`.
     """
     return _amount(text, what, _SECONDS, "a time such as 7d, 12h, 30m or 90s")
+
+
+def share(text: str, what: str) -> float:
+    """``"0.95"`` or ``"95%"`` as a number. Raises `SettingsError`, which begins with `what`."""
+    match = _SHARE.fullmatch(text.strip())
+    if match is None:
+        raise SettingsError(f"{what}: {text!r} is not a share such as 0.95 or 95%")
+    return float(match[1]) / (100 if match[2] else 1)
 
 
 def _amount(text: str, what: str, units: Mapping[str, int], wanted: str) -> float:

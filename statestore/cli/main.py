@@ -102,6 +102,17 @@ def main(ctx: click.Context, url: str | None, file: Path | None) -> None:
       RWKV_STATESTORE_URL=file:///var/lib/states statestore stats --json
 
     \b
+    A URL may say, for example file:///var/lib/states?budget=50GiB&ttl=7d
+      budget=50GiB    how much may be stored; budget.NAME=5GiB: of a namespace
+      high=95%        of each budget, above which room is made; at first all
+      low=90%         down to which it is made; at first just what is needed
+      ttl=7d          how long after its put a state expires
+      policy=NAME     what goes first: learned (at first), gdsf, lfu, lru
+      codec=NAME      how states are written: lossless (at first), raw, auto
+      keys=FILE       encrypt; or keys=env:VARIABLE. See keygen
+      find_ms=250     deadline of a lookup; fetch_ms=2000: of a load
+
+    \b
     Exit codes:
       0    done
       1    not done: something failed, or you said no

@@ -13,7 +13,7 @@ from statestore.settings import parse_place
 from statestore.url import StoreURL
 
 #: What would drop others' states to make room for a trial's, or end a slow one early.
-_BOUNDS: Final = ("budget", "policy", "ttl", "find_ms", "fetch_ms")
+_BOUNDS: Final = ("budget", "high", "low", "policy", "ttl", "find_ms", "fetch_ms")
 
 _PATIENCE_S: Final = 30
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 
-from statestore.backends.base import Backend
 from statestore.backends.lookups import LookupSums
 from statestore.backends.tallies import Tally, by_fingerprint, joined, lookups
-from statestore.backends.wrapper import Wrapper
-from statestore.backends.wrappers.budgeted import Budgeted
+from statestore.cli.limits import Limits
 from statestore.cli.premises import Premises
 from statestore.entry import Usage
 from statestore.errors import StateStoreError
 from statestore.settings import open_store, tiers_of
+from statestore.store import StateStore
 from statestore.url import redacted
 
 
@@ -25,10 +24,17 @@ class Standing:
     name: str
     url: str
     usage: Usage | None = None  # ``None``: not to be seen from here
-    budget_bytes: int | None = None
+    limits: Limits | None = None  # ``None``: the URL sets none, or means nothing
+    held: Mapping[str, int] = field(default_factory=dict)  # bytes of each namespace with a budget
+    namespace: str | None = None  # that was asked about; ``None``: all
     stored: tuple[tuple[bytes, Tally], ...] = ()  # by fingerprint
     asked: tuple[LookupSums, ...] = ()  # of this tier, and of nearer ones that it keeps them for
     error: StateStoreError | None = None
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Of all, or of the namespace that was asked about."""
+        return None if self.limits is None else self.limits.bytes_of(self.namespace)
 
     @property
     def groups(self) -> list[Tally]:
@@ -106,20 +112,43 @@ def record(tiers: Sequence[Standing], namespace: str | None) -> dict[str, object
 def _standing(name: str, place: str, namespace: str | None) -> Standing:
     shown = redacted(place)
     if place.startswith("memory:"):  # every process has its own
-        return Standing(name, shown)
+        with open_store(place) as store:
+            return Standing(name, shown, limits=Limits.of(store.backend), namespace=namespace)
     try:
         patient = Premises.of(name, place).patient
         with open_store(patient, create=False) as store:
+            limits = Limits.of(store.backend)
             return Standing(
                 name,
                 store.backend.url if patient == place else shown,
                 store.usage(namespace),
-                _budget(store.backend, namespace),
+                limits,
+                _held(store, limits, namespace),
+                namespace,
                 tuple(by_fingerprint(store.backend, namespace)),
                 tuple(lookups(store.backend, namespace)),
             )
     except StateStoreError as error:
-        return Standing(name, shown, error=error)
+        return Standing(name, shown, namespace=namespace, error=error)
+
+
+def _held(store: StateStore, limits: Limits | None, namespace: str | None) -> dict[str, int]:
+    """What each namespace with a budget holds; a namespace that was asked about stands alone."""
+    names = [] if limits is None or namespace is not None else limits.namespaces
+    return {name: store.usage(name).blob_bytes for name in names}
+
+
+def _limits(tier: Standing) -> dict[str, object] | None:
+    if tier.limits is None:
+        return None
+    limits = tier.limits
+    return {
+        **asdict(limits),
+        "namespaces": {
+            name: {"budget_bytes": count, "blob_bytes": tier.held.get(name)}
+            for name, count in limits.namespaces.items()
+        },
+    }
 
 
 def _sums(tier: Standing) -> dict[str, object]:
@@ -137,7 +166,7 @@ def _sums(tier: Standing) -> dict[str, object]:
         "seconds_saved": total.seconds_saved,
     }
     known = sums if tier.usage is not None else dict.fromkeys(sums)
-    return {"budget_bytes": tier.budget_bytes, **known}
+    return {"budget_bytes": tier.budget_bytes, "limits": _limits(tier), **known}
 
 
 def _rates(total: Tally | None) -> dict[str, object]:
@@ -154,13 +183,3 @@ def _rates(total: Tally | None) -> dict[str, object]:
         "since": asked.since,
     }
     return rates if total is not None else dict.fromkeys(rates, None)
-
-
-def _budget(backend: Backend, namespace: str | None) -> int | None:
-    """The bytes that the URL allows, in all or for a namespace."""
-    while isinstance(backend, Wrapper):
-        if isinstance(backend, Budgeted):
-            budget = backend.budget
-            return budget.total_bytes if namespace is None else budget.namespaces.get(namespace)
-        backend = backend.inner
-    return None

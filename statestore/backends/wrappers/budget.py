@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from statestore.entry import Entry, Usage
+from statestore.entry import Entry, Evicted, Usage
 from statestore.errors import FullError, InputError
 
 #: Seconds for which totals that were read are believed.
 FRESH_S: Final = 1.0
 #: Puts between two readings of the totals by a process that found itself alone.
 TRUST_LIMIT: Final = 16
-#: States in a budget below which each put drops no more than it needs.
+#: States in a budget below which each put drops no more than it needs, if no low mark is given.
 FEW: Final = 2000
+#: Of what may be held: what else goes beyond that, if no low mark is given.
+SLACK: Final = 0.005
+#: States that one eviction removes at most: no put pays for more, and the next one goes on.
+AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +28,38 @@ class Budget:
 
     total_bytes: int | None = None
     namespaces: Mapping[str, int] = field(default_factory=dict)  # bytes, by name
-    high: float = 1.0  # of a budget: room is made above it
-    low: float = 0.995  # of a budget: down to it
+    high: float = 1.0  # of each budget: above it room is made
+    low: float | None = None  # of each budget: down to it; ``None``: what pays, `slack_bytes`
 
     def __post_init__(self) -> None:
         for name, limit in {"in all": self.total_bytes, **self.namespaces}.items():
             if limit is not None and limit < 1:
                 raise InputError(f"budget {name}: at least one byte, not {limit}")
-        if not 0.0 < self.low <= self.high <= 1.0:
-            raise InputError(f"budget: 0 < low {self.low} <= high {self.high} <= 1 does not hold")
+        for name, mark in {"high": self.high, "low": self.low}.items():
+            if mark is not None and not 0.0 < mark <= 1.0:
+                raise InputError(
+                    f"{name}: {mark:g} is no share of a budget: above 0, and at most 1 or 100%"
+                )
+        if self.low is not None and self.low >= self.high:
+            raise InputError(
+                f"low: {self.low:g} is not below high, {self.high:g}: above high room is made, "
+                "down to low"
+            )
 
     def slack_bytes(self, limit: int, size: int) -> int:
-        """What to free of `limit` bytes beyond what a put of `size` needs: whole states, so that
-        not every put evicts. Nothing where few fit: there each of them counts.
+        """What to free of `limit` bytes beyond what a put of `size` needs, where no low mark says
+        so: whole states, so that not every put evicts. Nothing where few fit: there each counts.
         """
         if limit < FEW * size:
             return 0
-        share = self.high - self.low
-        return int(share * limit // size) * size if size else int(share * limit)
+        slack = SLACK * self.high * limit
+        return int(slack // size) * size if size else int(slack)
+
+    def floor_bytes(self, limit: int, size: int) -> int:
+        """How much of `limit` bytes is to be held once room was made and `size` bytes are put."""
+        if self.low is not None:
+            return int(self.low * limit)
+        return int(self.high * limit) - self.slack_bytes(limit, size)
 
 
 class Account:
@@ -53,6 +71,7 @@ class Account:
         self.limit = limit  # bytes
         self.high = budget.high * limit
         self.promised = 0  # bytes on their way in, by this process
+        self.draining = False  # the low mark is not reached yet: the next put goes on
         self._budget = budget
         self._read_bytes = 0
         self._read_pinned = 0
@@ -65,6 +84,10 @@ class Account:
     def used(self) -> int:
         """Bytes held, as far as is known, and those on their way."""
         return self._read_bytes + self._put_bytes + self.promised
+
+    def lacks(self, size: int) -> bool:
+        """Whether room is to be made before `size` more bytes."""
+        return self.draining or self.used + size > self.high
 
     def due(self, size: int, at: float) -> bool:
         """Whether totals must be read before `size` more bytes."""
@@ -81,8 +104,12 @@ class Account:
         """What to evict down to before `size` bytes, after `tries` whose room others have taken:
         then room for as many more.
         """
-        slack = self._budget.slack_bytes(self.limit, size) + tries * size
-        return max(int(self.high) - slack - size - self.promised, 0)
+        floor = self._budget.floor_bytes(self.limit, size)
+        return max(floor - (1 + tries) * size - self.promised, 0)
+
+    def note_gone(self, gone: Evicted) -> None:
+        """Room was made, as much as one put pays for."""
+        self.draining = self._budget.low is not None and gone.entries >= AT_ONCE
 
     def note_put(self, entry: Entry) -> None:
         """It was published; its bytes are promised no longer when their room is let go."""
@@ -115,7 +142,7 @@ class Account:
         if entry.blob_bytes > self.high:
             raise FullError(
                 f"{entry.key}: a state of {entry.blob_bytes} bytes is larger than the budget of "
-                f"{self._name}, {self.limit} bytes; raise it"
+                f"{self._name}, {self.limit} bytes{self._usable}; raise it"
             )
 
     def full(self, size: int) -> FullError:
@@ -125,6 +152,11 @@ class Account:
             f"{self._read_pinned} pinned states of {self._pinned_bytes} bytes stay; "
             "unpin some, or raise it"
         )
+
+    @property
+    def _usable(self) -> str:
+        share = self._budget.high
+        return "" if share == 1.0 else f", of which {int(self.high)} up to the high mark"
 
     @property
     def _name(self) -> str:

@@ -1,9 +1,10 @@
 """A backend that keeps within a budget of bytes, and the order in which it drops what it holds.
 
 Room is made before a state is published: where the totals and the new state come to more than the
-high watermark, the backend evicts down to the low one, in the order of the scores that the policy
-wrote at put and touch. Namespaces may have budgets of their own, below that of all. Pinned states
-count and stay; what does not fit beside them is refused.
+high mark, the backend evicts down to the low one, in the order of the scores that the policy wrote
+at put and touch. One put pays for `AT_ONCE` evictions; the next ones go on, until the low mark is
+reached. Namespaces may have budgets of their own, below that of all. Pinned states count and stay;
+what does not fit beside them is refused.
 
 **Others write too.** Totals are read from the place and kept for a second; own puts are added as
 they come. A process that finds totals it cannot account for is not alone: near the mark it then
@@ -32,14 +33,14 @@ from statestore.backends.base import (
 )
 from statestore.backends.headroom import SPARE
 from statestore.backends.wrapper import Wrapper
-from statestore.backends.wrappers.budget import Account, Budget
+from statestore.backends.wrappers.budget import AT_ONCE, Account, Budget
 from statestore.entry import Change, Entry, Evicted, Usage
 from statestore.errors import InputError
 from statestore.eviction import DEFAULT, Policy, make_policy
 from statestore.eviction.policy import STOP_S, transient
-from statestore.keys import StateKey
+from statestore.keys import Namespace, StateKey
 from statestore.metrics import Metrics
-from statestore.url import StoreURL, duration_s, size_bytes
+from statestore.url import StoreURL, duration_s, share, size_bytes
 
 #: Seconds between two looks at the age where nothing else asks for totals.
 AGE_FRESH_S: Final = 10.0
@@ -116,7 +117,7 @@ class Budgeted(Wrapper):
         accounts = self._accounts_of(entry.namespace)
         for account in accounts:
             account.refuse_larger(entry)
-        full = any(account.used + size > account.high for account in accounts)
+        full = any(account.lacks(size) for account in accounts)
         if full and self.inner.longest([entry.key], now) is not None:
             return False  # nothing goes for what is there already
         with ExitStack() as reserved:
@@ -207,7 +208,7 @@ class Budgeted(Wrapper):
         with account.lock:
             if account.due(size, self._monotonic()):
                 account.note_read(self._read(account.namespace), self._monotonic())
-            if account.used + size > account.high:
+            if account.lacks(size):
                 self._make_room(account, size, now)
             account.promised += size
         try:
@@ -224,6 +225,7 @@ class Budgeted(Wrapper):
         while in_vain < ATTEMPTS:
             target = account.target(size, tries)
             gone = self._evict(account, target, now, "room")
+            account.note_gone(gone)
             account.note_read(self._read(account.namespace), self._monotonic(), ours=True)
             if account.used + size <= account.limit:
                 return
@@ -244,7 +246,8 @@ class Budgeted(Wrapper):
                 account.note_read(self._read(account.namespace), self._monotonic(), ours=True)
 
     def _evict(self, account: Account, to_bytes: int, now: float, reason: str) -> Evicted:
-        gone = self.inner.evict(to_bytes, now, namespace=account.namespace, judge=self.policy.judge)
+        name, judge = account.namespace, self.policy.judge
+        gone = self.inner.evict(to_bytes, now, namespace=name, limit=AT_ONCE, judge=judge)
         counts = (gone.entries, gone.tokens, gone.blob_bytes)
         self._metrics.evicted(self.policy.name, reason, *counts)
         return gone
@@ -256,7 +259,7 @@ def _passes(entry: Entry, now: float) -> bool:
 
 
 #: What the common options of a store's URL are called; see `budgeted`.
-OPTIONS: Final = ("budget", "budget.", "policy", "ttl")
+OPTIONS: Final = ("budget", "budget.", "high", "low", "policy", "ttl")
 
 _MEMORY_BUDGET: Final = "1GiB"  # of a place that would otherwise grow until the process is killed
 
@@ -264,8 +267,9 @@ _MEMORY_BUDGET: Final = "1GiB"  # of a place that would otherwise grow until the
 def budgeted(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:
     """`inner` as the common options of its URL want it; itself where they want nothing.
 
-    ``budget=50GiB``, ``budget.<namespace>=5GiB``, ``policy=``, a policy's name, and ``ttl=7d``.
-    Raises `SettingsError` for a value that means nothing.
+    ``budget=50GiB``, ``budget.<namespace>=5GiB``, ``high=0.95`` and ``low=90%`` of each of them,
+    ``policy=``, a policy's name, and ``ttl=7d``. Raises `SettingsError` for a value that means
+    nothing.
     """
     options = dict(url.common)
     if url.scheme == "memory":
@@ -290,5 +294,9 @@ def _budget_of(options: Mapping[str, str]) -> Budget:
         for name, text in options.items()
         if name.partition(".")[0] == "budget"
     }
+    marks = {name: share(options[name], name) for name in ("high", "low") if name in options}
+    if marks and not sizes:
+        raise InputError(f"{', '.join(marks)}: a share of what? give a budget= as well")
     total = sizes.pop("budget", None)
-    return Budget(total, {name.partition(".")[2]: size for name, size in sizes.items()})
+    limits = {Namespace(name.partition(".")[2]).name: size for name, size in sizes.items()}
+    return Budget(total, limits, **marks)

@@ -9,15 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from statestore.backends.base import Backend, Mendable
+from statestore.backends.base import Mendable
 from statestore.backends.leases import Outcome
 from statestore.backends.sql.revisions import Standing
 from statestore.backends.wrapper import Wrapper
-from statestore.backends.wrappers.budgeted import Budgeted
+from statestore.cli.checkup.budgets import budget_findings
 from statestore.cli.checkup.disk import disk_findings
 from statestore.cli.checkup.finding import Finding
 from statestore.cli.checkup.servers import postgres_findings, redis_findings
 from statestore.cli.checkup.settings import open_to_others
+from statestore.cli.limits import Limits
 from statestore.cli.premises import Premises
 from statestore.cli.render import counted, milliseconds, size
 from statestore.cli.trial import STATES, Times, Trial, random_state
@@ -47,8 +48,11 @@ def examine(place: Premises) -> Iterator[Finding]:
     yield from _guarded("tables", lambda: _tables(place))
     try:
         with open_store(place.url.text, create=False, flush_on_sigterm=False) as store:
-            usage, budget = store.usage(), _budget(store.backend)
+            usage, limits = store.usage(), Limits.of(store.backend)
+            budget = None if limits is None else limits.total_bytes
             yield from _holdings(usage, budget)
+            if limits is not None:
+                yield from budget_findings(store, usage, limits)
             yield from _guarded("sample", lambda: _sample(store))
             yield from _guarded("found", lambda: _found(store))
             yield from _guarded("leases", lambda: _leases(store))
@@ -114,12 +118,6 @@ def _holdings(usage: Usage, budget: int | None) -> Iterator[Finding]:
         blob_bytes=usage.blob_bytes,
         budget_bytes=budget,
     )
-    if budget is not None and usage.blob_bytes > budget:
-        yield Finding.doubtful(
-            "budget",
-            f"{size(usage.blob_bytes)} are stored, more than the budget of {size(budget)}",
-            f"`statestore evict --to {budget}` makes room now, the next put otherwise",
-        )
     if usage.quarantined:
         yield Finding.doubtful(
             "quarantined",
@@ -233,11 +231,3 @@ def _keys(place: Premises) -> Iterator[Finding]:
     if not where.startswith("env:") and (mode := open_to_others(Path(where))):
         text = f"{where} can be read by others (mode {mode})"
         yield Finding.doubtful("keys", text, f"chmod 600 {where}")
-
-
-def _budget(backend: Backend) -> int | None:
-    while isinstance(backend, Wrapper):
-        if isinstance(backend, Budgeted):
-            return backend.budget.total_bytes
-        backend = backend.inner
-    return None

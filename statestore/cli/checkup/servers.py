@@ -73,7 +73,8 @@ def _memory(name: str, info: dict[str, Any], budget_bytes: int | None) -> Findin
     used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
     facts = {"used_bytes": used, "maxmemory_bytes": most}
     if most == 0:
-        remedy = "CONFIG SET maxmemory, below the machine's own; and give the URL a budget="
+        remedy = "CONFIG SET maxmemory, below the machine's own"
+        remedy += "; and give the URL a budget=" if budget_bytes is None else ""
         return Finding.doubtful(
             "memory", f"{name} uses {size(used)}, and has no maxmemory", remedy, **facts
         )

@@ -52,6 +52,10 @@ def stats(
     counts of a killed one's last seconds are lost. Nothing is taken away from them; commands like
     explain, doctor and ls add nothing.
 
+    Where the URL sets limits (see `statestore --help`), "stored" says how much of the budget is
+    taken, a line "of NAME" the same of a namespace, "room" when room is made, "ttl" when states
+    expire.
+
     "hits", "used" (the share of states with a hit) and what is saved are those of the states that
     are stored now: what was evicted took its hits with it.
 
@@ -148,13 +152,13 @@ def _fields(tier: Standing) -> dict[str, object]:
     lookups = {"lookups": _asked(tier.total)}
     if tier.usage is None:
         own = "not to be seen from here: every process has its own memory"
-        return {"entries": own, **(lookups if tier.total.lookups else {})}
-    usage, total, limit = tier.usage, tier.total, tier.budget_bytes
+        return {"entries": own, **_room(tier), **(lookups if tier.total.lookups else {})}
+    usage, total = tier.usage, tier.total
     ratio = f", stored at {usage.blob_bytes / (usage.state_bytes or 1):.2f} of it"
-    within = "" if limit is None else f" of {size(limit)}, {usage.blob_bytes / limit:.0%}"
     return {
         "entries": usage.entries,
-        "stored": size(usage.blob_bytes) + within,
+        "stored": _within(usage.blob_bytes, tier.budget_bytes),
+        **_room(tier),
         "decoded": size(usage.state_bytes) + (ratio if usage.state_bytes else ""),
         "quarantined": usage.quarantined,
         "pinned": usage.pinned,
@@ -163,6 +167,23 @@ def _fields(tier: Standing) -> dict[str, object]:
         "saved": f"{total.tokens_saved:,} tokens, {age(total.seconds_saved)} of computing",
         **lookups,
     }
+
+
+def _within(count: int, budget: int | None) -> str:
+    return size(count) + (f" of {size(budget)}, {count / budget:.0%}" if budget else "")
+
+
+def _room(tier: Standing) -> dict[str, object]:
+    """The budgets of namespaces, when room is made and how, and how long states stay."""
+    if tier.limits is None:
+        return {}
+    told = {"room": tier.limits.marks, "ttl": tier.limits.lifetime}
+    if tier.usage is None and tier.budget_bytes is not None:
+        told = {"budget": size(tier.budget_bytes), **told}
+    held = {
+        f"  of {name}": _within(tier.held[name], tier.limits.bytes_of(name)) for name in tier.held
+    }
+    return {**held, **{name: text for name, text in told.items() if text}}
 
 
 def _asked(total: Tally) -> str:

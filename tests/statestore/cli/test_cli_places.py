@@ -136,6 +136,67 @@ def test_a_store_that_is_named_by_an_empty_variable_is_not_the_default_one() -> 
     assert "--store" in refused(2, "--store", "", "evict", "--to", "0", "--yes")
 
 
+def test_limits_of_a_url_are_shown(tmp_path: Path) -> None:
+    marks = "&high=95%&low=0.5&ttl=36h&policy=lru"
+    place = f"{tmp_path / 's'}?budget=1MiB&budget.default=512KiB&budget.other=2MiB{marks}"
+    with open_store(place) as store:
+        fill(store, 2)
+        held = store.usage().blob_bytes
+    told = run_json("--store", place, "stats")
+    limits = {
+        "total_bytes": 1 << 20,
+        "namespaces": {
+            "default": {"budget_bytes": 1 << 19, "blob_bytes": held},
+            "other": {"budget_bytes": 2 << 20, "blob_bytes": 0},
+        },
+        "high": 0.95,
+        "low": 0.5,
+        "policy": "lru",
+        "ttl_s": 129600.0,
+    }
+    assert told["limits"] == told["tiers"][0]["limits"] == limits
+    said = run("--store", place, "stats").stdout
+    assert re.search(r"of default +[0-9.]+ KiB of 512.0 KiB, [1-9]+%\n", said)
+    assert re.search(r"of other +0 B of 2.0 MiB, 0%\n", said)
+    assert re.search(r"room +made above 95% of the budget, down to 50%; policy lru\n", said)
+    assert re.search(r"ttl +36 h after a state is put\n", said)
+    alone = run_json("--store", place, "stats", "--namespace", "other")
+    assert (alone["budget_bytes"], alone["blob_bytes"]) == (2 << 20, 0)
+    checked = run("--store", place, "doctor").stdout
+    assert "room is made above 95% of the budget, down to 50%; policy lru" in checked
+    assert "namespace other holds 0 B of 2.0 MiB" in checked
+    assert "the budget of namespace other, 2.0 MiB, is more than that of all, 1.0 MiB" in checked
+
+
+def test_limits_of_every_tier_are_shown(tmp_path: Path) -> None:
+    """Of memory too, which nobody else sees into; a place without any has none."""
+    with open_store(str(tmp_path / "s")) as store:
+        fill(store, 1)
+    told = run_json("--store", f"memory:?budget=1MiB&low=80% {tmp_path / 's'}", "stats")
+    near, home = told["tiers"]
+    assert (near["limits"]["total_bytes"], near["limits"]["low"]) == (1 << 20, 0.8)
+    assert home["limits"] is told["limits"] is told["budget_bytes"] is None
+    said = run("--store", f"memory:?budget=1MiB&low=80% {tmp_path / 's'}", "stats").stdout
+    assert "made above 100% of the budget, down to 80%" in said
+
+
+def test_a_budget_that_pins_fill_is_told(tmp_path: Path) -> None:
+    place = f"{tmp_path / 's'}?budget.default=1MiB"
+    with open_store(place) as store:
+        fill(store, 3)
+        bytes_each = store.usage().blob_bytes // 3
+    assert run("--store", place, "pin", "--namespace", "default", "--yes").returncode == 0
+    assert "pinned states hold" not in run("--store", place, "doctor").stdout
+    tight = place.replace("1MiB", str(3 * bytes_each + 100))
+    done = run("--store", tight, "doctor")
+    assert done.returncode == 0
+    assert re.search(r"pins +pinned states hold .* of the budget of namespace default", done.stdout)
+    roomy = f"{place}&low={1.5 * bytes_each / (1 << 20):.4f}"  # the mark is below what is pinned
+    assert "pinned states hold" in run("--store", roomy, "doctor").stdout
+    exceeded = run("--store", place.replace("1MiB", str(2 * bytes_each)), "doctor").stdout
+    assert f"evict --namespace default --to {2 * bytes_each}`" in exceeded
+
+
 def test_a_directory_takes_options_and_shows_its_budget(tmp_path: Path) -> None:
     place = f"{tmp_path / 's'}?codec=raw&budget=1MiB&budget.default=512KiB"
     with open_store(place) as store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import threading
@@ -210,21 +211,91 @@ class BudgetContract(PlaceContract):
 
     def test_few_states_go_one_by_one(self, backend: Backend) -> None:
         """Each of them counts."""
-        budgeted = Budgeted(backend, Budget(100 * KB, low=0.975), make_policy("lru"))
-        for number in range(101):
+        budgeted = within(backend, 200 * KB)
+        for number in range(201):
             put(budgeted, number)
-        assert stored(backend) == set(range(1, 101))
+        assert stored(backend) == set(range(1, 201))
 
     def test_a_large_budget_is_emptied_by_whole_states_of_slack(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("statestore.backends.wrappers.budget.FEW", 100)
-        budgeted = Budgeted(backend, Budget(100 * KB, low=0.975), make_policy("lru"))
+        monkeypatch.setattr("statestore.backends.wrappers.budget.SLACK", 0.025)
+        budgeted = within(backend, 100 * KB)
         for number in range(100):
             put(budgeted, number)
         assert backend.usage().entries == 100
         put(budgeted, 100)
         assert stored(backend) == set(range(2 + 1, 101))
+
+    # Marks
+
+    def test_above_the_high_mark_room_is_made_down_to_the_low_one(self, backend: Backend) -> None:
+        budgeted = Budgeted(backend, Budget(20 * KB, high=0.9, low=0.5), make_policy("lru"))
+        held = []
+        for number in range(40):
+            assert put(budgeted, number)
+            held.append(backend.usage().entries)
+        assert held[:18] == list(range(1, 19))
+        assert held[18:36] == [*range(10, 19), *range(10, 19)]
+        assert stored(backend) == set(range(27, 40))
+
+    def test_marks_are_those_of_a_namespace_too(self, backend: Backend) -> None:
+        budget = Budget(None, {"a": 10 * KB}, high=0.8, low=0.4)
+        budgeted = Budgeted(backend, budget, make_policy("lru"))
+        for number in range(9):
+            assert put(budgeted, number, namespace="a")
+            assert put(budgeted, 100 + number, namespace="b")
+        assert backend.usage("a").entries == 4
+        assert backend.usage("b").entries == 9
+
+    def test_a_high_mark_alone(self, backend: Backend) -> None:
+        """What is above it is left for those who write at once."""
+        budgeted = Budgeted(backend, Budget(10 * KB, high=0.7), make_policy("lru"))
+        for number in range(12):
+            put(budgeted, number)
+        assert stored(backend) == set(range(5, 12))
+        with pytest.raises(FullError, match=r"9001 bytes is larger than .* 10000 bytes, of which"):
+            put(Budgeted(backend, Budget(10 * KB, high=0.9), make_policy()), 50, blob_bytes=9001)
+
+    def test_one_put_does_not_pay_for_all_that_goes(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("statestore.backends.wrappers.budget.AT_ONCE", 4)
+        monkeypatch.setattr("statestore.backends.wrappers.budgeted.AT_ONCE", 4)
+        budgeted = Budgeted(backend, Budget(20 * KB, low=0.5), make_policy("lru"))
+        held = []
+        for number in range(30):
+            assert put(budgeted, number)
+            held.append(backend.usage().entries)
+        # 21 are to be 10: four go with each put, until they do
+        assert held[18:] == [19, 20, 17, 14, 11, 10, 11, 12, 13, 14, 15, 16]
+
+    def test_what_is_there_already_drains_nothing(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("statestore.backends.wrappers.budget.AT_ONCE", 4)
+        monkeypatch.setattr("statestore.backends.wrappers.budgeted.AT_ONCE", 4)
+        budgeted = Budgeted(backend, Budget(20 * KB, low=0.5), make_policy("lru"))
+        for number in range(21):
+            assert put(budgeted, number)
+        left = stored(backend)
+        assert len(left) == 17
+        assert not put(budgeted, 20)
+        assert stored(backend) == left
+
+    def test_pins_above_the_low_mark_end_the_draining(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What has come since the rest went stays until the high mark is passed again."""
+        monkeypatch.setattr("statestore.backends.wrappers.budget.AT_ONCE", 4)
+        monkeypatch.setattr("statestore.backends.wrappers.budgeted.AT_ONCE", 4)
+        budgeted = Budgeted(backend, Budget(10 * KB, low=0.3), make_policy("lru"))
+        for number in range(16):
+            put(budgeted, number, pinned=number < 5)
+        assert set(range(5)) <= stored(backend)
+        # 5 to 8 went for 10, and 9 and 10 for 11: nothing else is left, and it ends there
+        assert stored(backend) == {*range(5), 11, 12, 13, 14, 15}
 
     def test_what_is_there_already_is_refused_as_ever(self, backend: Backend) -> None:
         budgeted = within(backend, 2 * KB)
@@ -451,8 +522,13 @@ def test_processes_keep_within_a_budget(crew_url: str) -> None:
     [
         ({"total_bytes": 0}, "budget in all: at least one byte, not 0"),
         ({"namespaces": {"a": -1}}, "budget a: at least one byte"),
-        ({"low": 0.9, "high": 0.8}, "does not hold"),
-        ({"high": 1.1}, "does not hold"),
+        ({"low": 0.9, "high": 0.8}, "low: 0.9 is not below high, 0.8"),
+        ({"low": 1.0}, "low: 1 is not below high, 1"),
+        ({"low": 0.8, "high": 0.8}, "low: 0.8 is not below high, 0.8"),
+        ({"high": 1.1}, "high: 1.1 is no share of a budget: above 0, and at most 1"),
+        ({"high": 0.0}, "high: 0 is no share"),
+        ({"low": 0.0}, "low: 0 is no share"),
+        ({"low": math.nan}, "low: nan is no share"),
     ],
 )
 def test_a_budget_that_makes_no_sense(arguments: dict[str, object], message: str) -> None:
@@ -468,9 +544,9 @@ def opened(tmp_path: Path, options: str) -> Backend:
 
 
 def test_options_of_a_url(tmp_path: Path) -> None:
-    backend = opened(tmp_path, "budget=1MiB&budget.team%20a=64kB&policy=lfu&ttl=2h")
+    backend = opened(tmp_path, "budget=1MiB&budget.team-a=64kB&policy=lfu&ttl=2h&high=95%&low=0.8")
     assert isinstance(backend, Budgeted)
-    assert backend.budget == Budget(1 << 20, {"team a": 64_000})
+    assert backend.budget == Budget(1 << 20, {"team-a": 64_000}, high=0.95, low=0.8)
     assert backend.policy.name == "lfu"
     put(backend, 0)
     entry = found(backend, 0)
@@ -495,6 +571,20 @@ def test_without_options_nothing_is_around_a_store(tmp_path: Path) -> None:
         ("ttl=soon", "ttl: 'soon' is not a time such as 7d"),
         ("ttl=0s", "ttl: 0 would keep nothing"),
         ("budget=1GB&ttl=7d&budget=2GB", "budget is given twice"),
+        ("budget.team%20a=1GB", "namespace 'team a': a name is 1 to 64 of letters"),
+        ("budget.=1GB", "namespace '': a name is 1 to 64"),
+        ("high=0.9", "high: a share of what? give a budget= as well"),
+        ("ttl=7d&high=0.9&low=0.8", "high, low: a share of what?"),
+        ("budget=1GB&high=95", "high: 95 is no share of a budget: above 0, and at most 1 or 100%"),
+        ("budget=1GB&high=120%25", "high: 1.2 is no share"),
+        ("budget=1GB&low=0", "low: 0 is no share"),
+        ("budget=1GB&low=-0.5", "low: '-0.5' is not a share such as 0.95 or 95%"),
+        ("budget=1GB&low=most", "low: 'most' is not a share"),
+        ("budget=1GB&low=1e-1", "low: '1e-1' is not a share"),
+        ("budget=1GB&low=", "low: '' is not a share"),
+        ("budget=1GB&high=0.9&low=90%", "low: 0.9 is not below high, 0.9"),
+        ("budget=1GB&low=100%", "low: 1 is not below high, 1: above high room is made"),
+        ("budget=1GB&high=0.9&high=0.8", "high is given twice"),
     ],
 )
 def test_options_that_mean_nothing(tmp_path: Path, options: str, message: str) -> None:
