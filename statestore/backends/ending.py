@@ -2,11 +2,13 @@
 
 At the interpreter's end that happens by itself. SIGTERM ends a process without it, so
 `flush_on_sigterm` puts a handler in the place of the default action; then the default action
-follows. A server with a handler of its own keeps it, and closes its store there.
+follows. Until then the program goes on; what it hands over after the signal may be lost. A server
+with a handler of its own keeps it, and closes its store there.
 """
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import signal
@@ -57,5 +59,17 @@ def flush_on_sigterm() -> bool:
 
 def _flush_and_end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal wants
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-    flush_all()
-    os.kill(os.getpid(), number)
+    # Elsewhere: the main thread lets go of what it was interrupted with, a transaction or a lock
+    # that the flush may need, only once this has returned. And past `threading`, for the same
+    # reason: it may have been interrupted starting a thread.
+    try:
+        _thread.start_new_thread(_end, (number,))
+    except RuntimeError:  # no thread is to be had
+        _end(number)
+
+
+def _end(number: int) -> None:
+    try:
+        flush_all()
+    finally:
+        os.kill(os.getpid(), number)

@@ -1,16 +1,21 @@
 """A process with a store of tiers: ``python -m tests.statestore.workers.tiered_worker URL MODE``.
 
 It puts ten states, says so, and then ends as MODE says: ``exit`` by itself, ``sigterm`` when it is
-told to, ``handler`` when it is told to and with a handler of its own, ``fork`` in a child. With the
-URL ``publish`` or ``read`` its home hangs in that call, and a put or a promotion waits.
+told to, ``handler`` when it is told to and with a handler of its own, ``fork`` in a child, ``busy``
+when it is told to in the midst of a transaction on the home's catalog, the last path of the URL. With
+the URL ``publish`` or ``read`` its home hangs in that call, and a put or a promotion waits.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 import threading
+import time
+from contextlib import closing
+from pathlib import Path
 
 from statestore import StateStore, open_store
 from statestore.backends import ending
@@ -30,6 +35,9 @@ def main(url: str, mode: str) -> None:
         store = with_a_home_that_hangs(url)
     else:
         store = open_store(url)
+        if mode == "busy":
+            in_a_transaction(store, Path(url.rpartition("file://")[2]))
+            return
         for number in range(STATES):
             put(store, number)
     if mode == "fork":
@@ -37,6 +45,18 @@ def main(url: str, mode: str) -> None:
     print("put", flush=True)
     if mode != "exit":
         threading.Event().wait(60)
+
+
+def in_a_transaction(store: StateStore, home: Path) -> None:
+    """The signal comes to a thread without which nothing can be written."""
+    with closing(sqlite3.connect(home / "catalog.sqlite3", isolation_level=None)) as catalog:
+        catalog.execute("BEGIN IMMEDIATE")
+        for number in range(STATES):
+            put(store, number)
+        print("put", flush=True)
+        while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            time.sleep(0.01)
+    threading.Event().wait(60)
 
 
 def with_a_home_that_hangs(operation: Operation) -> StateStore:

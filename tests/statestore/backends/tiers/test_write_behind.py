@@ -44,8 +44,10 @@ def test_a_process_that_ends_flushes(tmp_path: Path) -> None:
     assert stored(tmp_path) == STATES
 
 
-def test_sigterm_flushes_and_then_ends_the_process(tmp_path: Path) -> None:
-    process = started(tmp_path, "sigterm")
+@pytest.mark.parametrize("mode", ["sigterm", "busy"])
+def test_sigterm_flushes_and_then_ends_the_process(tmp_path: Path, mode: str) -> None:
+    """Also where the main thread holds what the flush needs."""
+    process = started(tmp_path, mode)
     assert process.stdout is not None
     assert process.stdout.readline() == "put\n"
     process.terminate()
