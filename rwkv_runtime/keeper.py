@@ -5,20 +5,26 @@ are dropped. Runs behind the answers, in the writer's thread.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from rwkv_runtime.admission import Admission
 from rwkv_runtime.checkpoints import stops_below
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.reading import Fresh
+from statestore.backends.base import Backend, Deferring
 from statestore.backends.headroom import has_headroom
+from statestore.backends.tiers.backend import Tiered
 from statestore.entry import Change, Entry
 from statestore.errors import BackendError
 from statestore.eviction.policy import STOP_S
-from statestore.keys import KeyedBoundary, Plan, Role
+from statestore.keys import KeyedBoundary, Plan, Role, StateKey
 from statestore.store import Identity, PutOutcome, StateStore
 
 log = logging.getLogger(__name__)
+
+SETTLE_S: Final = 2.0  # as long as puts on their way to other tiers are waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +60,42 @@ class Keeper:
         """
         if end.role in (Role.SPARSE, Role.FORK) or not self.admission.transient:
             return
+        stops = [stop.key for stop in stops_below(plan, end)]
+        if not stops:
+            return
         store = self.store
         stay = end.role is Role.PROMPT and has_headroom(store.backend, self.identity.namespace)
-        try:
-            for stop in stops_below(plan, end):
-                entry = store.backend.longest([stop.key], store.now())
-                if entry is None or not _has_served(entry, end):
-                    continue
-                if stay:
-                    until = Change(expires_at=store.now() + STOP_S)
-                    store.backend.update(entry.key, until, blob=entry.blob)
-                elif store.backend.delete(entry.key, "evicted", blob=entry.blob):
-                    freed = (entry.key.n_tokens, entry.blob_bytes)
-                    store.metrics.evicted("admission", "superseded", 1, *freed)
-        except BackendError as error:
-            store.metrics.errors.labels(operation="delete").inc()
-            log.warning("left stops along a stored segment behind: %s", error)
+        if isinstance(store.backend, Deferring):
+            store.backend.flush(SETTLE_S)  # a copy that still waits would come after its removal
+        *nearer, home = _places(store.backend)
+        for place in (*nearer, home):
+            try:
+                for entry in self._dropped(stops, end, place, stay=stay):
+                    if place is home:  # a state counts once
+                        freed = (entry.key.n_tokens, entry.blob_bytes)
+                        store.metrics.evicted("admission", "superseded", 1, *freed)
+            except BackendError as error:
+                store.metrics.errors.labels(operation="delete").inc()
+                log.warning("left stops along a stored segment behind: %s", error)
+
+    def _dropped(
+        self, stops: Sequence[StateKey], end: KeyedBoundary, place: Backend, *, stay: bool
+    ) -> Iterator[Entry]:
+        """Let those in `place` go, or expire where they `stay`; what went."""
+        for key in stops:
+            entry = place.longest([key], self.store.now())
+            if entry is None or not _has_served(entry, end):
+                continue
+            if stay:
+                until = Change(expires_at=self.store.now() + STOP_S)
+                place.update(key, until, blob=entry.blob)
+            elif place.delete(key, "evicted", blob=entry.blob):
+                yield entry
+
+
+def _places(backend: Backend) -> Sequence[Backend]:
+    """Each place that may have a copy of its own."""
+    return backend.places if isinstance(backend, Tiered) else [backend]
 
 
 def _has_served(entry: Entry, end: KeyedBoundary) -> bool:

@@ -73,6 +73,11 @@ class Tiered:
         return self._home.backend
 
     @property
+    def places(self) -> Sequence[Backend]:
+        """The tiers, nearest first, for what concerns the copy in each by itself."""
+        return [tier.backend for tier in self._tiers]
+
+    @property
     def leases(self) -> Leases | None:
         """The home's: all who share states share it."""
         return self._home.backend.leases

@@ -105,15 +105,30 @@ def test_a_documents_end_replaces_its_stops_and_a_short_question_leaves_nothing(
         assert stored(store) == [(400, Role.SEGMENT, 0), (700, Role.PROMPT, 400)]
 
 
+def test_a_documents_end_replaces_its_stops_in_every_tier(engine: Engine, tmp_path: Path) -> None:
+    places = [(tmp_path / name).as_uri() for name in ("near", "middle", "home")]
+    with open_store(" ".join(places)) as store, Runtime(engine, store) as runtime:
+        runtime.prefill([DOCUMENT, QUESTION])
+        runtime.flush()
+        gone = {"policy": "admission", "reason": "superseded"}
+        assert store.metrics.value("evictions_total", **gone) == 3
+    for place in places:
+        with open_store(place) as store:
+            assert [(n_tokens, role) for n_tokens, role, _ in stored(store)] == [
+                (400, Role.SEGMENT)
+            ]
+
+
+@pytest.mark.parametrize("near", ["", "memory: "])
 def test_stops_below_a_prompts_end_stay_for_a_while_where_there_is_room(
-    engine: Engine, tmp_path: Path
+    engine: Engine, tmp_path: Path, near: str
 ) -> None:
     """What leaves the prompt half-way begins at one of them; in a full store they have gone."""
     prompt = [number % 200 for number in range(600)]
     parts = prompt[:450] + [7] * 150
 
     def left(name: str, budget: int) -> tuple[list[Entry], int]:
-        url = f"{(tmp_path / name).as_uri()}?budget={budget}"
+        url = f"{near}{(tmp_path / name).as_uri()}?budget={budget}"
         with open_store(url) as store, Runtime(engine, store) as runtime:
             runtime.prefill([prompt])
             runtime.flush()

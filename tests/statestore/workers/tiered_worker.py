@@ -1,9 +1,9 @@
 """A process with a store of tiers: ``python -m tests.statestore.workers.tiered_worker URL MODE``.
 
 It puts ten states, says so, and then ends as MODE says: ``exit`` by itself, ``sigterm`` when it is
-told to, ``handler`` when it is told to and with a handler of its own, ``fork`` in a child, ``busy``
-when it is told to in the midst of a transaction on the home's catalog, the last path of the URL. With
-the URL ``publish`` or ``read`` its home hangs in that call, and a put or a promotion waits.
+told to, ``busy`` when it is told to in the midst of a transaction on the catalog of its home (the
+URL's last path), ``handler`` when it is told to and with a handler of its own, ``fork`` in a child.
+With the URL ``publish`` or ``read`` its home hangs in that call, and a put or a promotion waits.
 """
 
 from __future__ import annotations
