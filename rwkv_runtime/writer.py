@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from statestore.backends.ending import at_end
+from statestore.forking import renew_in_child
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Writer:
         self._patience_s = patience_s
         self._closed = False
         self.renew()
-        _all.add(self)
+        renew_in_child(self)
         at_end(self)
 
     def renew(self) -> None:
@@ -187,14 +186,3 @@ class Writer:
             self._running = waiting.number
             self._changed.notify_all()
             return waiting.put
-
-
-_all: weakref.WeakSet[Writer] = weakref.WeakSet()
-
-
-def _renew_in_child() -> None:
-    for writer in list(_all):
-        writer.renew()
-
-
-os.register_at_fork(after_in_child=_renew_in_child)

@@ -15,19 +15,18 @@ has failed: then the key is computed twice. Nothing here knows what a value is.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from statestore.backends.leases import Lease, Leases, Outcome
 from statestore.complaints import Complaints
 from statestore.errors import BackendError
+from statestore.forking import renew_in_child
 from statestore.keys import StateKey
 from statestore.owner import has_ended, is_beside, new_owner
 
@@ -107,7 +106,7 @@ class Once(Generic[T]):
         self._leases = leases
         self._complaints = Complaints(log)
         self.renew()
-        _all.add(self)
+        renew_in_child(self)
 
     def renew(self) -> None:
         """Begin anew, as a forked child does: nobody computes here."""
@@ -344,14 +343,3 @@ class Turn(Generic[T]):
         self.holds = lease is not None and lease.owner == self._once.owner and lease.outcome is None
         self._other = None if self.holds else lease
         self._renew_at = began + self._ttl_s / 3
-
-
-_all: weakref.WeakSet[Once[Any]] = weakref.WeakSet()
-
-
-def _renew_in_child() -> None:
-    for once in list(_all):
-        once.renew()
-
-
-os.register_at_fork(after_in_child=_renew_in_child)

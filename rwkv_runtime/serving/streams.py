@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from rwkv_runtime.serving.events import Ended, Failed, Load, OnEvent, Piece, Req
 from rwkv_runtime.serving.ticket import CancelledError, Ticket
 from rwkv_runtime.session import Prefill
 from statestore.errors import ClosedError, InputError
+from statestore.forking import renew_in_child
 from statestore.keys import Namespace, Tokens
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class Streams:
         for reader in self._readers:
             reader.start()
         atexit.register(self.close, 0.0)  # PyTorch ends badly while a thread computes
-        _all.add(self)
+        renew_in_child(self)
 
     def submit(self, request: Request, on_event: OnEvent) -> Ticket:
         """Take a request in; everything else is told to `on_event`, by threads of the server.
@@ -181,7 +180,7 @@ class Streams:
             reader.join(0 if left else flush_s)
         return self._flush(flush_s) and done
 
-    def forget(self) -> None:
+    def renew(self) -> None:
         """Be closed, as in a forked child: threads and tickets are its parent's."""
         atexit.unregister(self.close)
         self._changed = threading.Condition()  # the old one may be shut for ever
@@ -300,14 +299,3 @@ def _started(prefill: Prefill, queued_s: float) -> Started:
         seconds=prefill.seconds,
         queued_s=queued_s,
     )
-
-
-_all: weakref.WeakSet[Streams] = weakref.WeakSet()
-
-
-def _forget_in_child() -> None:
-    for streams in list(_all):
-        streams.forget()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)

@@ -9,16 +9,15 @@ from time to time, and at once when the connection broke. After a fork the child
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
 from statestore.errors import UnavailableError
+from statestore.forking import renew_in_child
 
 _AGAIN_S: Final = 1.0  # between attempts to connect
 
@@ -58,7 +57,7 @@ class Bell:
         self._line: Line | None = None
         self._inherited: list[Line] = []
         self.renew()
-        _bells.add(self)
+        renew_in_child(self)
 
     def renew(self) -> None:
         """Forget everybody: a forked child has neither its parent's threads nor its connection."""
@@ -149,14 +148,3 @@ class Bell:
                 line, self._line = self._line, None
         if line is not None:
             line.close()
-
-
-_bells: weakref.WeakSet[Bell] = weakref.WeakSet()
-
-
-def _renew_all() -> None:
-    for bell in list(_bells):
-        bell.renew()
-
-
-os.register_at_fork(after_in_child=_renew_all)

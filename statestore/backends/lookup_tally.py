@@ -11,7 +11,6 @@ with nothing counted.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -27,6 +26,7 @@ from statestore.backends.fields import check_text
 from statestore.backends.lookups import ROWS, LookupSums, lookups_of
 from statestore.codec import Limits
 from statestore.errors import BackendError, InputError
+from statestore.forking import renew_in_child
 from statestore.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class LookupTally:
         self._metrics = metrics
         self._clock = clock
         self.renew()
-        _all.add(self)
+        renew_in_child(self)
         at_end(self)
 
     def renew(self) -> None:
@@ -230,14 +230,3 @@ def _is_kept(namespace: str) -> bool:
     except InputError:
         return False
     return len(namespace.encode()) <= _NAME_BYTES
-
-
-_all: weakref.WeakSet[LookupTally] = weakref.WeakSet()
-
-
-def _renew_in_child() -> None:
-    for tally in list(_all):
-        tally.renew()
-
-
-os.register_at_fork(after_in_child=_renew_in_child)

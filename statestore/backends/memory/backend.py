@@ -16,7 +16,6 @@ of states are not touched.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 import weakref
@@ -44,6 +43,7 @@ from statestore.backends.sightings import LocalSightings, Sightings
 from statestore.entry import Change, Departed, Entry, EntryFilter, Evicted, Usage
 from statestore.errors import ClosedError, FullError, InputError
 from statestore.eviction.policy import Judge
+from statestore.forking import renew_in_child
 from statestore.keys import StateKey
 
 BUDGET_BYTES: Final = 1 << 30
@@ -255,7 +255,7 @@ class _Room:
     def __init__(self) -> None:
         self.budget_bytes = BUDGET_BYTES
         self.renew()
-        _all_rooms.add(self)
+        renew_in_child(self)
 
     def renew(self) -> None:
         """Begin empty."""
@@ -286,29 +286,24 @@ class _Rooms:
     """Rooms by name, while anybody holds them."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.renew()
+        renew_in_child(self)
         self._named: weakref.WeakValueDictionary[str, _Room] = weakref.WeakValueDictionary()
+
+    def renew(self) -> None:
+        """Make a new lock, as the old one may be held by a thread that is not there."""
+        self._lock = threading.Lock()
 
     def named(self, name: str) -> _Room:
         """The room of this name; a new one where nobody holds it."""
-        with self.lock:
+        with self._lock:
             room = self._named.get(name)
             if room is None:
                 room = self._named[name] = _Room()
             return room
 
 
-_all_rooms: weakref.WeakSet[_Room] = weakref.WeakSet()
 _rooms = _Rooms()
-
-
-def _after_fork_in_child() -> None:
-    _rooms.lock = threading.Lock()
-    for room in list(_all_rooms):
-        room.renew()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _immutable(blob: Blob, size: int) -> memoryview:

@@ -5,11 +5,11 @@ A forked child begins without any.
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import OrderedDict
 from typing import Final
+
+from statestore.forking import renew_in_child
 
 RECENT_BYTES: Final = 64 << 20  # in all
 
@@ -19,7 +19,7 @@ class Recent:
 
     def __init__(self) -> None:
         self.renew()
-        _all_recent.add(self)
+        renew_in_child(self)
 
     def renew(self) -> None:
         """Forget them: in a forked child the lock may be held by a thread that is not there."""
@@ -45,14 +45,3 @@ class Recent:
         blob = self._blobs.pop(name, None)
         self._held_bytes -= 0 if blob is None else len(blob)
         return blob
-
-
-_all_recent: weakref.WeakSet[Recent] = weakref.WeakSet()
-
-
-def _renew_in_child() -> None:
-    for recent in list(_all_recent):
-        recent.renew()
-
-
-os.register_at_fork(after_in_child=_renew_in_child)

@@ -11,15 +11,14 @@ process (`ending`). A forked child begins with an empty queue: what waits is its
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from statestore.backends.ending import at_end
+from statestore.forking import renew_in_child
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 
@@ -64,8 +63,8 @@ class WriteBehind:
         self._bounds = bounds or Bounds()
         self._metrics = metrics or Metrics()
         self._closed = False
-        self._begin()
-        _all.add(self)
+        self.renew()
+        renew_in_child(self)
         at_end(self)
 
     def submit(self, task: Task, *, wait: bool = True) -> bool:
@@ -134,11 +133,8 @@ class WriteBehind:
             self._tasks.clear()
             self._notes.clear()
 
-    def begin_in_child(self) -> None:
-        """Forget what is the parent's, thread and locks included."""
-        self._begin()
-
-    def _begin(self) -> None:
+    def renew(self) -> None:
+        """Begin with nothing to do, as a forked child does: what waits is its parent's."""
         self._changed = threading.Condition()  # guards what follows
         self._tasks: deque[Task] = deque()
         self._notes: dict[Hashable, Work] = {}
@@ -236,14 +232,3 @@ class WriteBehind:
 
 def _nothing() -> None:
     """The work of a task that was taken back."""
-
-
-_all: weakref.WeakSet[WriteBehind] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for queue in list(_all):
-        queue.begin_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

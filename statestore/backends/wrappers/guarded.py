@@ -24,10 +24,8 @@ wants to know, and what they do may take long. A forked child begins anew, with 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -48,6 +46,7 @@ from statestore.backends.wrappers.guarded_parts import (
 from statestore.backends.wrappers.prober import Prober
 from statestore.entry import Change, Entry
 from statestore.errors import BusyError, ClosedError, UnavailableError
+from statestore.forking import renew_in_child
 from statestore.keys import StateKey
 from statestore.metrics import Metrics
 from statestore.url import StoreURL
@@ -117,7 +116,7 @@ class Guarded(Wrapper):
         for calls in _CALLS:
             gauge = self.metrics.breaker_state.labels(place=self._place, calls=calls)
             gauge.set_function(partial(self._state, calls))
-        _guards.add(self)
+        renew_in_child(self)
 
     def renew(self) -> None:
         """Forget every thread and failure: in a forked child there are none."""
@@ -328,14 +327,3 @@ class Guarded(Wrapper):
 
     def _state(self, calls: str) -> float:
         return _NUMBERS[(self._all if calls == "all" else self._writes).circuit]
-
-
-_guards: weakref.WeakSet[Guarded] = weakref.WeakSet()
-
-
-def _renew_in_child() -> None:
-    for guard in list(_guards):
-        guard.renew()
-
-
-os.register_at_fork(after_in_child=_renew_in_child)
