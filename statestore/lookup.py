@@ -1,9 +1,9 @@
 """One lookup: the deepest state that is stored and sound.
 
-Every load checks the container, then that it is of the key, fingerprint and namespace that its
-entry says and that were asked for. What fails is quarantined, counted and logged, and the next
-shorter key is tried. A sound state asked for under another identity is stepped over and stays: no
-caller can bar another's.
+Every load checks the container, and that its key, fingerprint and namespace are those of its entry
+and those that were asked for. What fails is quarantined, counted and logged, and the next shorter
+key is tried. A sound state asked for under another identity is passed over and stays: no caller can
+bar another's.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Lookup:
         backend: where entries and blobs live.
         limits: the largest container that is read.
         metrics: instruments to count on.
-        kept: told of an operation whose failure is kept from the caller.
+        kept: told of an operation that failed without the caller's being told.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class Lookup:
             return None, "error"
 
     def load(self, entry: Entry) -> tuple[State | None, str]:
-        """The state of `entry`; ``None`` and what is wrong with it. Raises `UnavailableError` where
-        there is no memory for it, which says nothing of the blob.
+        """The state of `entry`, or ``None`` and what is wrong with it. Raises `UnavailableError`
+        where there is no memory for it, which says nothing about the blob.
         """
         try:
             state = self._sound(entry)
@@ -167,5 +167,5 @@ class Lookup:
 
 
 def _shorter(keys: Sequence[StateKey], entry: Entry) -> Sequence[StateKey]:
-    """Those behind the key of `entry`."""
+    """The keys after that of `entry`."""
     return keys[keys.index(entry.key) + 1 :]

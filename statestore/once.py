@@ -1,12 +1,12 @@
 """Compute once: among the threads of a process by a future, among processes by a lease.
 
-Whoever wants a key joins it and gets a `Turn`. The first thread of a process leads there, and asks
-for the lease in the name of all; the others wait for what it has, in memory. `Turn.settle` says
-what to do then: compute, take the value, or look into the store.
+A caller that wants a key joins it and gets a `Turn`. The first thread of a process leads there, and
+asks for the lease in the name of all; the others wait for its value, in memory. `Turn.settle` then
+says what to do: compute, take the value, or look into the store.
 
-The one who computes gives its value to the threads beside it at once, and ends the turn when the
-store has it, or has not: so the lease is let go after the put, and until then the value serves
-whoever asks in this process, without a round trip.
+The leader gives its value to the threads beside it at once, and ends the turn when the value is
+stored, or will not be. So the lease is released after the put, and until then the value serves
+every thread of this process without a round trip.
 
 Nobody waits longer than waiting can be worth (`Patience`), nor for a place that gives no leases or
 has failed: then the key is computed twice. Nothing here knows what a value is.
@@ -54,10 +54,11 @@ class Ruling(StrEnum):
 class Patience:
     """How long to wait for something that takes oneself `compute_s` to compute.
 
-    Twice that for one on another machine. Longer for one beside us: it shares the processors with
-    those who wait, so it is slow when all of them are, and who gives up makes it slower still. And
-    on, if the lease lapses sooner than one would have computed: then one goes on from the other's
-    last checkpoint, and alone. But no longer than that for one that is renewed again and again.
+    Twice that for a leader on another machine. Longer for one on this machine: leader and waiters
+    share the processors, so a slow leader means that all are slow, and giving up would slow it
+    further. The wait goes on if the lease lapses sooner than one could have computed, since then
+    one continues from the leader's last checkpoint, and alone. But it ends for a lease that is
+    renewed again and again.
     """
 
     compute_s: float
@@ -67,12 +68,12 @@ class Patience:
     check: Callable[[], object] | None = None  # called each second; may raise, and ends the waiting
 
     def seconds(self, *, beside: bool) -> float:
-        """For one whose lease does not lapse meanwhile."""
+        """How long to wait for a leader whose lease does not lapse meanwhile."""
         slack = self.slack_beside if beside else self.slack
         return slack * self.compute_s + self.floor_s
 
     def left_s(self, waited_s: float, lease: Lease) -> float:
-        """Seconds for which to wait on after `waited_s`; 0 or less: no longer."""
+        """Seconds to wait on after `waited_s`; 0 or less: no longer."""
         self.consult()
         left_s = self.seconds(beside=is_beside(lease.owner)) - waited_s
         if left_s <= 0 and lease.remaining_s <= self.compute_s + left_s:
@@ -80,7 +81,7 @@ class Patience:
         return left_s
 
     def consult(self) -> None:
-        """Whether to wait at all."""
+        """Call `check`, which may raise to end the waiting."""
         if self.check is not None:
             self.check()
 
@@ -149,7 +150,7 @@ class Once(Generic[T]):
             return flight, True
 
     def give(self, flight: _Flight[T], value: T) -> None:
-        """Hand a value to those who wait here."""
+        """Hand a value to the threads that wait here."""
         with self._changed:
             flight.value = value
             self._changed.notify_all()
@@ -183,8 +184,8 @@ class Once(Generic[T]):
             self.release(key, outcome, at_once=False)
 
     def ask(self, call: Callable[[Leases], R], otherwise: R, *, at_once: bool = True) -> R:
-        """Something of the leases; `otherwise` where there are none or their place fails, or just
-        has and a request waits (`at_once`).
+        """What `call` returns. `otherwise` where there are no leases or their place fails; with
+        `at_once`, as for a request that waits, also while the place has just failed.
         """
         began = time.monotonic()
         if at_once and began < self._asks_at:
@@ -231,8 +232,8 @@ class Turn(Generic[T]):
             raise
 
     def renew(self) -> None:
-        """Between chunks: hold on to the lease when a third of its time has gone. It is lost where
-        its place says so, not where that cannot be asked.
+        """Between chunks: renew the lease when a third of its time has passed. It is lost if its
+        place says so, not if the place cannot be asked.
         """
         if self.holds and time.monotonic() >= self._renew_at:
             began = time.monotonic()
@@ -248,7 +249,9 @@ class Turn(Generic[T]):
             self._once.give(self._flight, value)
 
     def end(self, outcome: Outcome) -> None:
-        """The put is done, or will not be: let the lease and the waiting go. Once is enough."""
+        """The put is done, or will not be: release the lease and let the waiters go on. May be
+        called again.
+        """
         self._release(outcome, at_once=False)
         self._leave(stored=outcome is Outcome.PUBLISHED)
 
@@ -258,8 +261,8 @@ class Turn(Generic[T]):
         self._leave(stored=False)
 
     def drop(self, outcome: Outcome) -> Callable[[], None] | None:
-        """The put will not be done: let the waiting go, and the value with it. What comes back
-        lets the lease go; it takes a round trip, and holds no value.
+        """The put will not be done: let the waiters go on, and forget the value. Returns what
+        releases the lease, if it is held; that takes a round trip, and keeps no value alive.
         """
         holds, self.holds = self.holds, False
         self._leave(stored=False)
@@ -316,7 +319,7 @@ class Turn(Generic[T]):
         return True
 
     def _await(self, left_s: float) -> None:
-        """Wait a while for the other's outcome, and ask for the lease where it has gone."""
+        """Wait a while for the other's outcome; ask for the lease if it has gone."""
         seen = self._once.ask(
             lambda leases: (leases.wait(self.key, min(left_s, _PULSE_S)),), otherwise=None
         )
@@ -328,7 +331,7 @@ class Turn(Generic[T]):
             self._other = seen[0]
 
     def _bury(self, other: Lease) -> None:
-        """Let the lease of a process that was killed on this machine go, and take it."""
+        """Release the lease of a process that was killed on this machine, and take it."""
         log.info("%s: the process that computed it has ended", self.key)
         self._once.ask(
             lambda leases: leases.release(self.key, other.owner, Outcome.PUBLISHED), otherwise=None

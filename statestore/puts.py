@@ -33,7 +33,7 @@ class Puts:
         codec_name: how blobs are encoded.
         limits: what a lookup here would read.
         metrics: instruments to count on.
-        kept: told of an operation whose failure is kept from the caller.
+        kept: told of an operation that failed without the caller's being told.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""A place checked and mended: every blob, then what belongs to no entry, then the totals.
+"""A place checked and mended: every blob, then blobs without an entry, then the totals.
 
-* A damaged blob's entry is quarantined, an entry whose blob has gone is removed; either is a miss
-  already, and makes room for the next put.
-* A sound blob that no entry names, under the name that its own key gives it, is catalogued again
-  from its header: so a lost catalog comes back, but for hits, labels, pins and expiry. A state that
-  was removed stays removed. Other left-over blobs wait for a sweep.
-* Totals that are not the entries' are summed anew.
+* The entry of a damaged blob is quarantined, an entry whose blob has gone is removed. Either was a
+  miss already; now the next put has room.
+* A sound blob that no entry names, and that lies under the name its own key gives it, is catalogued
+  again from its header. So a lost catalog comes back, but for hits, labels, pins and expiry. A
+  state that was removed stays removed. Other left-over blobs wait for a sweep.
+* Totals that disagree with the entries are summed anew.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""States on their way from one place to another, with all that their entries know.
+"""States on their way from one place to another, with everything that their entries say.
 
-A container travels as it is: in the codec it has, and encrypted if it is. Only where it is to be
-opened on the way, or the place that it comes to encrypts with keys of its own, is it decrypted.
-Every container is checked ahead of its arrival, also where no key is at hand: checksums are of what
-is stored. What arrives twice is there once; so whatever was interrupted is simply begun anew.
+A container travels as it is: in its codec, and encrypted if it is. It is decrypted only where it is
+to be opened on the way, or where its target encrypts with keys of its own. Every container is
+checked before it is stored, even without its key: checksums are taken over the stored bytes. A
+state that arrives twice is stored once, so an interrupted transfer is simply started again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Outcome(StrEnum):
 
 
 class Loaded(NamedTuple):
-    """A state off its place: a sound blob, or none and why."""
+    """A state taken from its place: a sound blob, or ``None`` and the reason."""
 
     entry: Entry
     blob: memoryview | None
@@ -52,7 +52,7 @@ class Loaded(NamedTuple):
 
 
 def untimed(backend: Backend) -> Backend:
-    """Without deadlines and breakers: an operator's work may take long."""
+    """The place without deadlines and breakers: an operator's work may take long."""
     while isinstance(backend, Guarded):
         backend = backend.inner
     return backend
@@ -100,9 +100,10 @@ class Source:
 
 
 def check(entry: Entry, blob: Buffer, limits: codec.Limits | None = None) -> codec.Header:
-    """The container's header, if it is sound and that of `entry`. Raises a `ContainerError`.
+    """The container's header, if the container is sound and that of `entry`. Raises a
+    `ContainerError`.
 
-    Of an encrypted one it says that nothing is damaged, not that nobody has changed it.
+    For an encrypted one without its key this rules out damage, not tampering.
     """
     view, header, _ = read_whole(blob, limits or codec.Limits())
     codec.expect(header, entry.key, entry.fingerprint, entry.namespace)
@@ -114,7 +115,7 @@ def check(entry: Entry, blob: Buffer, limits: codec.Limits | None = None) -> cod
 
 
 def usable(entry: Entry, now: float) -> bool:
-    """Whether it is worth the way: ready, and not expired."""
+    """Whether it is worth transferring: ready, and not expired."""
     unexpired = entry.expires_at is None or entry.expires_at > now
     return entry.status is Status.READY and unexpired
 
@@ -158,8 +159,9 @@ def bring(store: StateStore, entry: Entry, blob: Buffer) -> Outcome:
 
 
 def _is_too_old(store: StateStore, entry: Entry, size: int) -> bool:
-    """Whether a full place has dropped for want of room what was used after this one, or nothing
-    yet: those who come newest use first do not push out what came before them.
+    """Whether a full place has evicted, for want of room, something that was used after this one,
+    or nothing yet: so states that arrive newest use first do not push out those that came before
+    them.
     """
     budgeted = _budgeted(store.backend)
     if budgeted is None:

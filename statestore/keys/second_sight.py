@@ -1,9 +1,9 @@
 """Where prompts part, and when the state there is worth keeping. Pure.
 
-A prompt that leaves those before it shares a prefix with one of them; the first to do so cannot
-know it. The second can: its chunk ends were *sighted* up to there, and the state at the deepest of
-them is a *fork*. Kept then, it serves the third. Two sights are asked for because most of what is
-seen once is never seen again.
+A prompt that parts from earlier ones shares a prefix with one of them, and the first prompt to do
+so cannot be recognised. The second can: its chunk ends were *sighted* up to there, and the state at
+the deepest of them is a *fork*. Kept then, it serves the third. Two sightings are required because
+most prefixes that are seen once are never seen again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def fork_place(sighted: int, found: int, end: int) -> int | None:
     there is nothing to keep.
 
     Args:
-        sighted: so many chunk ends, from the first on, were seen before.
-        found: so many are behind what was found in the store.
-        end: the place of the prompt's end, which is kept, or not, for its own sake.
+        sighted: how many chunk ends, from the first on, were seen before.
+        found: how many of them are covered by what was found in the store.
+        end: the place of the prompt's end, which is kept, or not, on its own merits.
     """
     place = sighted - 1
     return place if found <= place < end else None

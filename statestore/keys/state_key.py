@@ -19,9 +19,9 @@ TEXT = re.compile(r"([0-9a-f]{64})-(0|[1-9][0-9]{0,18})")
 class StateKey:
     """Digest (32 bytes) and number of tokens. Raises `InputError` where they cannot be a key.
 
-    The anchor is no part of what a key is: it says beside whom a catalog may keep it. Keys of one
-    stretch of prompts that begin alike share it, and it follows from the digest, though only who
-    has the prompt can tell it: 64 bits, signed; ``None``: not known.
+    The anchor is not part of a key's identity: it says beside which other keys a catalog may keep
+    it. Keys of one stretch of prompts that begin alike share an anchor. It follows from the digest,
+    but only whoever has the prompt can compute it. 64 bits, signed; ``None``: not known.
     """
 
     digest: bytes

@@ -1,15 +1,15 @@
 """Several places as one, nearest first. The last one, the home, is meant to hold everything.
 
 * **Find** goes from near to far and asks each tier only for keys deeper than the best so far. A
-  tier that fails is passed over; only if all fail does the lookup. The entry says its `tier`, and
+  tier that fails is passed over; only if all fail does the lookup. The entry names its `tier`, and
   `read` goes there.
-* **Publish** goes to the nearest tier now and to the others behind the caller's back (`copies`);
-  durable ones to the home as well before it returns.
+* **Publish** goes to the nearest tier at once and to the others in the background (`copies`); a
+  durable put goes to the home as well before it returns.
 * **Touch** notes a hit in the tier that had it, and later in those further away. A hit is copied to
-  the tiers nearer than it.
-* **Update and delete** go to every tier, after what waits is written. Listings, totals, removals
-  and leases are the home's, after a flush. Nearer tiers of other processes keep their copies until
-  they drop them by themselves.
+  the nearer tiers.
+* **Update and delete** go to every tier, once what waits is written. Listings, totals, removals and
+  leases are the home's, after a flush. Nearer tiers of other processes keep their copies until they
+  evict them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Tiered:
 
     @property
     def home(self) -> Backend:
-        """The last tier, for whoever must not be told of a copy that others have deleted."""
+        """The last tier, for callers who must not be given a copy that others have deleted."""
         return self._home.backend
 
     @property
@@ -140,13 +140,14 @@ class Tiered:
         return blob
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
-        """Store entry and blob in the nearest tier, and soon, or now if `durable`, at home.
+        """Store entry and blob in the nearest tier at once, and at home soon; with `durable` at
+        home at once, too.
 
-        ``False``: a usable entry was there first; at home, if `durable`.
+        ``False``: a usable entry was there first; with `durable`, at home.
 
         Raises:
-            FullError: nearest tier and queue take no more.
-            InputError: the blob has not the size that the entry says, or a field cannot be kept.
+            FullError: neither the nearest tier nor the queue takes it.
+            InputError: the blob's size is not the entry's, or a field cannot be kept.
         """
         self._require_open()
         check_entry(entry)
@@ -236,7 +237,9 @@ class Tiered:
         return home.backend.evict(to_bytes, now, namespace=namespace, limit=limit, judge=judge)
 
     def sweep(self, now: float, grace_s: float) -> Swept:
-        """Remove what has expired, and orphans, from every tier; what went from the home."""
+        """Remove what has expired, and orphans, from every tier. Returns what went from the
+        home.
+        """
         home = self._settled()
         for tier in self._tiers[:-1]:
             self._failures.survives(tier, "sweep", partial(tier.backend.sweep, now, grace_s))
@@ -265,7 +268,7 @@ class Tiered:
             return None
 
     def _lasting(self, near: Entry, blob: Blob, published: bool | None) -> Buffer:
-        """The blob in memory that stays as it is once the caller has its buffers back."""
+        """The blob in memory that does not change once the caller has its buffers back."""
         if published and self._nearest.lasting_reads:
             with suppress(BackendError):
                 kept = self._nearest.backend.read(near)
@@ -274,7 +277,9 @@ class Tiered:
         return b"".join(blob)
 
     def _read_anywhere(self, entry: Entry) -> memoryview | None:
-        """For those who did not look it up here: wherever that very copy is, or soon will be."""
+        """For entries that were not looked up here: that very copy, wherever it is or soon will
+        be.
+        """
         self._settled()
         failures: list[BackendError] = []
         for tier in self._tiers:
@@ -311,7 +316,7 @@ class Tiered:
         return changed
 
     def _settled(self) -> Tier:
-        """The home, once it has what waited."""
+        """The home, once what waited has been written to it."""
         self._require_open()
         self.flush(FLUSH_S)
         return self._home

@@ -1,5 +1,4 @@
-"""Copies from tier to tier, made behind the caller's back: further away what is put, nearer what is
-hit.
+"""Copies from tier to tier, made in the background: puts go further away, hits come nearer.
 
 Each copy but the home's has a write id of its own: barring a damaged one never bars the sound one
 elsewhere.

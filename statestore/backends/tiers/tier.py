@@ -1,4 +1,4 @@
-"""One place of several, and what becomes of a call that it fails: the others go on."""
+"""One of several places, and what happens when it fails a call: the others go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tier:
 
 
 class Failures:
-    """Counts the calls that tiers fail, and tells of them now and then."""
+    """Counts the calls that tiers fail, and logs them now and then."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -1,11 +1,11 @@
-"""Work behind the caller's back: one thread and one bounded queue.
+"""Work in the background: one thread and one bounded queue.
 
 Tasks run in order, one at a time. When the queue stays full for `patience_s`, a task is dropped,
-counted and logged; until there is room again, later ones are dropped without a wait. Notes are
-small: one waits for each mark, a newer one takes its place, and too many are dropped.
+counted and logged; until there is room again, later ones are dropped without waiting. Notes are
+small: one may wait for each mark, a newer one replaces it, and those beyond `NOTES` are dropped.
 
-`flush` waits until all that was handed over is done; `close` flushes, and so does the end of the
-process (`ending`). A forked child begins with an empty queue: what waits is its parent's.
+`flush` waits until everything handed over so far is done; `close` flushes, and so does the end of
+the process (`ending`). A forked child begins with an empty queue: what waits belongs to its parent.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class WriteBehind:
             return any(task.kind == kind and task.key == key for task in self._tasks)
 
     def cancel(self, kind: str, key: StateKey) -> None:
-        """Take back such tasks that have not begun. Their places stay: `flush` counts by them."""
+        """Take such tasks back if they have not begun. Their places in the queue stay: `flush`
+        counts by them.
+        """
         with self._changed:
             for place, task in enumerate(self._tasks):
                 if (task.kind, task.key) == (kind, key):
@@ -152,7 +154,9 @@ class WriteBehind:
         self._metrics.write_behind.labels(kind=kind, outcome=outcome).inc()
 
     def _has_room(self, task: Task, *, wait: bool) -> bool:
-        """Whether there is room, now or soon; what was full a task ago is not waited for."""
+        """Whether there is room, now or soon. A queue that was full for the last task is not waited
+        for.
+        """
         patience_s = self._bounds.patience_s if wait and not self._stalled else 0.0
         room = self._changed.wait_for(lambda: self._closed or self._fits(task), patience_s)
         if self._closed:

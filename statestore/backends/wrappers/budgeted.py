@@ -1,16 +1,15 @@
-"""A backend that keeps within a budget of bytes, and the order in which it drops what it holds.
+"""A backend that keeps within a budget of bytes, and the order in which it evicts.
 
-Room is made before a state is published: where the totals and the new state come to more than the
-high mark, the backend evicts down to the low one, in the order of the scores that the policy wrote
-at put and touch. One put pays for `AT_ONCE` evictions; the next ones go on, until the low mark is
-reached. Namespaces may have budgets of their own, below that of all. Pinned states count and stay;
-what does not fit beside them is refused.
+Room is made before a state is published: where the totals and the new state exceed the high
+watermark, the backend evicts down to the low one, in the policy's order. Namespaces may have
+budgets of their own, below that of all. Pinned states count and stay; what does not fit beside them
+is refused.
 
-**Others write too.** Totals are read from the place and kept for a second; own puts are added as
-they come. A process that finds totals it cannot account for is not alone: near the mark it then
-looks again behind every put and takes back what went over. So a budget is exceeded by what is just
-being written, for as long as one eviction takes. A process that is alone near the mark reads totals
-every `TRUST_LIMIT` puts.
+**Others write too.** Totals are read from the place and believed for a second, with this process's
+puts added as they come. A process that finds totals it cannot account for is not alone: near the
+mark it then looks again after every put, and takes back what went over. So a budget is exceeded by
+what is just being written, for as long as one eviction takes. A process that is alone near the mark
+reads totals every `TRUST_LIMIT` puts.
 """
 
 from __future__ import annotations
@@ -148,8 +147,8 @@ class Budgeted(Wrapper):
         memo: str | None = None,  # noqa: ARG002
         expires_at: float | None = None,
     ) -> None:
-        """As the port says, with the policy's score and memo. A passing stop that somebody came
-        back to stays.
+        """As the port says, with the policy's score and memo. A passing stop that a prompt came
+        back to loses its expiry.
         """
         verdict = self.policy.hit(entry, self._age_now(), now)
         if expires_at is None and transient(entry) and _passes(entry, now):
@@ -157,7 +156,7 @@ class Budgeted(Wrapper):
         self.inner.touch(entry, now, verdict.score, memo=verdict.memo, expires_at=expires_at)
 
     def update(self, key: StateKey, change: Change, *, blob: str | None = None) -> bool:
-        """As the port says; what is pinned or not is looked at again before the next put."""
+        """As the port says. A changed pin has the totals read again before the next put."""
         changed = super().update(key, change, blob=blob)
         if change.pinned is not None:
             for account in (*self._namespaces.values(), self._all):
@@ -171,7 +170,7 @@ class Budgeted(Wrapper):
         return self._punctual
 
     def _begin(self) -> None:
-        """Of this process: a forked child has its own, with locks that nobody holds."""
+        """The state of this process: a forked child makes its own, with locks that nobody holds."""
         self._process = os.getpid()
         self._age = 0.0
         self._age_read_at: float | None = None
@@ -204,7 +203,7 @@ class Budgeted(Wrapper):
 
     @contextmanager
     def _reserved(self, account: Account, size: int, now: float) -> Iterator[None]:
-        """Hold room for `size` bytes until they are published, or are not."""
+        """Hold room for `size` bytes while they are being published."""
         with account.lock:
             if account.due(size, self._monotonic()):
                 account.note_read(self._read(account.namespace), self._monotonic())
@@ -218,7 +217,9 @@ class Budgeted(Wrapper):
                 account.promised -= size
 
     def _make_room(self, account: Account, size: int, now: float) -> None:
-        """Evict until `size` bytes fit. Raises `FullError` where what stays leaves no room."""
+        """Evict until `size` bytes fit. Raises `FullError` where the states that must stay leave no
+        room.
+        """
         if account.hopeless(size):
             raise account.full(size)  # nothing goes for what has no place afterwards
         tries = in_vain = 0
@@ -235,7 +236,7 @@ class Budgeted(Wrapper):
         raise account.full(size)
 
     def _take_back(self, account: Account, now: float) -> None:
-        """After a put beside other writers, near the mark: what went over goes."""
+        """After a put near the mark, beside other writers: evict what went over the budget."""
         with account.lock:
             if not account.crowded():
                 return
@@ -265,11 +266,11 @@ _MEMORY_BUDGET: Final = "1GiB"  # of a place that would otherwise grow until the
 
 
 def budgeted(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:
-    """`inner` as the common options of its URL want it; itself where they want nothing.
+    """`inner` within the budget that the common options of its URL set; `inner` itself where they
+    set none.
 
-    ``budget=50GiB``, ``budget.<namespace>=5GiB``, ``high=0.95`` and ``low=90%`` of each of them,
-    ``policy=``, a policy's name, and ``ttl=7d``. Raises `SettingsError` for a value that means
-    nothing.
+    Options: ``budget=50GiB``, ``budget.<namespace>=5GiB``, ``policy=`` with a policy's name, and
+    ``ttl=7d``. Raises `SettingsError` for a value that means nothing.
     """
     options = dict(url.common)
     if url.scheme == "memory":

@@ -1,12 +1,12 @@
 """Calls that end in time, whatever they call: on threads of their own, left behind when they hang.
 
-A driver cannot be interrupted. So a call runs on another thread, and whoever asked waits until the
-deadline and no longer; a thread that hangs is kept until its call returns, and its result is thrown
+A driver cannot be interrupted. So a call runs on another thread, and the caller waits until the
+deadline and no longer. A thread that hangs is kept until its call returns, and the result is thrown
 away. The hop costs about 20 microseconds: threads are kept for the next call, and nothing but two
-locks of the system lies between asking and answering.
+locks of the system lies between question and answer.
 
 The threads are daemons that nothing joins: an interpreter that ends does not wait for a server that
-hangs. Their number is bounded. Beyond it a call waits for one within its deadline.
+hangs. Their number is bounded; beyond it a call waits for a thread within its deadline.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Threads:
         return self.begin(operation, work)(limit_s)
 
     def begin(self, operation: str, work: Callable[[], T]) -> Callable[[float], T]:
-        """Run `work` beside the caller. What comes back does the rest of `call`, once or never.
+        """Run `work` beside the caller. Returns a function that does the rest of `call`; it may be
+        called once or never.
 
         Raises as `call`, but for `OverdueError`.
         """
@@ -98,7 +99,7 @@ class Threads:
                 self._awaited.discard(call)
 
     def give_up(self) -> None:
-        """Whoever waits now is told that there is no answer."""
+        """Tell every caller that waits now that there is no answer."""
         with self._lock:
             awaited = list(self._awaited)
         for call in awaited:
@@ -182,18 +183,18 @@ class _Call:
         self.done = True
 
     def give_up(self, why: OverdueError) -> None:
-        """Let the one who waits go on without an answer, unless it has come."""
+        """Let the caller go on without an answer, unless it has come."""
         self.given_up = why
         self.end()
 
     def end(self) -> None:
-        """Wake the one who waits; it may be awake already."""
+        """Wake the caller; it may be awake already."""
         with suppress(RuntimeError):
             self.ended.release()
 
     def outcome(self) -> object:
-        """The result; raises what was raised. Once: an error that knew itself by its traceback
-        would keep what it holds until the garbage is collected.
+        """The result, or the error that was raised. To be called once: an error is referred to by
+        its own traceback, and would keep what it holds until the garbage is collected.
         """
         error, self.error = self.error if self.done else self.given_up, None
         if error is None:

@@ -1,24 +1,26 @@
-"""A place that costs its deadline once, when it is down or slow, and then nothing until it is back.
+"""A place that costs its deadline once when it is down or slow, and then nothing until it is back.
 
-**Deadlines.** `longest` and `touch` have `find_s`; `read` has `fetch_s` for up to 32 MiB and in
-proportion beyond; `update` and leases, which are asked for before seconds of computing, have
-`fetch_s`. They run on threads of their own (`deadline`): drivers have time-outs, but longer ones.
-A place that keeps the time itself (`Punctual`) is asked for the first two on the caller's thread.
-`publish` reads the caller's buffers and stays on the caller's thread, as does a lease's `wait`;
-both are bounded by the driver. Once a call has failed and a probe after it, those who still
-wait for an answer are told that there is none: a large fetch has a long deadline.
+**Deadlines.** `longest` and `touch` have `find_s`. `read` has `fetch_s` for up to 32 MiB, and in
+proportion beyond. `update` and leases have `fetch_s`, as they are asked for before seconds of
+computing. These calls run on threads of their own (`deadline`), since a driver's own time-outs are
+longer. A place that keeps the time itself (`Punctual`) is asked for lookups and blobs on the
+caller's thread. `publish` reads the caller's buffers and stays on the caller's thread, and so does
+a lease's `wait`; the driver bounds both. Once a call has failed, and a probe after it, all calls
+that still wait fail: the deadline of a large fetch is long.
 
-**Two breakers.** One for all calls: a lookup or fetch that fails opens it, and each call is refused
-at once until a probe behind the requests' back succeeds (`prober`). One for writes (`publish`,
-`touch`, `update`, leases): a replica that takes none is still read. The write let through as a
-probe is never one that a request waits for. A write that failed late, as a dead server's does, has
-the place probed at once: no lookup needs to find out. A failure that came quickly has cost nothing;
-whether it was more than a broken connection is asked at once, before the first pause.
+**Two breakers.** One is for all calls: a lookup or fetch that fails opens it, and calls are then
+refused at once until a probe in the background succeeds (`prober`). The other is for writes
+(`publish`, `touch`, `update`, leases): a replica that accepts none can still be read. The write
+that is let through as a probe is never one that a request waits for. A write that failed late, as
+with a dead server, has the place probed at once, so that no lookup has to find out. A call that
+failed quickly has cost nothing: a probe at once tells whether it was more than a broken connection,
+before the first pause.
 
-A failure is an `UnavailableError`; a full place or a damaged blob is an answer, and so is one that
-others held for longer than a short call waits (`BusyError`). Operators' calls
-(`entries`, `departed`, `usage`, `delete`, `evict`, `sweep`) pass untimed and unbroken: a person
-wants to know, and what they do may take long. A forked child begins anew, with closed breakers.
+A failure is an `UnavailableError`. A full place or a damaged blob is an answer, and so is a place
+where others held something for longer than a short call waits (`BusyError`). Operators' calls
+(`entries`, `departed`, `usage`, `delete`, `evict`, `sweep`) pass through without deadline or
+breaker: a person wants to know, and what they do may take long. A forked child begins anew, with
+closed breakers.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ _NUMBERS: Final = {Circuit.CLOSED: 0.0, Circuit.HALF_OPEN: 1.0, Circuit.OPEN: 2.
 def guarded(inner: Backend, url: StoreURL, metrics: Metrics) -> Backend:
     """`inner` with the deadlines of its URL: ``find_ms``, where 0 means none, and ``fetch_ms``.
 
-    What lies in this process or on this machine's disk has none unless the URL says so. Raises
-    `SettingsError` for what is no number of milliseconds.
+    A place in this process or on this machine's disk has deadlines only if the URL sets one. Raises
+    `SettingsError` for a value that is not a number of milliseconds.
     """
     given = {name: _seconds(url, name) for name in OPTIONS if name in url.common}
     usual = Deadlines()
@@ -161,7 +163,9 @@ class Guarded(Wrapper):
         return self._fetch(entry, None)
 
     def read_followed(self, entry: Entry, follower: Follower) -> memoryview | None:
-        """As `read`; told of on this thread or not at all: on another, an overdue call goes on."""
+        """As `read`. Progress is told on this thread or not at all: on another, an overdue call
+        would go on telling it.
+        """
         return self._fetch(entry, follower)
 
     def _fetch(self, entry: Entry, follower: Follower | None) -> memoryview | None:
@@ -211,12 +215,12 @@ class Guarded(Wrapper):
 
     @property
     def find_s(self) -> float:
-        """The deadline of what is small."""
+        """The deadline of short calls."""
         return self._deadlines.find_s
 
     @property
     def fetch_s(self) -> float:
-        """The deadline of what is worth waiting for."""
+        """The deadline of calls that are worth waiting for."""
         return self._deadlines.fetch_s
 
     def write(
@@ -267,8 +271,8 @@ class Guarded(Wrapper):
         limit_s: float,
         quick: Callable[[], T] | None = None,
     ) -> T:
-        """The result of `work`, which reads; of `quick`, on this thread, where that can be had:
-        it keeps `limit_s` by itself. Raises as `write`.
+        """The result of `work`, which reads. Where `quick` can be had, it is called instead, on
+        this thread: it keeps `limit_s` by itself. Raises as `write`.
         """
         ticket = self._admitted(operation)
         began = time.monotonic()
@@ -284,7 +288,9 @@ class Guarded(Wrapper):
             raise
 
     def _punctual(self) -> Punctual | None:
-        """The place, if it keeps the time itself; looked at once, that takes 20 microseconds."""
+        """The place, if it keeps the time itself. Checked once, since that takes 20
+        microseconds.
+        """
         place, punctual = self._looked_at
         if place is not self.inner:
             punctual = self.inner if isinstance(self.inner, Punctual) else None
@@ -317,7 +323,9 @@ class Guarded(Wrapper):
         return time.monotonic() - began >= self._deadlines.find_s
 
     def _opens(self, breaker: Breaker, ticket: int, *, late: bool) -> bool:
-        """Whether a failure opens `breaker`; one that cost nothing is looked into at once."""
+        """Whether a failure opens `breaker`; after one that cost nothing a probe is let in at
+        once.
+        """
         return (not late and breaker.doubted(ticket)) or breaker.failed(ticket)
 
     def _opened(self, calls: str, error: UnavailableError) -> None:

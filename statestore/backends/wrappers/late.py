@@ -1,7 +1,7 @@
 """A place that could not be opened: nothing is found in it and nothing kept, until it can be.
 
-For a server's worker that begins in place of one that died. The disk may fail just then, or the
-tables be those of a newer release: its requests are computed, as the others' are.
+For a server's worker that starts in place of one that died, just when the disk fails or the tables
+are those of a newer release: it computes its requests, as the other workers do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Asks a place that is left alone whether it has come back, so that no request has to.
 
-The thread lives while the breaker is open. What it asks is what failed, where that can be asked
-again: a place that answers a ping and not its lookups is not back.
+The thread lives while the breaker is open. It repeats the call that failed, where that call can be
+repeated: a place that answers a ping but no lookups is not back.
 """
 
 from __future__ import annotations
