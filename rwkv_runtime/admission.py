@@ -1,18 +1,18 @@
 """Which states are worth keeping. Pure: what is known of a boundary in, yes or no out.
 
 * What was asked for by name is kept: a document that is warmed or asked about.
-* So is the end of a declared segment of `declared_tokens` and more: whoever declares it means to
+* So is the end of a declared segment of `declared_tokens` or more: whoever declares it means to
   come back.
 * Stops along a long segment are kept while it is read, so that another worker can take over. They
   are transient: the segment's own end replaces them.
-* In a prompt that grows, a chat, messages are no such segments, but for the first: the next turn
-  begins at the end. On the way there, for whoever says something else earlier, ends are kept where
-  they are the first behind a multiple of an eighth of what follows, of `apart_tokens` at most. The
-  eighth is rounded down to a power of two, so that chats which part late keep the same ends.
-* Forks, where a prompt leaves one that was read before it, are kept the second time their prefix
-  is seen: without a word from the caller, the third prompt begins there.
+* In a prompt that grows (a chat) messages are no such segments, except the first: the next turn
+  begins at the end. For those who change an earlier message, an end on the way is kept if it is the
+  first one past a multiple of an eighth of what follows, of `apart_tokens` at most. The eighth is
+  rounded down to a power of two, so that chats that part late keep the same ends.
+* Forks, where a prompt parts from an earlier one, are kept the second time their prefix is seen:
+  without a word from the caller, the third prompt begins there.
 * Anything else, forks included, must spare `gain_tokens` against the nearest state below it, and
-  more seconds of computing than it costs to fetch. A short question's end is not worth a state of
+  more seconds of computing than fetching it costs. A short question's end is not worth a state of
   megabytes.
 
 Measured times decide what is stored, and never a bit of an answer.

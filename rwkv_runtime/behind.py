@@ -1,8 +1,8 @@
-"""What a reading leaves to be done behind its answer, in the writer's thread: `Save` a point that
+"""What a reading leaves to be done behind its answer, on the writer's thread: `Save` a point that
 it computed, and `Note` what it used.
 
-Each goes to the writer by its own rules: what a full queue drops, and what is then owed to those
-who wait for it.
+Each has rules of its own for the writer's queue: what a full queue drops, and what is then owed to
+those who wait for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Save:
 
     @property
     def passing(self) -> bool:
-        """A transient stop: a deeper state is worth more, and soon there."""
+        """Whether this is a transient stop: a deeper state is worth more, and will be there
+        soon.
+        """
         return self.fresh.boundary.role is Role.SPARSE and self.keeper.admission.transient
 
     def submit(self, writer: Writer, *, wait: bool) -> None:
@@ -41,7 +43,7 @@ class Save:
             self.drop(writer)
 
     def drop(self, writer: Writer) -> None:
-        """It will not be stored: counted with the store's puts, and nobody waits for it."""
+        """It will not be stored: count it with the store's puts, and let nobody wait for it."""
         self.keeper.store.metrics.puts.labels(outcome=PutOutcome.DROPPED.value).inc()
         # Whoever waits for a stop waits for the next one, and for whoever goes on to it.
         outcome = Outcome.PUBLISHED if self.passing else Outcome.NOT_STORED
@@ -65,7 +67,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Writes down what a reading used, what was new in it, and that it was."""
+    """Records what a reading used, what was new in its prompt, and the prompt in the access log."""
 
     store: StateStore | None
     forks: Forks
@@ -75,7 +77,7 @@ class Note:
     access: Access | None
 
     def submit(self, writer: Writer, *, wait: bool) -> None:
-        """Hand it over; it holds no state, and takes no room."""
+        """Hand it over; it holds no state, so it takes no room in the queue."""
         writer.submit(self, wait=wait, small=True)
 
     def drop(self, writer: Writer) -> None:

@@ -1,8 +1,8 @@
 """Where along a prompt to save a state. Pure: a plan and what is known in, boundaries out.
 
-Boundaries at or before the position that a run resumed from are stored already. Of those behind it
-`Admission` picks. Stops along a segment are transient, so the state nearest below another is looked
-for among the ends of segments and prompts alone.
+Boundaries up to the position that a run resumed from are stored already. Of those behind it,
+`Admission` picks. Stops along a segment are transient, so "the nearest state below" means the
+nearest end of a segment or a prompt.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def to_save(
         lasting: length of the nearest state at or below that which is no transient stop.
         admission: the rule.
         costs: what computing and fetching take.
-        named_segments: so many, from the first on, were asked for by name.
-        grows: the next prompt will begin with this one, so the last end that stays is named too,
-            and the ends of messages are thinned out.
-        fork: where other prompts leave this one.
+        named_segments: how many segments, from the first on, were asked for by name.
+        grows: the next prompt will begin with this one, so its last stable end counts as named, and
+            the ends of messages are thinned out.
+        fork: where other prompts part from this one.
     """
     last = max((b.position for b in plan.boundaries if b.stable), default=0) if grows else 0
     declared = 0

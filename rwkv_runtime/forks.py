@@ -1,11 +1,12 @@
-"""Where a prompt leaves those before it, by what its store has seen: the rule of second sight.
+"""Where a prompt parts from earlier ones, by the prefixes its store has seen: the rule of second
+sight.
 
 A prompt that must compute more than a state is worth asks how far it was seen before; what is new
 in it is noted behind its answer. A prompt that is found, or nearly, asks nothing.
 
 Nobody waits for the answer before there is something to compute: a place that takes a round trip is
-asked on another thread, while the reading takes its first turn. An index of this process takes less
-than that, and is asked at once.
+asked on another thread, while the reading takes its first turn. An index in this process answers
+sooner than that, and is asked directly.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Look:
     """A question under way. For one thread at a time.
 
     Args:
-        tell: gives the answer, once.
-        ready: without waiting.
+        tell: returns the answer; called once.
+        ready: whether it does so without waiting.
     """
 
     def __init__(self, tell: Callable[[], Sight], *, ready: bool) -> None:
@@ -65,8 +66,8 @@ class Look:
         return not self.ready or bool(self.sight.unseen)
 
     def revised(self, rule: Callable[[KeyedBoundary], T]) -> Callable[[], T | None] | None:
-        """What waits for the answer and says what `rule` makes of the fork, ``None`` where there is
-        none; ``None``: the answer was at hand.
+        """A function that waits for the answer and applies `rule` to the fork, or returns ``None``
+        where there is none. ``None`` instead of the function: the answer was at hand.
         """
         if self.ready:
             return None
@@ -92,7 +93,7 @@ class Forks:
         self._threads = self._beside()
 
     def look(self, plan: Plan, beyond: int, namespace: Namespace) -> Look:
-        """Ask what is known of `plan`, of which so many tokens need not be computed."""
+        """Ask what is known of `plan`, whose first `beyond` tokens need not be computed."""
         too_little = plan.n_tokens - beyond < self._admission.gain_tokens
         if self._index is None or too_little:
             return NOTHING
@@ -110,11 +111,13 @@ class Forks:
             self._index.note(look.sight.unseen)
 
     def close(self) -> None:
-        """Let the threads end; from now on who looks waits."""
+        """Let the threads end; from now on callers of `look` wait for the answer."""
         self._threads[1].end()
 
     def _ask(self, work: Callable[[], Sight]) -> Callable[[float], Sight] | None:
-        """What tells what came of `work`, done on another thread; ``None``: there is none."""
+        """Do `work` on another thread; returns what waits for its result. ``None``: there is no
+        thread.
+        """
         if self._threads[0] != os.getpid():  # a forked child has none of its parent's
             self._threads = self._beside()
         try:
@@ -128,7 +131,9 @@ class Forks:
 
 
 def _in_time(answer: Callable[[float], Sight], otherwise: Sight) -> Sight:
-    """The answer; too late, something is computed once more than it had to be."""
+    """The answer, or `otherwise` if it is late: then something is computed once more than
+    necessary.
+    """
     try:
         return answer(_PATIENCE_S)
     except BackendError:
@@ -142,7 +147,9 @@ def _sight(
     unknown: tuple[bytes, ...],
     seen: Callable[[], int],
 ) -> Sight:
-    """What follows from how many of the `unknown` behind the `found` were seen."""
+    """What follows from how many of the `unknown` chunk ends, behind the `found` ones, were
+    seen.
+    """
     count, ends = seen() if unknown else 0, plan.stable_behind(0)
     end = len(ends) - 1 if plan.boundaries[-1].stable else len(ends)
     place = fork_place(found + count, found, end)

@@ -1,5 +1,5 @@
 """What becomes of a session's states in its store: points are put there, and stops that have served
-are dropped. Runs behind the answers, in the writer's thread.
+their purpose are dropped. Runs behind the answers, on the writer's thread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Keeper:
     admission: Admission
 
     def put(self, fresh: Fresh) -> bool:
-        """Store a point now; whether it is there, for whoever looks."""
+        """Store a point now; whether it is there for others to find."""
         boundary, point = fresh.boundary, fresh.point
         outcome = self.store.put(
             self.identity,
@@ -54,9 +54,9 @@ class Keeper:
         return outcome is not PutOutcome.DROPPED
 
     def drop_stops(self, plan: Plan, end: KeyedBoundary) -> None:
-        """The end of a segment is stored: the stops on its way have served. Those below a prompt's
-        end may serve one that leaves it: where there is room, they stay for a while. A fork has an
-        end above it, which decides.
+        """The end of a segment is stored, so the stops before it have served their purpose. Those
+        below a prompt's end may still serve a prompt that parts from this one: they stay for a
+        while, where there is room. A fork drops nothing: it has an end above it, which decides.
         """
         if end.role in (Role.SPARSE, Role.FORK) or not self.admission.transient:
             return
@@ -99,8 +99,8 @@ def _places(backend: Backend) -> Sequence[Backend]:
 
 
 def _has_served(entry: Entry, end: KeyedBoundary) -> bool:
-    """Whether a stop below `end` may go. One that a prompt came back to may be come back to again;
-    below a segment's end it was somebody who took over.
+    """Whether a stop below `end` may be dropped. A stop that a prompt came back to may be wanted
+    again; below a segment's end a hit only means that another worker took over.
     """
     used = entry.hits > 0 and end.role is Role.PROMPT
     return entry.role is Role.SPARSE and not entry.pinned and not used

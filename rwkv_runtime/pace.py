@@ -1,11 +1,11 @@
-"""How fast this engine computes and this store hands states out, measured as they run.
+"""How fast this engine computes and this store hands out states, measured as they run.
 
 The median of the last few: one slow call, on a machine that was busy elsewhere, changes no
 decision. All states of an engine are of one size, so a fetch is measured whole, not by the byte.
 
-Before anything is measured the engine counts as slow and the store as fast. So at first states are
-stored rather than not, and another's computing is waited for rather than repeated: one who has not
-computed yet has no ground to believe that he would be faster.
+Before anything is measured, the engine counts as slow and the store as fast. So at first states are
+stored rather than not, and another's computing is waited for rather than repeated: a process that
+has not computed yet has no reason to believe that it would be faster.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Pace:
     """Running measurements. Safe to use from several threads.
 
     Args:
-        chunk: tokens of a whole chunk; much shorter ones are dear for each token, and count only
-            as long as there was no other.
+        chunk: tokens of a whole chunk. Much shorter ones cost more for each token, and count only
+            while no other was measured.
     """
 
     def __init__(self, chunk: int) -> None:

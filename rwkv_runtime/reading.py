@@ -1,12 +1,12 @@
 """One prompt being read: from where it can begin, chunk by chunk, sharing what others compute.
 
-At each state that it is about to save a reading takes a turn, and does as the turn says: it
+At each state that it is about to save, a reading takes a turn and does as the turn says: it
 computes up to there, takes the point that another thread computed, or learns that the state is
-stored. What is stored is loaded only where the reading goes on from it: whoever follows another
-worker along a document loads one state, not all.
+stored. A stored state is loaded only where the reading continues from it: a reading that follows
+another worker along a document loads one state, not all.
 
-A state goes to the writer once the turn at the next one is taken, so that whoever has it in hand
-is the one to go on.
+A state goes to the writer only once the turn at the next one is taken, so that whoever has the
+state in hand is the one to continue from it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LEASED_CHUNKS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A place along a prompt."""
+    """A position along a prompt, and what was computed or loaded there."""
 
     position: int  # tokens read
     state: EngineState
@@ -73,17 +73,19 @@ class Fresh:
 
 
 class Turns(Protocol):
-    """Where computing is done: for those who share a processor. Both return when it is."""
+    """Where computing is done, for readings that share a processor. Both methods return once it is
+    done.
+    """
 
     def chunk(self, work: Callable[[], R]) -> R:
         """A chunk."""
 
     def quick(self, work: Callable[[], R]) -> R:
-        """What takes much less, and is waited for by somebody who has nothing yet."""
+        """Work that takes much less than a chunk, and that somebody with no token yet waits for."""
 
 
 class AtOnce:
-    """`Turns` of one who shares with nobody."""
+    """`Turns` for a reading that shares with nobody."""
 
     def chunk(self, work: Callable[[], R]) -> R:
         """See `Turns`."""
@@ -106,7 +108,7 @@ class Places(Protocol):
         """The deepest stored point behind `beyond` tokens."""
 
     def save(self, plan: Plan, fresh: Fresh) -> None:
-        """Have it stored behind the answer's back."""
+        """Have it stored, behind the answer."""
 
 
 class Reading:
@@ -116,8 +118,8 @@ class Reading:
         point: how far it has come; in the end the prompt's end.
         computed: tokens that it computed itself.
         used: the entry that was loaded last.
-        fresh: a point that was not given to `Places.save` yet; in the end the prompt's end, where
-            that is to be saved.
+        fresh: a point that was not yet given to `Places.save`; in the end the prompt's end, if that
+            is to be saved.
     """
 
     def __init__(
@@ -152,9 +154,11 @@ class Reading:
         shared: bool,
         revised: Callable[[], Iterable[KeyedBoundary] | None] | None = None,
     ) -> None:
-        """Read on to the prompt's end; states at `saved` (ascending) are saved and, if `shared`,
-        computed once among all who want them. Then `revised` is asked, before anything is computed,
-        for what is to be saved instead; ``None``: all is as it was.
+        """Read on to the prompt's end. States at `saved` (ascending) are saved and, if `shared`,
+        computed once among all who want them.
+
+        Before anything is computed, `revised` is asked which boundaries are to be saved instead;
+        ``None`` leaves them as they are.
         """
         self._saved = {boundary.position: boundary for boundary in saved}
         self._revised = revised
@@ -167,13 +171,13 @@ class Reading:
             raise
 
     def give_up(self) -> None:
-        """It failed: let others go on, from what was computed and without waiting for the rest."""
+        """It failed: let others continue from what was computed, without waiting for the rest."""
         if self._turn is not None:
             self._turn.abandon()
         self._hand_over()
 
     def _share(self) -> None:
-        """Get to the last state to save, together with all who want one of them."""
+        """Advance to the last state to save, together with all who want one of them."""
         while True:
             while (boundary := self._next()) is not None:
                 self._reach(boundary)
@@ -191,7 +195,9 @@ class Reading:
         return next((b for b in self._saved.values() if b.position > known), None)
 
     def _reach(self, boundary: KeyedBoundary) -> None:
-        """Get to know the state at `boundary`: ours, another thread's, or in the store."""
+        """Learn where the state at `boundary` is: computed here, by another thread, or in the
+        store.
+        """
         pace = self._places.pace
         self._turn = turn = self._places.once.join(boundary.key, _LEASED_CHUNKS * pace.chunk_s)
         self._hand_over()
@@ -213,8 +219,8 @@ class Reading:
         self._turn = None
 
     def _revise(self) -> bool:
-        """Save what is worth it by what was found out meanwhile; whether there was such a thing.
-        Asked for late: a turn's round trips have passed by then.
+        """Take over what `revised` says, once; whether it said anything. Asked as late as possible:
+        by then a turn's round trips have passed.
         """
         revised, self._revised = self._revised, None
         saved = None if revised is None else revised()
@@ -224,8 +230,8 @@ class Reading:
         return True
 
     def _goes_back(self, boundary: KeyedBoundary | None = None) -> bool:
-        """Whether a state (below `boundary`) that was said to be stored is missing: whoever was to
-        compute it died, and another may be at it. Each is asked for once more only.
+        """Whether a state (below `boundary`) that was said to be stored is missing: its leader
+        died, and another may be computing it. Each state is asked for only once more.
         """
         missing = self._next()
         if missing is None or missing == boundary or missing.position in self._asked_again:
@@ -234,7 +240,7 @@ class Reading:
         return True
 
     def _look(self) -> None:
-        """Go on from a deeper state, in this process's hands or stored by now."""
+        """Continue from a deeper state, if this process has one at hand or one is stored by now."""
         found = self._places.once.held(self._plan.keys_behind(self.point.position))
         found = found or self._places.find(self._plan, self.point.position)
         self._stored = self.point.position if found is None else found.position
@@ -285,7 +291,9 @@ class Reading:
         return output, after, time.perf_counter() - began
 
     def _keep(self, boundary: KeyedBoundary, turn: Turn[Point] | None) -> None:
-        """Save the point that was just reached, soon; threads beside this one have it now."""
+        """Have the point that was just reached saved soon; waiting threads of this process get it
+        now.
+        """
         ancestor = self.point.lasting
         if boundary.role is not Role.SPARSE:
             self._move(replace(self.point, lasting=boundary.position))

@@ -1,12 +1,12 @@
-"""Fetch or compute: the state after a prompt, from the longest stored prefix and the rest of its
+"""Fetch or compute: the state after a prompt, from the longest stored prefix and the remaining
 chunks. The orchestration and nothing else.
 
 One rule carries the exactness: a cold and a warm run compute the same chunks, because the schedule
-is a function of the segments' lengths and a stored state's key names the chunks that made it. So
-what comes out is bit for bit the same, wherever the run began.
+is a function of the segments' lengths, and a stored state's key names the chunks that made it. So
+the result is bit for bit the same, wherever the run began.
 
-Many who want one document compute it once (`reading`, `statestore.once`). A prompt that leaves no
-state worth saving asks nobody, and costs one lookup.
+Many callers who want one document compute it once (`reading`, `statestore.once`). A prompt that
+leaves no state worth saving coordinates with nobody, and costs one lookup.
 
 The store may be down, slow or damaged: that costs computing. States are values here: an engine
 never writes to one, so a state may serve any number of questions.
@@ -223,8 +223,8 @@ class Session:
     # The ways of one prompt.
 
     def _start(self, prompt: Plan, bookmark: Bookmark | None) -> Point:
-        """Where to begin: what this process has at hand, the deepest stored state, or the empty
-        one.
+        """Where to begin: the state that this process has at hand, the deepest stored one, or the
+        empty one.
         """
         marked = None if bookmark is None else bookmark.fits(prompt)
         if marked is not None:
@@ -261,7 +261,9 @@ class Session:
     def _later(
         self, prompt: Plan, reading: Reading, look: Look, result: Prefill
     ) -> tuple[Later, ...]:
-        """A database's write lock is nothing to wait for before an answer."""
+        """What to do behind the answer, since a database's write lock is nothing to wait for before
+        it.
+        """
         later: list[Later] = []
         access = None if self._log is None else self._access(prompt, result)
         if reading.used is not None or look.notable or access is not None:

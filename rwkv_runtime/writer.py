@@ -1,16 +1,19 @@
 """Puts behind the answer: a thread and a bounded queue between a session and its store.
 
 A request hands a state over and goes on; encoding and writing happen here. The queue is short,
-because states are large. Where it is full, a put that may be dropped gives way to one that should
-not be. Else the request waits; if the queue stays full for `patience_s`, the oldest put that may be
-dropped, or else the new one, is dropped, counted and logged, and the request goes on. Until there
-is room again, nobody waits. Who cannot wait, as an answer has begun, hands over a prompt's end,
-which the next prompt goes on from: for those there is as much room again.
+because states are large. Where it is full,
 
-`flush` waits until all that was handed over is written; `close` flushes, and so do the end of the
+* a put that may be dropped gives way to one that should not be;
+* else the request waits. If the queue stays full for `patience_s`, the oldest put that may be
+  dropped, or else the new one, is dropped, counted and logged, and the request goes on. Until there
+  is room again, nobody waits;
+* a request that cannot wait, as its answer has begun, hands over a prompt's end, which the next
+  prompt continues from. For those there is as much room again.
+
+`flush` waits until everything handed over is written. `close` flushes, and so do the end of the
 interpreter and, where `statestore.backends.ending` handles it, SIGTERM. So nothing is lost unless
-the process is killed, and then no half state is left (the store's order of writes). A forked child
-begins with an empty queue: what waits is its parent's.
+the process is killed, and then no half-written state is left (the store's order of writes). A
+forked child begins with an empty queue: what waits belongs to its parent.
 """
 
 from __future__ import annotations
@@ -82,9 +85,9 @@ class Writer:
 
         Args:
             put: what to run.
-            wait: for room; who does not has twice as much.
+            wait: whether to wait for room; a put that does not has twice as much.
             small: it holds no state; `SMALL` of them have room, and take none.
-            drop: called if it gives way to another later; ``None``: it should not.
+            drop: called if it later gives way to another put; ``None``: it should not.
         """
         depth = self._depth if wait else 2 * self._depth
         gone = self._give_way(depth) if drop is None and not small else None
@@ -121,7 +124,7 @@ class Writer:
             atexit.unregister(self.close)
 
     def _give_way(self, depth: int) -> Put | None:
-        """Take something out, if there is no room; what is to be called for it."""
+        """Take one out if there is no room; returns what is to be called for it."""
         with self._changed:
             if self._closed or self._room(depth):
                 return None
@@ -145,7 +148,9 @@ class Writer:
         return self._waiting[0].number if self._waiting else self._submitted + 1
 
     def _has_room(self, depth: int, *, wait: bool) -> bool:
-        """Whether there is room, now or soon; what was full a put ago is not waited for."""
+        """Whether there is room, now or soon. A queue that was full for the last put is not waited
+        for.
+        """
         patience_s = self._patience_s if wait and not self._stalled else 0.0
         room = self._changed.wait_for(lambda: self._closed or self._room(depth), patience_s)
         if self._closed:

@@ -1,15 +1,15 @@
 """Streams decoded side by side: one product for all of them, at a width that never changes.
 
-The bits of a product's rows depend on how many rows there are, and not on what stands in the
-others. So a batch always computes `width` rows, empty ones included: no stream's bits depend on who
-its neighbours are, or whether it has any. Nor on its place, where the width is one of `WIDTHS`: in
-others the last rows of a product, or the last elements of a vectorised function, take another path
-(measured: widths 2 and 6). Another width has other bits, and so has decoding alone: the width is
-part of what makes a text repeatable. What was decoded is never stored under a prefix key, so none
-of this touches the store.
+The bits of a product's rows depend on how many rows there are, and not on what the other rows hold.
+So a batch always computes `width` rows, empty ones included: no stream's bits depend on its
+neighbours. Nor do they depend on its row, where the width is one of `WIDTHS`: at others the last
+rows of a product, or the last elements of a vectorised function, take another path (measured:
+widths 2 and 6). Another width has other bits, and so has decoding alone: the width is part of what
+makes a text repeatable. Decoded states are never stored under a prefix key, so none of this touches
+the store.
 
 With the compiled kernel a stream's bits are those of decoding alone, at every width, and a step
-computes the places that are taken and no others.
+computes only the rows that are taken.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Batch:
         return place
 
     def leave(self, place: int) -> ModelState:
-        """Let a stream go; its state."""
+        """Take a stream out; returns its state."""
         self._require(place)
         with torch.inference_mode():
             state = self._rows.take(place)
@@ -78,7 +78,7 @@ class Batch:
         return state
 
     def drop(self, place: int) -> None:
-        """Let a stream go whose state nobody wants."""
+        """Take a stream out whose state nobody wants."""
         self._require(place)
         self._rows.clear(place)
         self._joined.remove(place)
@@ -100,8 +100,8 @@ class Batch:
         return {place: row.clone() for place, row in zip(tokens, self.advance(tokens), strict=True)}
 
     def advance(self, tokens: Mapping[int, int]) -> Tensor:
-        """As `step`, for whoever looks at all rows at once: float32 [n, vocabulary] in the order of
-        `tokens`, in memory of their own.
+        """As `step`, for callers that look at all rows at once: float32 [n, vocabulary] in the
+        order of `tokens`, in memory of their own.
         """
         if tokens.keys() != self._joined:
             raise InputError(

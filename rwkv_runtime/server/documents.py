@@ -60,7 +60,7 @@ class Documents:
     Args:
         store: keeps the tokens.
         tokenizer: made them.
-        remembered_bytes: so much of what was used last is kept in memory.
+        remembered_bytes: how much of what was used last is kept in memory.
     """
 
     def __init__(
@@ -177,8 +177,8 @@ class Documents:
             raise missing(id_)
 
     def _present(self, key: StateKey, fresh: Document) -> Document:
-        """The one that was there first; it takes a new name, and lasts as long as this one asks, if
-        longer.
+        """The document that was there first. It takes the new name, and the later of the two
+        expiries.
         """
         entry = self._entry(key)
         if entry is None:
@@ -195,7 +195,9 @@ class Documents:
         return present
 
     def _entry(self, key: StateKey) -> Entry | None:
-        """Of tiers the last one decides: other processes' memory may hold what was deleted."""
+        """The document's entry; of tiers the last one decides, as other processes' memory may hold
+        what was deleted.
+        """
         backend = self._store.backend
         place = backend.home if isinstance(backend, Tiered) else backend
         return place.longest([key], self._store.now())
@@ -284,7 +286,7 @@ def _document(entry: Entry) -> Document:
 
 
 def _array(state: State) -> TokenArray | None:
-    """The tokens in an entry that may be anybody's; ``None``: there are none."""
+    """The tokens in an entry, which anybody may have written; ``None``: it holds none."""
     if state.schema_id != SCHEMA or len(state.tensors) != 1:
         return None
     tensor = state.tensors[0]

@@ -1,11 +1,11 @@
-"""The thread that computes: decode steps of all streams, what is quick, a chunk of a prompt.
+"""The thread that computes: decode steps of all streams, quick jobs, a chunk of a prompt.
 
 Streams wait for one chunk at most between two steps, however many prompts are read. After a chunk
 they have as much time as it took: where there are both, each gets half of the processor.
 
-Streams join and leave between steps. What goes wrong with one (logits that are no numbers, a
-sampling error) ends that one; a step that fails ends all that took part, with its error, and
-computing goes on with new ones.
+Streams join and leave between steps. What goes wrong with one (logits that are not numbers, a
+sampling error) ends that one. A step that fails ends all streams that took part, with its error,
+and computing goes on with new ones.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Decoder:
             self._changed.notify_all()
 
     def close(self, timeout_s: float) -> bool:
-        """End the thread once nothing is left to do; ``False``: not within `timeout_s`."""
+        """End the thread once nothing is left to do; ``False``: `timeout_s` passed."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,8 +1,8 @@
-"""Work that several threads want done by the one that computes.
+"""Work that several threads hand to the one that computes.
 
-Of chunks it takes one at a time, first come first served, and asks between them whether something
-else is due; so a long prompt stands in nobody's way for longer than a chunk. One thread computes,
-because two would share the same processors, and each would keep a pool of helpers of its own.
+It takes one chunk at a time, first come first served, and checks between chunks whether something
+else is due: a long prompt delays nobody by more than a chunk. One thread computes, because two
+would share the same processors, and each would keep a pool of helpers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Job(Generic[R]):
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Make the call; what it raises is for the one who waits."""
+        """Make the call; what it raises is for the thread that waits."""
         try:
             assert self._work is not None
             self._result = self._work()
@@ -36,7 +36,7 @@ class Job(Generic[R]):
         self._finish()
 
     def refuse(self, error: Exception) -> None:
-        """There will be no call."""
+        """Let the waiting thread know that there will be no call."""
         self._error = error
         self._finish()
 
@@ -72,7 +72,7 @@ class Jobs:
         return self._submit(work, self._chunks)
 
     def quick(self, work: Callable[[], R]) -> R:
-        """Have something computed that takes much less: before all chunks."""
+        """Have something computed that takes much less than a chunk: it goes before all chunks."""
         return self._submit(work, self._quick)
 
     # For the thread that computes.

@@ -4,14 +4,14 @@
                                  |            (computed in turns by the decoder's thread)
                                  `-> a place in the decoder: one token in each step, until it ends
 
-A reader waits for the store and for others' reading; it computes nothing by itself. So there may be
-many: those who wait for one document keep nobody from reading another. States that are held come to
-one for each place and each reader.
+A reader waits for the store and for others' reading, and computes nothing by itself. So there may
+be many: readers that wait for one document keep nobody from reading another. At most one state is
+held for each place and each reader.
 
-A stream's text is a function of its prompt, its sampling and the width: who is beside it, and when
-it came, changes no bit. A store that is down costs computing here as elsewhere.
+A stream's text is a function of its prompt, its sampling and the width: neither its neighbours nor
+the time of its arrival changes a bit. A store that is down costs computing, here as elsewhere.
 
-A forked child has none of the threads: there the streams are closed, and tell nobody anything.
+A forked child has none of the threads: there the streams are closed, and report to nobody.
 """
 
 from __future__ import annotations
@@ -87,10 +87,9 @@ class Streams:
         renew_in_child(self)
 
     def submit(self, request: Request, on_event: OnEvent) -> Ticket:
-        """Take a request in; everything else is told to `on_event`, by threads of the server.
-
-        `Started`, `Piece` for each token, and at last `Ended` or `Failed`, which may also come
-        alone. `on_event` is to return at once.
+        """Take a request in. Everything else is told to `on_event`, from other threads: `Started`,
+        `Piece` for each token, and at last `Ended` or `Failed`, which may also come alone.
+        `on_event` must return quickly.
 
         Raises:
             BusyError: the queue is full.
@@ -284,7 +283,7 @@ class Streams:
 
 
 def _passed_on(error: BaseException) -> Exception:
-    """The error for whoever asked: what would end a thread ends his request alone."""
+    """The error as the request gets it: one that would end a thread ends this request alone."""
     if isinstance(error, Exception):
         return error
     log.error("a request failed with what is no common error", exc_info=error)
