@@ -1,7 +1,7 @@
 """New tokens, one after the other, from a state and the logits of its last token.
 
-The first token costs no computing: it is drawn from logits that are at hand. Text is passed on as
-soon as it can no longer become part of a stop text, and never in the middle of a character.
+The first token costs no computing: its logits are there already. Text is passed on as soon as it
+can no longer become part of a stop text, and never in the middle of a character.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class Continuation:
         return sample(self._penalties.apply(logits), self.sampling, self._generator)
 
     def take(self, token: int) -> Generated | None:
-        """Go on by `token`; what can be shown of it, ``None`` for an end token that frees none."""
+        """Continue with `token`; returns what can be shown of it, ``None`` for an end token that
+        frees no text.
+        """
         self._penalties.count(token)
         self.token = token
         if token in self._endings:
@@ -168,7 +170,7 @@ class _StoppedText:
 
 class _Begun:
     """How much of a stop text the text so far ends with, by Knuth, Morris and Pratt: each character
-    is looked at once, so that no stop text, however long, holds other streams up.
+    is looked at once, so that no stop text, however long, delays other streams.
 
     Attributes:
         length: of the longest end of the text that begins the stop text.

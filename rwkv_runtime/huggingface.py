@@ -157,8 +157,8 @@ def _is_plain(name: str) -> bool:
 
 
 def check_config_beside(path: Path) -> None:
-    """Hold the configuration that lies beside the weights file `path`, if one does, against what
-    the engine computes.
+    """Compare the configuration beside the weights file `path`, if there is one, with what the
+    engine computes.
 
     Raises:
         WeightsError: it is of another model.
@@ -169,12 +169,12 @@ def check_config_beside(path: Path) -> None:
 
 
 def check_sizes(path: Path, sizes: Mapping[str, int]) -> None:
-    """Hold `sizes`, the tensors' by the names of the configuration, against the configuration of
-    the weights at `path`, if there is one. Their number of heads counts only where no size of a
-    head is given: converted models say 32 whatever they have, and nobody reads it.
+    """Compare `sizes`, the tensors' by the names of the configuration, with the configuration of
+    the weights at `path`, if there is one. A number of heads counts only where no size of a head is
+    given: converted models say 32 whatever they have, and nothing reads it.
 
     Raises:
-        WeightsError: it says otherwise, or heads are of a size that is computed otherwise there.
+        WeightsError: they differ, or heads are of a size that is computed otherwise there.
     """
     config = (path if path.is_dir() else path.parent) / CONFIG
     said = _read_json(config) if config.is_file() else {}

@@ -147,8 +147,9 @@ def _opened_pth(path: Path, size: int, *, mapped: bool = True) -> Opened:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """PyTorch compresses nothing, and unpacks what is: a small file may become any size. Nor is it
-    given an archive whose members cannot be listed here: it may see others than we do.
+    """Refuse an archive with compressed members: PyTorch compresses nothing, but unpacks what is
+    compressed, and a small file may become any size. Refuse one whose members cannot be listed
+    here, too: PyTorch may see others than we do.
     """
     try:
         with zipfile.ZipFile(path) as archive:

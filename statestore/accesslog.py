@@ -13,8 +13,8 @@ One JSON object a line for each prompt that was read:
      "cached": 2304,               tokens whose reading was spared
      "seconds": 0.42}              from token ids to logits
 
-A reader takes fields that it does not know for nothing, and fields that are missing for unknown;
-only ``time``, ``tokens``, ``positions`` and ``keys`` are always there.
+A reader ignores fields that it does not know, and takes missing ones as unknown; only ``time``,
+``tokens``, ``positions`` and ``keys`` are always there.
 
 A key is ``SHA-256(salt, prefix digest)``, its first 16 bytes. The salt is random, lies beside the
 log (``<log>.salt``, for its owner alone) and in no line: a log may be given away without telling
@@ -174,7 +174,7 @@ class AccessLog:
 
 
 def _salt_at(path: Path) -> bytes:
-    """The salt in the file at `path`, which is made where it is not there; whole or not at all."""
+    """The salt in the file at `path`, which is made if it is not there; whole or not at all."""
     with suppress(FileNotFoundError):
         return _whole(path)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")

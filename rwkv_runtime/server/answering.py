@@ -1,8 +1,8 @@
 """One answer, from its stream's events to its client, whole or as server-sent events.
 
-Whoever goes away gives the stream's place back: while it waits, while its prompt is read, while it
-writes. A stream's status line waits for the first event, so that what fails at once has a status of
-its own; what fails later is told within the stream.
+A client that goes away gives the stream's place back: while it waits, while its prompt is read,
+while its text is written. A stream's status line waits for the first event, so that what fails at
+once has a status of its own; what fails later is told within the stream.
 """
 
 from __future__ import annotations

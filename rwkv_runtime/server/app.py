@@ -54,8 +54,8 @@ def application(service: Service, *, local: bool) -> ASGIApp:
 
 
 class Watched:
-    """Counts and logs every answer, turns what failed into an error of the API, and refuses what a
-    web page of elsewhere asks of a server that is this machine's alone.
+    """Counts and logs every answer, turns failures into errors of the API, and refuses what other
+    sites' web pages ask of a server that is for this machine alone.
     """
 
     def __init__(self, app: ASGIApp, instruments: Instruments, *, local: bool) -> None:
@@ -103,7 +103,7 @@ class Watched:
 
 
 def _require_this_machine(scope: Scope) -> None:
-    """Raises ApiError, 403, where `Host` is not this machine's: a name of elsewhere leads here."""
+    """Raise ApiError, 403, where `Host` is not this machine's: another name leads here."""
     host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode(
         "latin-1"
     )

@@ -63,7 +63,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Retry-After in whole seconds, and the scheme that a 401 asks for. The connection closes
-        where the rest of a body is not waited for, and where another one may lead to another
+        where the rest of a body is not waited for, and where another connection may lead to another
         worker, which has room.
         """
         headers = {"Connection": "close"} if self.status in (408, 413, 429, 503) else {}
@@ -80,7 +80,7 @@ def invalid(param: str | None, message: str, code: str | None = None) -> ApiErro
 
 
 def api_error(error: Exception) -> ApiError:
-    """The answer to a failure from below. What is nobody's mistake out there goes to the log, and
+    """The answer to a failure from below. A failure that is not the client's goes to the log, and
     the client is told no more than that.
     """
     if isinstance(error, ApiError):

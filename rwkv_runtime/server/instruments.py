@@ -75,7 +75,7 @@ def count_in_files(place: int) -> None:
 
 
 def forget_gauges(directory: Path, place: int) -> None:
-    """A worker has ended: what it was doing counts no longer."""
+    """A worker has ended: what it was doing no longer counts."""
     mark_process_dead(place, str(directory))  # type: ignore[no-untyped-call]
 
 

@@ -1,6 +1,6 @@
-"""From a request's words to the segments and settings that streams are made of.
+"""From the texts of a request to the segments and settings that streams are made of.
 
-Each document is a segment, then come the messages as the template writes them, or the prompt. A
+Each document is a segment; then come the messages as the template writes them, or the prompt. A
 `cache_salt` is another salt of the namespace: what is read under it is found under it alone.
 """
 
@@ -72,7 +72,7 @@ class Prompts:
 
         Raises:
             ApiError: a field means nothing; a document is not there.
-            InputError: the messages are none that the template can write.
+            InputError: the template cannot write the messages.
         """
         if request.max_completion_tokens is None:
             limit = self._limit("max_tokens", request.max_tokens, CHAT_TOKENS)
@@ -123,7 +123,7 @@ class Prompts:
 
 
 def salted(namespace: Namespace, cache_salt: str | None) -> Namespace:
-    """The namespace, or for a `cache_salt` the one of the same name that only it leads to."""
+    """The namespace; with a `cache_salt`, one of the same name that only this salt leads to."""
     if cache_salt is None:
         return namespace
     fields = (namespace.salt, hashing.utf8(cache_salt, "cache_salt"))

@@ -176,8 +176,9 @@ def _one(service: Service, namespace: Namespace, id_: str) -> Json:
 
 
 def _delete(service: Service, namespace: Namespace, id_: str) -> Json:
-    """First the tokens: a state without them is found by nobody who has not the text. Then every
-    state along it, those between two boundaries too, where another document parts from it.
+    """First the tokens, since without them only those who have the text find a state. Then every
+    state along the document, those between two boundaries too, where another document parts from
+    it.
     """
     plan = service.runtime.session.within(namespace).plan(_segments(service, namespace, id_))
     service.documents.delete(namespace, id_)

@@ -89,12 +89,12 @@ class Service:
             )
 
     async def quickly(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make a call that may compute or ask the store for a moment, beside the event loop."""
+        """Make a call that may compute or ask the store for a moment, off the event loop."""
         return await _within(self.quick, call, *args, **kwargs)
 
     async def aside(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make a call of an operator's kind, which a store that hangs does not answer, where it is
-        in the way of nobody's prompt.
+        """Make a call of an operator's kind, which a hanging store may not answer, on threads that
+        no prompt needs.
 
         Raises:
             ApiError: 503, too many such calls wait already.
@@ -108,11 +108,11 @@ class Service:
         return await asyncio.wrap_future(future)
 
     async def slowly(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make a call that may take minutes, beside the event loop."""
+        """Make a call that may take minutes, off the event loop."""
         return await _within(self.slow, call, *args, **kwargs)
 
     def close(self) -> None:
-        """No more calls; those that are being made go on."""
+        """Take no more calls; those under way go on."""
         self.quick.shutdown(wait=False)
         self.slow.shutdown(wait=False)
         self.operators.shutdown(wait=False)

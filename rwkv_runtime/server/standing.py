@@ -1,7 +1,7 @@
-"""How the server stands: `/healthz`, `/readyz`, `/metrics`, `/v1/store`.
+"""How the server is doing: `/healthz`, `/readyz`, `/metrics`, `/v1/store`.
 
-The first three answer without a key, for whoever watches the server; they tell of no text, of no
-document and of no place where states are kept, but `/metrics` of namespaces by their names.
+The first three answer without a key, for whatever watches the server. They reveal no text, no
+document and no place where states are kept; `/metrics` does reveal the namespaces' names.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Place:
 
 @dataclass(slots=True)
 class _Sum:
-    """What a namespace's entries come to."""
+    """Totals of one namespace's entries."""
 
     made_at: float
     cost_s: float
@@ -108,7 +108,9 @@ class _Sum:
 
 
 class _Sums:
-    """Totals by namespace, made anew when the last ones have aged twenty times what they cost."""
+    """Totals by namespace. They are summed anew once they are twenty times as old as summing
+    takes.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service

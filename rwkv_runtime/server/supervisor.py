@@ -1,13 +1,13 @@
-"""The process that keeps the workers: starts them, starts them again when they die, ends them.
+"""The process that keeps the workers: starts them, restarts them when they die, ends them.
 
 Workers are forked from it, with the weights that it has loaded: they share that memory, and a new
-one is ready in a moment. So this process computes nothing, and keeps no threads; torch's would not
-live on in a child.
+one is ready in a moment. So this process computes nothing and keeps no threads; torch's would not
+survive in a child.
 
 SIGTERM and SIGINT end the server, and so does SIGHUP, unless `nohup` has it ignored: workers take
-no more connections, finish their streams, write what waits for the store. A second one ends it at
-once. A worker that dies is replaced at once, and after a pause that grows to 30 s where its
-successors die as well. Workers whose supervisor is killed end by themselves.
+no more connections, finish their streams, and write what waits to be stored. A second signal ends
+it at once. A worker that dies is replaced at once; if its successors die as well, after a pause
+that grows to 30 s. Workers whose supervisor is killed end by themselves.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """One worker: a process with an engine, a store and an event loop. It ends when it is told to, when
-its supervisor has gone, or when nothing is computed in it any more.
+its supervisor has gone, or when its computing thread has ended.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ class _Server(uvicorn.Server):
         self._closing: asyncio.Future[bool] | None = None
 
     def end(self) -> None:
-        """Take no more connections and no more requests, half ones neither; the streams have their
-        time to end, and are told when it is over.
+        """Take no more connections and no more requests, half-sent ones included. The streams have
+        their time to end, and are told when it is over.
         """
         self.should_exit = True
         if self._closing is None:
@@ -194,7 +194,7 @@ class _Server(uvicorn.Server):
             self._closing = asyncio.get_running_loop().run_in_executor(None, close)
 
     async def closed(self) -> None:
-        """Return once the streams have ended, and what they left is written."""
+        """Return once the streams have ended, and what they left to be stored is written."""
         if self._closing is not None:
             await self._closing
 
@@ -211,12 +211,14 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """None."""
+        """Capture none: signals are the worker's."""
         yield
 
 
 def _connections() -> int:
-    """How many there are file descriptors for; their limit is raised as far as it may be."""
+    """How many connections there are file descriptors for, once the limit is raised as far as it
+    may be.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -232,7 +234,7 @@ def _listening(address: Address) -> socket.socket:
 
 
 async def _report(service: Service, server: _Server) -> None:
-    """Keep the gauges up to date, and end the process when it computes no more."""
+    """Keep the gauges up to date, and end the process once its computing thread has ended."""
     computed = False
     while True:
         load = service.streams.load()
