@@ -24,8 +24,8 @@ import math
 import select
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 import psycopg
@@ -39,11 +39,13 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePoo
 
 from statestore.backends.base import NotAtHandError
 from statestore.backends.sql.database import WRITES, Database, Dialect, Fault, Row
+from statestore.backends.sql.wire import OverdueError, Question, Wire
 
 T = TypeVar("T")
 
-_IDLE_CONNECTIONS: Final = 4  # kept open between transactions
-_MORE_CONNECTIONS: Final = 4  # opened when threads want them; a server has about 100 for all
+_KEPT_CONNECTIONS: Final = 2  # for questions
+_IDLE_CONNECTIONS: Final = 3  # kept open between transactions, when questions have theirs
+_MORE_CONNECTIONS: Final = 5  # opened when threads want them; a server has about 100 for all
 _CONNECT_S: Final = 2  # the least that the driver takes; per address of the host
 _KEEPALIVE_S: Final = 60  # a network that went away shows on an idle connection, too
 _LOOK_S: Final = 0.1  # between two looks at the clock while an answer is awaited
@@ -67,7 +69,9 @@ _READS_ONLY: Final = "25006"  # read_only_sql_transaction
 
 _hurried = threading.local()  # `now`: this thread has no time for a new connection
 
-_OPENED_AT: Final = "statestore_opened_at"  # of a pool's entry, by the monotonic clock
+# Of a pool's entry: when it was opened, by the monotonic clock, and how it is asked.
+_OPENED_AT: Final = "statestore_opened_at"
+_WIRE: Final = "statestore_wire"
 
 
 def open_database(url: URL, timeout_s: float) -> Database:
@@ -122,16 +126,20 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
         interval = min(interval, max(self.answer_s / 10, _LEAST_LOOK_S))
         try:
             return super().wait(_until(gen, self.answer_s), interval, *args, **kwargs)
-        except _OverdueError:
+        except OverdueError:
             self.close()
             raise
 
 
 class PostgresShortcut:
-    """The engine's connections, without what SQLAlchemy does around a statement."""
+    """Some of the engine's connections, kept for questions, and asked without what SQLAlchemy and
+    the driver do around a statement.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._idle: list[_Kept] = []
+        self._questions: dict[str, Question] = {}
         # when a connection was lost, or found to take no writes: the others' server is the same
         self._lost_at = 0.0
         event.listen(engine, "handle_error", self._judge)
@@ -142,34 +150,62 @@ class PostgresShortcut:
         self, text: str, parameters: Mapping[str, Any], until: float | None = None
     ) -> list[Row]:
         """The rows of one SELECT; with `until` no connection is opened or waited for."""
-        connection = None
+        question = self._questions.get(text)
+        if question is None:
+            question = self._questions[text] = Question.of(text)
+        kept = None
         try:
-            connection = self._engine.raw_connection() if until is None else self._at_hand()
-            with _given(cast("BoundedConnection", connection.driver_connection), until):
-                cursor = connection.cursor()
-                cursor.execute(text, parameters)
-                return list(cursor.fetchall())
-        except psycopg.Error as error:
-            if connection is not None and cast("BoundedConnection", connection).closed:
-                connection.invalidate(error)
-                self._lost_at = time.monotonic()
-            raise DBAPIError(text, None, error) from error
-        finally:
-            if connection is not None:
-                connection.close()
+            kept = self._at_hand() or self._taken(until)
+            answer_s = kept.answer_s
+            if until is not None:
+                answer_s = min(answer_s, max(0.0, until - time.monotonic()))
+            rows = kept.wire.ask(question, parameters, answer_s)
+        except BaseException as error:
+            if kept is not None:
+                self._give_up(kept, error)
+            if isinstance(error, psycopg.Error):
+                raise DBAPIError(text, None, error) from error
+            raise
+        if len(self._idle) < _KEPT_CONNECTIONS:
+            self._idle.append(kept)
+        else:
+            kept.connection.close()
+        return rows
 
     def clear(self) -> None:
-        """The engine closes them."""
+        """Let the engine have them, which closes them."""
+        while self._idle:
+            self._idle.pop().connection.close()
 
-    def _at_hand(self) -> PoolProxiedConnection:
-        """An idle connection. Raises `NotAtHandError` where there is none that is still good."""
-        if not cast("QueuePool", self._engine.pool).checkedin():
+    def _at_hand(self) -> _Kept | None:
+        """An idle one that is still good."""
+        while True:
+            try:
+                kept = self._idle.pop()
+            except IndexError:
+                return None
+            if kept.opened_at > self._lost_at and kept.wire.is_idle:
+                return kept
+            kept.connection.invalidate()
+
+    def _taken(self, until: float | None) -> _Kept:
+        """One of the pool's; with `until` an idle one that is still good, or `NotAtHandError`."""
+        if until is not None and not cast("QueuePool", self._engine.pool).checkedin():
             raise NotAtHandError
-        _hurried.now = True
+        _hurried.now = until is not None
         try:
-            return self._engine.raw_connection()
+            return _Kept.of(self._engine.raw_connection())
         finally:
             _hurried.now = False
+
+    def _give_up(self, kept: _Kept, error: BaseException) -> None:
+        """An error that the server told leaves a connection as it was; any other one, of no use."""
+        if isinstance(error, psycopg.Error):
+            if not isinstance(error, OverdueError) and kept.wire.is_idle:
+                kept.connection.close()
+                return
+            self._lost_at = time.monotonic()
+        kept.connection.invalidate()
 
     def _judge(self, context: ExceptionContext) -> None:
         if getattr(context.original_exception, "sqlstate", None) == _READS_ONLY:
@@ -183,20 +219,24 @@ class PostgresShortcut:
             raise DisconnectionError("another connection to this server was of no use")
 
 
-@contextmanager
-def _given(connection: BoundedConnection, until: float | None) -> Iterator[None]:
-    """`connection` gives up its server at `until`, if that comes before its own time."""
-    usual_s = connection.answer_s
-    if until is not None:
-        connection.answer_s = min(usual_s, max(0.0, until - time.monotonic()))
-    try:
-        yield
-    finally:
-        connection.answer_s = usual_s
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A connection of the pool's while it is kept for questions."""
 
+    connection: PoolProxiedConnection
+    wire: Wire
+    answer_s: float
+    opened_at: float
 
-class _OverdueError(psycopg.OperationalError):
-    """The server let the connection wait too long."""
+    @classmethod
+    def of(cls, connection: PoolProxiedConnection) -> _Kept:
+        driver = cast("BoundedConnection", connection.driver_connection)
+        known = connection.info
+        wire = known.get(_WIRE)
+        if wire is None:
+            prepares = driver.prepare_threshold is not None
+            wire = known[_WIRE] = Wire(driver, prepares=prepares)
+        return cls(connection, wire, driver.answer_s, known[_OPENED_AT])
 
 
 def _until(gen: PQGen[T], answer_s: float) -> PQGen[T]:
@@ -210,7 +250,7 @@ def _until(gen: PQGen[T], answer_s: float) -> PQGen[T]:
             overdue = time.monotonic() > deadline
             if ready or not overdue:  # what has come in the meantime may be all
                 wanted = gen.send(ready)
-        raise _OverdueError(f"no answer within {answer_s:.3g} s")
+        raise OverdueError(f"no answer within {answer_s:.3g} s")
     except StopIteration as end:
         return cast("T", end.value)
 
