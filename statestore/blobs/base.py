@@ -23,6 +23,10 @@ class BlobInfo:
     modified_at: float  # seconds since the epoch
 
 
+class NotCachedError(Exception):
+    """A blob, or a part of it, would have to be waited for."""
+
+
 class BlobStore(Protocol):
     """Keeps blobs by name."""
 

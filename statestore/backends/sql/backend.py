@@ -23,6 +23,7 @@ from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
 from statestore.backends.sightings import Sightings
 from statestore.backends.sql import catalog, departures, search, tallies, totals
+from statestore.backends.sql.cached import CachedBlobs
 from statestore.backends.sql.database import Database
 from statestore.backends.sql.evicting import evict
 from statestore.backends.sql.leases import SqlLeases
@@ -64,6 +65,7 @@ class SqlBackend:
         listen: opens a line on which the database tells of leases; ``None``: it tells nobody.
         lookup_filter: of this catalog; the backend closes it.
         reserve: space for removals from a full disk; ``None``: the catalog has a disk of its own.
+        cached: those of `blobs` that are in memory; ``None``: nobody asks for them in time.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class SqlBackend:
         listen: Callable[[], Line] | None = None,
         lookup_filter: LookupFilter | None = None,
         reserve: Reserve | None = None,
+        cached: CachedBlobs | None = None,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -84,6 +87,7 @@ class SqlBackend:
         self._clock = clock
         self._filter = lookup_filter
         self._reserve = reserve
+        self._cached = cached
         self._leases = SqlLeases(database, listen)
         self._sightings = SqlSightings(database)
         self._lookups = SqlLookups(database)
@@ -121,16 +125,21 @@ class SqlBackend:
 
     def read_within(
         self,
-        entry: Entry,  # noqa: ARG002
+        entry: Entry,
         limit_s: float,  # noqa: ARG002
         follower: Follower | None = None,  # noqa: ARG002
     ) -> memoryview | None:
-        """Raises `NotAtHandError`: a mounted directory keeps no deadline."""
-        raise NotAtHandError
+        """As `read`, of what is in memory; a mounted directory, or a disk, keeps no deadline."""
+        if self._cached is None:
+            raise NotAtHandError
+        return self._cached.get(entry.blob, entry.blob_bytes + 1)
 
     def read(self, entry: Entry) -> memoryview | None:
         """The blob of `entry`, cut one byte beyond its size; ``None`` where it has gone."""
-        return self._blobs.get(entry.blob, limit_bytes=entry.blob_bytes + 1)
+        blob = self._blobs.get(entry.blob, limit_bytes=entry.blob_bytes + 1)
+        if blob is not None and self._cached is not None:
+            self._cached.look()
+        return blob
 
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:  # noqa: ARG002 - it always is
         """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.

@@ -24,6 +24,7 @@ from sqlalchemy import URL, Connection, make_url, select
 from sqlalchemy.exc import ArgumentError
 
 from statestore.backends.sql.backend import SqlBackend
+from statestore.backends.sql.cached import CachedBlobs
 from statestore.backends.sql.database import Database
 from statestore.backends.sql.line import PostgresLine
 from statestore.backends.sql.migrate import refuse_other, require_head
@@ -122,12 +123,14 @@ def open_fleet_backend(place: FleetPlace, *, absent_ok: bool = False) -> SqlBack
     try:
         there = _is_there(database, place, absent_ok=absent_ok)
         blobs: BlobStore
+        cached = None
         if isinstance(place.blobs, Path):
             blobs = FilesystemBlobs(place.blobs)
+            cached = CachedBlobs(blobs, place.blobs)
         else:
             blobs = place.blobs.open()
         listen = partial(PostgresLine, place.catalog)
-        backend = SqlBackend(database, blobs, place.url, listen=listen)
+        backend = SqlBackend(database, blobs, place.url, listen=listen, cached=cached)
         if there and isinstance(place.blobs, Path) and not place.blobs.is_dir():
             _create(place.blobs, empty=backend.usage().entries == 0)
     except BaseException:

@@ -10,6 +10,9 @@ NETWORK: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "ceph"}
 )
 
+#: Kinds of this machine's own disks and memory, whose reads the system answers from its cache.
+LOCAL: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs"})
+
 _MOUNTS: Final = Path("/proc/self/mounts")
 
 

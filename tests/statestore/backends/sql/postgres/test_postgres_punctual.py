@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,11 +13,15 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from statestore.backends.base import NotAtHandError
+from statestore.backends.sql.cached import CachedBlobs
+from statestore.backends.sql.mounts import LOCAL, file_system
 from statestore.backends.sql.sightings import SqlSightings
 from statestore.backends.wrappers.budget import Budget
 from statestore.backends.wrappers.budgeted import Budgeted
 from statestore.backends.wrappers.deadline import Deadlines
 from statestore.backends.wrappers.guarded import Guarded
+from statestore.blobs.base import NotCachedError
+from statestore.blobs.filesystem import FilesystemBlobs
 from statestore.errors import ClosedError, UnavailableError
 from statestore.eviction import DEFAULT, make_policy
 from tests.places.backend_places import CREATED_AT, a_blob, a_key, an_entry, digest, publish
@@ -125,3 +130,51 @@ def test_a_guard_asks_on_the_callers_thread(backend: Any, within: Budget | None)
     guard.close()
     with pytest.raises(ClosedError):
         backend.longest_within([entry.key], NOW, 60.0)
+
+
+def test_what_the_system_has_in_memory_is_read_on_the_callers_thread(
+    tmp_path: Path, backend: Any
+) -> None:
+    """On a local disk; once something was read from there, so that it is known to be one."""
+    entry, root = an_entry(0), tmp_path / "blobs"
+    publish(backend, entry)
+    with pytest.raises(NotAtHandError):
+        backend.read_within(entry, 60.0)
+    assert bytes(backend.read(entry)) == a_blob(entry.key)
+    if file_system(root) not in LOCAL:
+        pytest.skip("the tests' directory is on no local disk")
+    for _ in range(2):
+        assert bytes(backend.read_within(entry, 60.0)) == a_blob(entry.key)
+    path = root / entry.blob[:2] / entry.blob
+    path.unlink()
+    assert backend.read_within(entry, 60.0) is None
+    path.symlink_to("/sys/kernel/uevent_seqnum")  # a file whose system cannot tell
+    assert bytes(backend.read(entry)).strip().isdigit()
+    with pytest.raises(NotAtHandError):
+        backend.read_within(entry, 60.0)
+
+
+def test_what_a_disk_must_be_waited_for_is_not_at_hand(tmp_path: Path) -> None:
+    blobs, path = FilesystemBlobs(tmp_path), tmp_path / "ab" / "ab12"
+    blobs.put("ab12", [bytes(1 << 20)])
+    for _ in range(20):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            assert bytes(blobs.get_cached("ab12") or b"") == bytes(1 << 20)
+        except NotCachedError:
+            break
+    else:
+        pytest.skip("this file system forgets nothing")
+    assert bytes(blobs.get("ab12") or b"") == bytes(1 << 20)
+    assert bytes(blobs.get_cached("ab12") or b"") == bytes(1 << 20)
+
+
+def test_of_other_file_systems_nothing_is_at_hand(tmp_path: Path) -> None:
+    blobs = FilesystemBlobs(tmp_path)
+    blobs.put("ab12", [b"a blob"])
+    cached = CachedBlobs(blobs, Path("/proc"))
+    for _ in range(2):
+        with pytest.raises(NotAtHandError):
+            cached.get("ab12", 100)
+        cached.look()
