@@ -6,8 +6,15 @@
 >>> with open_store("file:///tmp/states") as store, Runtime(engine, store) as runtime:
 ...     result = runtime.prefill([document_tokens, question_tokens])  # doctest: +SKIP
 
-Names are loaded when they are first asked for: `rwkv-runtime --help`, and a shell that completes
-its words, need not wait for torch.
+* `load_engine` loads RWKV-7 weights, `load_package_engine` those of other versions through the
+  `rwkv` package; either gives an `Engine`.
+* `Runtime` reads prompts over an engine and a store: `prefill` (a `Prefill`), `ask` (an `Answer`
+  for each question), `generate` (a `Generated` for each token; `Sampling` and `Stop` say how and
+  how far), `warm`, `explain`.
+* `Conversation` is a chat of `Message` objects whose history is found again.
+* `tokenizer_for` gives the `Tokenizer` that fits a model's vocabulary.
+
+Many answers at once: `rwkv_runtime.serving.Streams`. Over HTTP: ``rwkv-runtime serve``.
 """
 
 from importlib import import_module
@@ -39,6 +46,7 @@ __all__ = [
     "tokenizer_for",
 ]
 
+# Loaded when first asked for: `rwkv-runtime --help`, and a shell's completion, need no torch.
 _PLACES = {
     **dict.fromkeys(("Answer", "Runtime"), "runtime"),
     **dict.fromkeys(("Engine", "load_engine", "load_package_engine"), "engines"),

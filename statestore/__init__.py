@@ -5,8 +5,15 @@
 ...     store.usage().entries
 0
 
-Names are loaded when they are first asked for: `statestore --help`, and a shell that completes
-its words, need none of them.
+* `open_store` opens a place by its URL (`statestore.settings` lists them) as a `StateStore`.
+* `plan` cuts a prompt's segments into chunks (`ChunkRule`) and says which `StateKey` each boundary
+  has, for a `Fingerprint` and a `Namespace`.
+* `StateStore.find` gives the deepest stored `State` of these keys as a `Found`; `StateStore.put`
+  keeps one, for an `Identity`, and says by a `PutOutcome` what became of it.
+* `Entry` is what is known of a stored state; an `EntryFilter` picks some, `Usage` sums them up.
+* `StateStoreError` is the root of all errors (`statestore.errors` draws the tree).
+
+``examples/by_hand.py`` is a complete program; `rwkv_runtime` reads prompts through such a store.
 """
 
 from importlib import import_module
@@ -39,6 +46,7 @@ __all__ = [
     "plan",
 ]
 
+# Loaded when first asked for: `statestore --help`, and a shell's completion, need none of them.
 _PLACES = {
     **dict.fromkeys(("Entry", "EntryFilter", "Role", "Usage"), "entry"),
     **dict.fromkeys(("ChunkRule", "Fingerprint", "Namespace", "StateKey", "plan"), "keys"),
