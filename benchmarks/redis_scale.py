@@ -3,7 +3,8 @@
 The stores are filled with entries whose blobs are one byte, by a script; a million take about 3 GB.
 The calls on the three are timed in turn, so that a busy machine is as busy for each. A lookup asks
 for as many keys as a prompt has chunks of 256 tokens; "hit" is the shallowest alone, so that every
-stretch of them is looked at. No two entries share an anchor, which is the dearest case.
+stretch of them is looked at, and what it finds is checked. No two entries share an anchor, which
+is the dearest case.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from statestore.backends.redis.keyspace import Keyspace
 from statestore.backends.redis.rows import to_fields
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import SHARD, call
+from statestore.entry import Entry
 from statestore.keys import StateKey
 from statestore.keys.plan import anchors
 
@@ -53,7 +55,7 @@ for number = tonumber(ARGV[3]), tonumber(ARGV[4]) do
   local key, kept = base .. 'entry:' .. id, '-1.0123456789abcdef'
   redis.call('HSET', key, unpack(shared))
   redis.call('HSET', key, 'digest', bytes, 'token_digest', bytes, 'blob', kept, 'n_tokens', 1)
-  redis.call('HSET', key, 'used_at', number, 'anchor', bytes:sub(1, 8))
+  redis.call('HSET', key, 'used_at', number, 'score', number, 'anchor', bytes:sub(1, 8))
   redis.call('HSET', base .. 'anchors', bytes:sub(1, 8), 1)
   redis.call('SET', names_part(id .. kept, 0), '!')
   arrange(key, id)
@@ -125,11 +127,16 @@ def calls(backend: RedisBackend, entries: int) -> dict[str, Callable[[], float]]
     def find(keys: int, *, stored: bool) -> float:
         shallowest = [filled_key(next(spread))] if stored else []
         asked = a_prompt([*shallowest, *(a_key(next(numbers)) for _ in range(keys - stored))])
-        return timed(lambda: backend.longest(asked, CREATED_AT))
+        found: list[Entry | None] = []
+        took = timed(lambda: found.append(backend.longest(asked, CREATED_AT)))
+        if [one and one.key for one in found] != [shallowest[0] if stored else None]:
+            raise RuntimeError(f"a lookup of {asked[-1]} among {entries} entries gave {found}")
+        return took
 
     def touch() -> float:
-        entry = replace(an_entry(0, 1), key=filled_key(next(spread)))
-        return timed(lambda: backend.touch(entry, CREATED_AT, 0.0))
+        number = next(spread)
+        entry = replace(an_entry(0, 1), key=filled_key(number))
+        return timed(lambda: backend.touch(entry, CREATED_AT, float(number)))
 
     def put() -> float:
         entry = an_entry(next(numbers), 1)
@@ -164,13 +171,13 @@ def calls(backend: RedisBackend, entries: int) -> dict[str, Callable[[], float]]
 
 
 def prompts(entries: int) -> Iterator[int]:
-    """Entries from everywhere, but for those that are evicted first."""
+    """Entries from everywhere, but for the lowest scores, which are evicted first."""
     for step in count():
         yield entries // 2 + step * 7919 % (entries - entries // 2)
 
 
 def fill_again(backend: RedisBackend, numbers: Iterator[int], entries: int) -> None:
-    """Put back as many as an eviction took; their scores are the lowest again."""
+    """Put back as many as an eviction took; their scores are below all others."""
     for _ in range(entries):
         backend.publish(an_entry(next(numbers), 1), [b"!"])
 
