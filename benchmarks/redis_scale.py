@@ -56,14 +56,15 @@ for number = tonumber(ARGV[3]), tonumber(ARGV[4]) do
   redis.call('HSET', key, unpack(shared))
   redis.call('HSET', key, 'digest', bytes, 'token_digest', bytes, 'blob', kept, 'n_tokens', 1)
   redis.call('HSET', key, 'used_at', number, 'score', number, 'anchor', bytes:sub(1, 8))
-  redis.call('HSET', base .. 'anchors', bytes:sub(1, 8), 1)
+  redis.call('HSET', base .. 'anchors', bytes:sub(1, 8), '#' .. bytes:sub(1, 4))
   redis.call('SET', names_part(id .. kept, 0), '!')
   arrange(key, id)
 end
 local count = ARGV[4] - ARGV[3] + 1
 redis.call('HINCRBY', base .. 'anchors', '', count)
+redis.call('HSET', base .. 'anchors', '#', 1)
 for _, whose in ipairs({'', ':default'}) do
-  add(whose, {0, 0, 0, 0, 0, 0}, {count, count, count, 0, 0, 0})
+  add(base .. 'totals', whose, NONE, {count, count, count, 0, 0, 0})
 end
 """
 )

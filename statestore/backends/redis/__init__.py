@@ -7,7 +7,7 @@ wire       the quick way to read from one server
 fanout     many commands to a Cluster's nodes at once
 keyspace   the name of every key
 rows       between entries and the fields of a hash
-shard      what scripts in Lua share: names, sums, orders, removals
+shard      what scripts in Lua share: names, orders, removals; sums what is counted
 scripts    what happens to entries in one atomic step
 mending    what a sweep does in one
 search     the longest stored prefix
@@ -17,6 +17,6 @@ leases     who computes what
 line       a connection that listens
 sightings  the index of seen prefixes
 lookups    the tally of lookups
-sweeping   expired entries, orphans, and what the server evicted
+sweeping   expired entries, orphans, and what the server evicted; recounting the sums made anew
 backend    the port
 """

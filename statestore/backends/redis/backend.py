@@ -20,13 +20,14 @@ from statestore.backends.base import Blob, Follower, Swept
 from statestore.backends.fields import hex_prefix, matches
 from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
-from statestore.backends.redis import mending, parts, scripts
+from statestore.backends.redis import parts, scripts
 from statestore.backends.redis.address import Address
 from statestore.backends.redis.connect import require_files
 from statestore.backends.redis.evicting import Eviction
 from statestore.backends.redis.keyspace import CLUSTER_SHARDS, DIGEST_DIGITS, Keyspace
 from statestore.backends.redis.leases import RedisLeases
 from statestore.backends.redis.lookups import RedisLookups
+from statestore.backends.redis.recounting import recount
 from statestore.backends.redis.rows import (
     FIELDS,
     Value,
@@ -225,7 +226,8 @@ class RedisBackend:
         rows = self._server.run(commands)
         lost = [base for base, (mark, *_) in zip(bases, rows, strict=True) if mark]
         if lost:
-            self._server.run([call(mending.RECOUNT, base, "") for base in lost])
+            for base in lost:
+                recount(self._server, base)
             rows = self._server.run(commands)
         _, *columns, ages = zip(*rows, strict=True)
         sums = [max(0, sum(int(total or 0) for total in column)) for column in columns]

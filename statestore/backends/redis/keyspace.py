@@ -18,7 +18,8 @@ a Cluster has `CLUSTER_SHARDS`, which CRC16 spreads evenly over 2 to 16 nodes.
                                  (``entries:<namespace>``), and the highest score evicted (``age``)
     departed            hash     digest -> what is remembered of a removed entry
     departures          zset     departed_at -> digest
-    anchors             hash     how many entries are beside each anchor, see `shard`
+    anchors             hash     which entries, or how many, are beside each anchor, see `sums`
+    recount, recounted  hash     what will be totals and anchors, see `recounting`; expire
     sightings           string   the prefixes that were seen lately, on the first shard alone, see
                                  `sightings`; expires when it is not used
     lookups             hash     the tally of lookups, on the first shard alone, see `lookups`

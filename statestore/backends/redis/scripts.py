@@ -6,41 +6,68 @@ from collections.abc import Sequence
 from typing import Final
 
 from statestore.backends.redis.parts import count_parts
-from statestore.backends.redis.rows import to_fields
+from statestore.backends.redis.rows import FIELDS, to_fields
 from statestore.backends.redis.shard import LUA_FIELDS, SHARD, Command, call, departed_kept
+from statestore.backends.redis.sums import MARK, SHORT_DIGITS
 from statestore.entry import Entry
 
 #: ARGV: base, now, digests in hex joined, deepest first; then, of each run of keys that share an
 #: anchor, that and the place of its first key, or nothing. The place (from 0) and the fields of the
-#: first that is usable. One long argument is read and sent much faster than thousands of names, a
-#: run of absent entries costs one call, and one whose anchor is absent none.
+#: first that is usable. One long argument is read and sent much faster than thousands of names. A
+#: run whose anchor is absent costs no call, one whose entries are known by name (see `sums`) a call
+#: for each that may be among the keys, another a call, and its halves.
 LONGEST: Final = f"""
 local entries, now, digests = ARGV[1] .. 'entry:', tonumber(ARGV[2]), ARGV[3]
 local DIGITS, RUN = 64, 64
-local function usable(name)
-  local f = redis.call('HMGET', name, 'status', 'expires_at')
-  return f[1] == 'ready' and (f[2] == '' or (tonumber(f[2]) or 0) > now)
+local STATUS, EXPIRES = {FIELDS.index("status") + 1}, {FIELDS.index("expires_at") + 1}
+local function name_of(place)
+  return entries .. digests:sub(place * DIGITS + 1, (place + 1) * DIGITS)
+end
+local function usable(place, name)
+  local f = redis.call('HMGET', name, {LUA_FIELDS})
+  local expires = f[EXPIRES]
+  if f[STATUS] == 'ready' and (expires == '' or (tonumber(expires) or 0) > now) then
+    return {{place, f}}
+  end
 end
 -- Of names[from] to names[to], of which `there` exist, the first that is usable.
-local function first_of(names, from, to, there)
+local function first_of(names, first, from, to, there)
   if there == 0 then
     return nil
   elseif from == to then
-    return usable(names[from]) and from or nil
+    return usable(first + from - 1, names[from])
   end
   local middle = math.floor((from + to) / 2)
   local near = redis.call('EXISTS', unpack(names, from, middle))
-  return first_of(names, from, middle, near) or first_of(names, middle + 1, to, there - near)
+  return first_of(names, first, from, middle, near)
+    or first_of(names, first, middle + 1, to, there - near)
 end
 local function search(from, to)
   for first = from, to - 1, RUN do
     local names = {{}}
-    for i = first, math.min(first + RUN, to) - 1 do
-      names[#names + 1] = entries .. digests:sub(i * DIGITS + 1, (i + 1) * DIGITS)
+    for place = first, math.min(first + RUN, to) - 1 do
+      names[#names + 1] = name_of(place)
     end
-    local at = first_of(names, 1, #names, redis.call('EXISTS', unpack(names)))
-    if at then
-      return {{first + at - 1, redis.call('HMGET', names[at], {LUA_FIELDS})}}
+    local found = first_of(names, first, 1, #names, redis.call('EXISTS', unpack(names)))
+    if found then
+      return found
+    end
+  end
+  return false
+end
+-- As `search`, for keys whose digests begin as `beside` says.
+local function search_named(from, to, beside)
+  local known = {{}}
+  for at = 2, #beside, 4 do
+    known[string.format('%0{SHORT_DIGITS}x', struct.unpack('>I4', beside, at))] = true
+  end
+  for place = from, to - 1 do
+    local start = place * DIGITS
+    if known[digests:sub(start + 1, start + {SHORT_DIGITS})] then
+      local found = usable(place, name_of(place))
+      if found then
+        return found
+      end
     end
   end
   return false
@@ -61,7 +88,9 @@ if not known then
 end
 places[#places + 1] = count
 for i = 1, #anchors do
-  local found = known[i + 2] and search(places[i], places[i + 1])
+  local beside = known[i + 2]
+  local named = beside and beside:sub(1, 1) == '{MARK}'
+  local found = beside and (named and search_named or search)(places[i], places[i + 1], beside)
   if found then
     return found
   end

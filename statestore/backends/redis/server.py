@@ -149,11 +149,11 @@ class Server:
             for key in client.scan_iter(match=pattern, count=_SCAN_KEYS):
                 yield key.decode(errors="replace")
 
-    def members(self, name: str) -> Iterator[str]:
+    def members(self, name: str) -> Iterator[bytes]:
         """Every member of a sorted set, at least once; raises as `run`."""
         with self._using() as client:
             for member, _ in client.zscan_iter(name, count=_SCAN_KEYS):
-                yield member.decode()
+                yield member
 
     def listen(self, channel: str) -> Line:
         """A connection of its own that hears what is published on `channel`. Raises as `run`."""

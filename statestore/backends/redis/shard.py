@@ -10,13 +10,7 @@ Redis refuses nothing to the script. Where a full server must allow it (a touch,
 removal), something is removed first, which Redis never refuses.
 
 An entry's *rank* is its place in ``ranks``: namespace, a zero byte, 0 if it is quarantined or else
-1, the score as 17 characters that sort as it does, and the digest.
-
-``anchors`` counts the entries beside each anchor (`StateKey.anchor`, 8 bytes), below ``?`` those
-whose anchor is not known; named ones are beside none. Its field of no name counts all, and lookups
-believe the hash while the totals tell of as many.
-What the server evicted of either, or an earlier release left out, is thus noticed; that one's
-entries have no field ``anchor``, and are counted when a sweep gives them one.
+1, the score as 17 characters that sort as it does, and the digest. What is counted is in `sums`.
 """
 
 from __future__ import annotations
@@ -24,6 +18,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeAlias
 
 from statestore.backends.redis.rows import FIELDS
+from statestore.backends.redis.sums import LUA_SUMS
 
 Command: TypeAlias = tuple[Any, ...]
 
@@ -39,6 +34,8 @@ SHARD_KEYS: Final = (
     "departed",
     "departures",
     "anchors",
+    "recount",
+    "recounted",
 )
 
 #: Removals remembered, over all shards.
@@ -93,90 +90,12 @@ local function expired(at, now)
   return at ~= '' and (tonumber(at) or 0) <= tonumber(now)
 end
 
-local SUMS = {{'entries', 'blob_bytes', 'state_bytes', 'quarantined', 'pinned', 'pinned_bytes'}}
-
-local function weigh(key)
-  local f = redis.call('HMGET', key, 'blob_bytes', 'state_bytes', 'status', 'pinned', 'namespace',
-    'anchor', 'role')
-  if not (f[1] and f[3]) and redis.call('EXISTS', key) == 0 then
-    return {{0, 0, 0, 0, 0, 0, counted = 0}}
-  end
-  local barred = f[3] == 'quarantined' and 1 or 0
-  if sound(f[1]) ~= f[1] then
-    redis.call('HSET', base .. 'totals', 'damaged', 1) -- what it was counted with is not known
-  end
-  local size, pinned, whose = number(f[1]), number(f[4]), ':' .. (f[5] or '')
-  local beside = f[6] and f[7] ~= 'named' and (#f[6] == 8 and f[6] or '?') or nil
-  return {{
-    1, size, number(f[2]), barred, pinned, pinned * size,
-    whose = whose, counted = f[6] and 1 or 0, beside = beside
-  }}
-end
-
-local function count_beside(before, after)
-  local name, all = base .. 'anchors', after.counted - before.counted
-  if all > 0 and redis.call('EXISTS', name) == 0 then
-    local known = number(redis.call('HGET', base .. 'totals', 'entries'))
-    if redis.call('ZCARD', base .. 'used') == known + 1 then -- else the totals were lost as well
-      redis.call('HSET', name, '', 0)
-    end
-  end
-  local function count(field, change)
-    local there = redis.pcall('HINCRBY', name, field, change)
-    if type(there) ~= 'number' then
-      redis.call('UNLINK', name) -- a hand's
-    elseif there <= 0 and field ~= '' then
-      redis.call('HDEL', name, field)
-    end
-  end
-  if all ~= 0 and redis.pcall('HEXISTS', name, '') ~= 0 then
-    count('', all)
-  end
-  if before.beside ~= after.beside then
-    if after.beside then
-      count(after.beside, 1)
-    end
-    if before.beside then
-      count(before.beside, -1)
-    end
-  end
-end
-
-local function add(whose, before, after)
-  for i, name in ipairs(SUMS) do
-    if after[i] ~= before[i] then
-      local delta = string.format('%.0f', after[i] - before[i])
-      redis.call('HINCRBY', base .. 'totals', name .. whose, delta)
-    end
-  end
-  if redis.call('HGET', base .. 'totals', 'entries' .. whose) == '0' then
-    for _, name in ipairs(SUMS) do
-      redis.call('HDEL', base .. 'totals', name .. whose)
-    end
-  end
-end
-
-local function account(key, before)
-  local after, none = weigh(key), {{0, 0, 0, 0, 0, 0}}
-  count_beside(before, after)
-  add('', before, after)
-  if before.whose == after.whose then
-    add(before.whose, before, after)
-    return
-  end
-  if before.whose then
-    add(before.whose, before, none)
-  end
-  if after.whose then
-    add(after.whose, none, after)
-  end
-end
-
 local function bytes_to_hex(bytes)
   local count = math.min(#bytes, 64) -- more is a hand's; no order needs it
   return string.format(string.rep('%02x', count), bytes:byte(1, count))
 end
 
+{LUA_SUMS}
 local function sortable(score)
   local bytes = struct.pack('>d', number(score))
   if bytes:byte() < 128 then
@@ -195,15 +114,15 @@ local function place_of(key, id)
     return nil
   end
   local rank = rank_of(f[1] or '', f[2], f[3], id)
-  return {{rank = rank, tokens = bytes_to_hex(f[4] or '') .. id}}
+  return {{rank = rank, tokens = tokens_of(f[4] or '', id)}}
 end
 
 local function arrange(key, id)
   local f = redis.call('HMGET', key, 'used_at', 'score', 'pinned', 'expires_at', 'status')
   local place = place_of(key, id)
   local score = sound(f[2])
-  redis.call('ZADD', base .. 'used', sound(f[1]), id)
   redis.call('ZREM', base .. 'barred', id)
+  redis.call('ZADD', base .. 'used', sound(f[1]), id)
   if f[3] == '1' then
     redis.call('ZREM', base .. 'order', id)
     redis.call('ZREM', base .. 'ranks', place.rank)

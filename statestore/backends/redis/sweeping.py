@@ -20,12 +20,14 @@ from statestore.backends.redis import mending, scripts
 from statestore.backends.redis.evicting import LINGER_MOST_MS
 from statestore.backends.redis.keyspace import DIGEST_DIGITS, Keyspace, entry_in, part_in
 from statestore.backends.redis.parts import UNPUBLISHED_S
+from statestore.backends.redis.recounting import recount
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import call
 
 T = TypeVar("T")
 
 _BATCH: Final = 256  # keys or entries of one round trip
+_ORDERS: Final = ("order", "barred", "expiry", "tokens", "ranks")  # beside ``used``
 
 
 class Sweep:
@@ -57,7 +59,7 @@ class Sweep:
             self._drop_orphans(keys)
             self._rearrange(keys)
         for base in self._keyspace.bases():
-            self._recount(base)
+            self._mend(base)
         return Swept(blobs=len(self._blobs), blob_bytes=self._bytes, expired=expired)
 
     def _drop_expired(self, base: str) -> int:
@@ -109,18 +111,20 @@ class Sweep:
         found = filter(None, map(entry_in, keys))
         self._server.run([call(mending.REARRANGE, base, digest) for base, digest in found])
 
-    def _recount(self, base: str) -> None:
+    def _mend(self, base: str) -> None:
         """Sum a shard's totals anew if they, or its orders, do not tell what is there."""
-        listed = 0
-        for ids in _batches(self._server.members(f"{base}used"), _BATCH):
-            there = self._server.run([("EXISTS", f"{base}entry:{one}") for one in ids])
-            if not all(there):
-                self._server.run([call(mending.RECOUNT, base, "")])
-                return
-            listed += len(ids)
-        (agrees,) = self._server.run([call(mending.AGREES, base, "", listed)])
-        if not agrees:
-            self._server.run([call(mending.RECOUNT, base, "")])
+        gone = self._weed(base, "used")
+        if gone or not self._server.run([call(mending.AGREES, base, "")])[0]:
+            for order in _ORDERS:
+                self._weed(base, order)
+            recount(self._server, base)
+
+    def _weed(self, base: str, order: str) -> int:
+        """Strike off what one of a shard's orders has without an entry; how many that were."""
+        return sum(
+            self._server.run([call(mending.WEED, base, "", order, *members)])[0]
+            for members in _batches(self._server.members(f"{base}{order}"), _BATCH)
+        )
 
     def _count(self, blob: str, parts: int, size: int) -> None:
         if parts:

@@ -4,7 +4,7 @@ whatever the server, a hand or an earlier release did to what says which stretch
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from statestore.backends.redis.search import LONG
+from statestore.backends.redis.sums import NAMED
 from statestore.entry import Change, Entry, EntryFilter, Role, Status
 from statestore.keys import ChunkRule, Plan, StateKey, plan
 from tests.places.backend_places import CREATED_AT, a_blob, an_entry, publish
@@ -62,17 +63,36 @@ def asked_for(server: RedisServer, lookup: Callable[[], Any]) -> tuple[Any, int]
         return found, client.info("commandstats").get("cmdstat_exists", {"calls": 0})["calls"]
 
 
-def anchors(place: RedisPlace) -> dict[bytes, int]:
+Beside = dict[bytes, int | tuple[bytes, ...]]
+
+
+def anchors(place: RedisPlace, name: str = "anchors") -> Beside:
+    """What the hash holds: numbers, and beginnings of digests in order."""
     with place.nodes[0].client() as client:
-        kept: dict[bytes, bytes] = client.hgetall(f"{place.prefix}:1:{{00}}:anchors")  # type: ignore[assignment]
-    return {anchor: int(count) for anchor, count in kept.items()}
+        kept: dict[bytes, bytes] = client.hgetall(f"{place.prefix}:1:{{00}}:{name}")  # type: ignore[assignment]
+    assert int(kept.pop(b"#", 0)) == (1 if b"" in kept else 0)
+    return {anchor: beside_in(value) for anchor, value in kept.items()}
 
 
-def counted(place: RedisPlace) -> dict[bytes, int]:
-    """What `anchors` should hold, by the entries."""
+def beside_in(value: bytes) -> int | tuple[bytes, ...]:
+    if value[:1] != b"#":
+        return int(value)
+    assert len(value) % 4 == 1
+    return tuple(sorted(value[at : at + 4] for at in range(1, len(value), 4)))
+
+
+def counted(place: RedisPlace, numbers: frozenset[bytes] = frozenset()) -> Beside:
+    """What `anchors` should hold, by the entries; of these anchors the numbers."""
     rows = place.rows()
-    beside = Counter(row.get("anchor") or b"?" for row in rows if row["role"] != b"named")
-    return {b"": len(rows), **beside}
+    beside: dict[bytes, list[bytes]] = defaultdict(list)
+    for row in rows:
+        if row["role"] != b"named":
+            beside[row.get("anchor") or b"?"].append(row["digest"][:4])
+    told = {
+        anchor: len(names) if anchor in numbers | {b"?"} else tuple(sorted(names))
+        for anchor, names in beside.items()
+    }
+    return {b"": len(rows), **told}
 
 
 def test_found_as_if_each_key_was_asked_for(backend: Any) -> None:
@@ -117,7 +137,7 @@ def test_only_stretches_that_have_an_entry_are_asked_for(server: RedisServer, ba
     found, runs = asked_for(server, lambda: backend.longest(KEYS, NOW))
     assert found.key == KEYS[300]
     assert found.key.anchor == KEYS[300].anchor
-    assert 0 < runs < 12  # one, and its halves
+    assert runs == 0  # what lies beside is known by name
     few = KEYS[: LONG - 1]
     assert asked_for(server, lambda: backend.longest(few, NOW)) == (None, 1)
 
@@ -148,6 +168,93 @@ def test_the_counts_are_those_of_the_entries(place: RedisPlace, backend: Any) ->
     for entry in list(backend.entries(EntryFilter())):
         backend.delete(entry.key, "a test")
     assert anchors(place) == {b"": 0}
+
+
+def test_many_beside_one_anchor_are_a_number(
+    server: RedisServer, place: RedisPlace, backend: Any
+) -> None:
+    """Names as long as they are few, and again once all have gone."""
+    keys = [key for key in KEYS if key.anchor == KEYS[300].anchor][10:30]
+    anchor = anchors_of(KEYS[300])
+    for stored in range(1, 20):
+        publish(backend, entry_of(keys[20 - stored]))
+        assert anchors(place) == counted(place, frozenset({anchor} if stored > NAMED else ()))
+        found, runs = asked_for(server, lambda: backend.longest(KEYS, NOW))
+        assert (found.key, runs > 0) == (keys[20 - stored], stored > NAMED)
+    for gone in range(1, 20):
+        assert backend.longest(KEYS, NOW).key == keys[gone]
+        assert backend.delete(keys[gone], "a test")
+        assert anchors(place) == counted(place, frozenset({anchor}))
+    publish(backend, entry_of(keys[0]))
+    assert anchors(place) == counted(place) == {b"": 1, anchor: (keys[0].digest[:4],)}
+
+
+def test_two_of_one_name(place: RedisPlace, backend: Any) -> None:
+    key = KEYS[300]
+    other = replace(key, digest=key.digest[:4] + bytes(28))
+    for one in (key, other):
+        publish(backend, entry_of(one))
+    assert anchors(place) == counted(place)
+    asked = (*KEYS[:300], other, *KEYS[300:])
+    assert backend.longest(asked, NOW).key == other
+    backend.delete(other, "a test")
+    assert backend.longest(asked, NOW).key == key
+    backend.delete(key, "a test")
+    assert anchors(place) == {b"": 0}
+
+
+@pytest.mark.parametrize("spoil", ["evicted", "quarantined", "expired"])
+def test_what_is_named_and_of_no_use(place: RedisPlace, backend: Any, spoil: str) -> None:
+    """The next beside the same anchor is found."""
+    first, second = KEYS[300], KEYS[303]
+    assert first.anchor == second.anchor
+    publish(backend, entry_of(first, expires_at=NOW if spoil == "expired" else None))
+    publish(backend, entry_of(second))
+    if spoil == "quarantined":
+        backend.update(first, Change(status=Status.QUARANTINED))
+    if spoil == "evicted":
+        place.at("", lambda node: node.delete(*place.keys(f"{{*}}:entry:{first.hex}")))
+    assert backend.longest(KEYS, NOW).key == second
+    publish(backend, replace(entry_of(first), blob=f"{first}.again"))
+    assert backend.longest(KEYS, NOW).key == first
+    backend.delete(first, "a test")
+    assert backend.longest(KEYS, NOW).key == second
+
+
+def make_numbers(place: RedisPlace) -> None:
+    """As an earlier build would have written `anchors`."""
+    name = f"{place.prefix}:1:{{00}}:anchors"
+    with place.nodes[0].client() as client:
+        kept: dict[bytes, bytes] = client.hgetall(name)  # type: ignore[assignment]
+        del kept[b"#"]
+        numbers = {
+            anchor: len(value) // 4 if value[:1] == b"#" else int(value)
+            for anchor, value in kept.items()
+        }
+        client.delete(name)
+        client.hset(name, mapping=numbers)  # type: ignore[arg-type]
+
+
+def test_numbers_of_an_earlier_build(server: RedisServer, place: RedisPlace, backend: Any) -> None:
+    for at in (300, 303, 500):
+        publish(backend, entry_of(KEYS[at]))
+    make_numbers(place)
+    publish(backend, entry_of(KEYS[100]))
+    assert backend.longest(KEYS, NOW).key == KEYS[100]
+    backend.delete(KEYS[100], "a test")
+    for at in (300, 303, 500):
+        found, runs = asked_for(server, lambda: backend.longest(KEYS, NOW))
+        assert (found.key, 0 < runs < 20) == (KEYS[at], True)
+        if at == 300:
+            backend.delete(KEYS[300], "a test")
+            publish(backend, entry_of(KEYS[301]))
+            backend.delete(KEYS[301], "a test")
+        if at == 303:
+            backend.update(KEYS[303], Change(status=Status.QUARANTINED))
+    backend.sweep(NOW, 0.0)
+    assert anchors(place) == counted(place)
+    found, runs = asked_for(server, lambda: backend.longest(KEYS, NOW))
+    assert (found.key, runs) == (KEYS[500], 0)
 
 
 def no_anchors(client: Any, base: str) -> None:
@@ -267,7 +374,7 @@ def test_a_store_of_an_earlier_release(
     assert left[KEYS[400]] == entries[3]
     kept = anchors(place)
     assert kept.pop(b"left alone") == 1  # one by one: nothing was summed anew in one long step
-    assert kept == counted(place) == {b"": 4, b"?": 3, anchors_of(KEYS[50]): 1}
+    assert kept == counted(place) == {b"": 4, b"?": 3, anchors_of(KEYS[50]): (KEYS[50].digest[:4],)}
     with server.client() as client:
         for key in place.keys("{*}:entry:*"):
             assert client.object("ENCODING", key) == b"listpack"
@@ -290,8 +397,7 @@ def test_what_an_earlier_release_put_beside_is_found(
     publish(backend, entry_of(KEYS[100]))
     with server.client() as client:
         name = f"{place.prefix}:1:{{00}}:anchors"
-        for field, change in ((b"", -1), (anchors_of(KEYS[100]), -1)):
-            client.hincrby(name, field, change)  # type: ignore[arg-type]
+        client.hincrby(name, "", -1)
         client.hdel(name, anchors_of(KEYS[100]))  # type: ignore[arg-type]
     assert backend.longest(KEYS, NOW).key == KEYS[100]
     backend.sweep(NOW, 0.0)
