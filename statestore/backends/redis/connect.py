@@ -19,6 +19,9 @@ from redis.sentinel import Sentinel
 from statestore.backends.redis.address import TLS_FILES, Address, Credentials
 from statestore.errors import SettingsError
 
+#: Followed for one command; a slot that has moved asks for one. Where it is between two nodes,
+#: redis-py's 16 take up to 0.9 s, longer than a lookup may.
+_REDIRECTIONS: Final = 4
 _READ_BYTES: Final = 128 << 10  # of one receive; 64 to 256 KiB measured alike, more is slower
 
 
@@ -65,12 +68,14 @@ def _primary(address: Address) -> Any:  # noqa: ANN401 - as above
 
 def _cluster(address: Address) -> RedisCluster:
     """Shards whose node is down fail, the others answer."""
-    return RedisCluster(
+    client = RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],  # type: ignore[no-untyped-call]
         require_full_coverage=False,
         retry=Retry(NoBackoff(), 0),
         **_options(address),
     )
+    client.RedisClusterRequestTTL = _REDIRECTIONS
+    return client
 
 
 def _options(address: Address) -> dict[str, Any]:

@@ -82,12 +82,9 @@ class Search:
             longest(self._keyspace.base_of(shard), [keys[place].digest for place in places], now)
             for shard, places in shards.items()
         ]
-        if len(commands) == 1:
-            answers = [self._server.ask(commands[0], until)]
-        elif until is None:
-            answers = self._server.run(commands)
-        else:
+        if until is not None:
             raise NotAtHandError
+        answers = self._server.run(commands, moving_ok=True)
         replies = zip(shards.values(), answers, strict=True)
         return min(
             ((places[reply[0]], reply[1]) for places, reply in replies if reply), default=None

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from redis import RedisCluster
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
     MovedError,
@@ -30,6 +31,7 @@ from redis.exceptions import (
     RedisClusterException,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import MasterNotFoundError
@@ -41,11 +43,13 @@ from statestore.backends.redis.connect import new_client
 from statestore.backends.redis.line import Line
 from statestore.backends.redis.shard import Command
 from statestore.backends.redis.wire import IN_FLIGHT, OddReplyError, Wires
-from statestore.errors import BackendError, ClosedError, FullError, UnavailableError
+from statestore.errors import BackendError, BusyError, ClosedError, FullError, UnavailableError
 
 _SCAN_KEYS: Final = 1000  # looked at in one step
 _IN_A_SCRIPT: Final = "The user executing the script can't"  # run this, or reach that key
 _NO_LOGIN: Final = "unauthenticated"  # what it says to a large command before a password
+#: What a node says in a script, and redis-py in the end, of a slot that is between two nodes.
+_BETWEEN: Final = ("non local key in a cluster node script", "TTL exhausted")
 _RIGHTS: Final = "+@read +@write +@scripting +@pubsub +@connection +cluster"
 
 
@@ -65,11 +69,14 @@ class Server:
         self._wires: Wires | None = None
         self._inside = 0
 
-    def run(self, commands: Sequence[Command]) -> list[Any]:
+    def run(self, commands: Sequence[Command], *, moving_ok: bool = False) -> list[Any]:
         """The replies, in order.
+
+        With `moving_ok` a slot that is just moved to another node of a Cluster replies ``None``.
 
         Raises:
             UnavailableError: the server cannot be reached, is too slow, or refuses a command.
+            BusyError: a slot is just moved.
             FullError: it has no memory left.
             ClosedError: `close` was called.
         """
@@ -79,8 +86,10 @@ class Server:
             if new:
                 again = self._exchange(client, [commands[place] for place in new])
                 replies = _merged(replies, new, again)
-            for reply in replies:
-                if isinstance(reply, Exception):
+            for place, reply in enumerate(replies):
+                if moving_ok and _moves(reply):
+                    replies[place] = None
+                elif isinstance(reply, Exception):
                     raise reply
             return replies
 
@@ -234,6 +243,8 @@ class Server:
     def _translated(self, error: Exception) -> BackendError:
         if "command not allowed when used memory" in str(error):
             return FullError(f"{self.place}: no memory left: raise maxmemory, or delete states")
+        if _moves(error):
+            return BusyError(f"{self.place}: a slot is moving from node to node")
         if isinstance(error, ReadOnlyError):
             self._forget_idle_connections()  # the name may lead to another server by now
         said = (
@@ -260,6 +271,13 @@ class Server:
         if isinstance(error, RedisConnectionError | RedisClusterException):
             return "; is the server running there, and is the URL right?"
         return ""
+
+
+def _moves(reply: object) -> bool:
+    """Whether a slot is on its way from node to node: both are well, and it will have come soon."""
+    if isinstance(reply, AskError | TryAgainError):
+        return not isinstance(reply, MovedError)
+    return isinstance(reply, Exception) and any(words in str(reply) for words in _BETWEEN)
 
 
 def _merged(replies: list[Any], places: list[int], others: list[Any]) -> list[Any]:

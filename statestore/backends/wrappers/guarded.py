@@ -281,6 +281,8 @@ class Guarded(Wrapper):
                 with suppress(NotAtHandError):
                     return quick()
             return self._run(operation, work, limit_s)
+        except BusyError:
+            raise
         except UnavailableError as error:
             if self._opens(self._all, ticket, late=self._late(began)):
                 self._opened("all", error)

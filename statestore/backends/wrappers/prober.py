@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from statestore.backends.wrappers.breaker import Breaker, Circuit
-from statestore.errors import StateStoreError, UnavailableError
+from statestore.errors import BusyError, StateStoreError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class Prober:
         assert question is not None
         try:
             question()
+        except BusyError:
+            pass  # it answers
         except UnavailableError as error:
             self._breaker.failed(ticket)
             self._in_vain()
