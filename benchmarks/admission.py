@@ -44,10 +44,10 @@ from benchmarks.servers import (
 )
 from benchmarks.storage_fetch import GUARD
 from benchmarks.storage_scale import fill
-from rwkv_runtime.admission import Admission
-from rwkv_runtime.checkpoints import to_save
-from rwkv_runtime.forks import Forks, Sight
-from rwkv_runtime.pace import Costs
+from rwkv_runtime.session.admission import Admission
+from rwkv_runtime.session.checkpoints import to_save
+from rwkv_runtime.session.forks import Forks, Sight
+from rwkv_runtime.session.pace import Costs
 from statestore import open_store
 from statestore.backends.sightings import SIGHTINGS, sightings_of
 from statestore.backends.sql.file import CATALOG

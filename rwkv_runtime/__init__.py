@@ -10,7 +10,7 @@
   `rwkv` package; either gives an `Engine`.
 * `Runtime` reads prompts over an engine and a store: `prefill` (a `Prefill`), `ask` (an `Answer`
   for each question), `generate` (a `Generated` for each token; `Sampling` and `Stop` say how and
-  how far), `warm`, `explain`.
+  how far), `warm`, `explain`. An `Admission` says which states are worth keeping.
 * `Conversation` is a chat of `Message` objects whose history is found again.
 * `tokenizer_for` gives the `Tokenizer` that fits a model's vocabulary.
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from rwkv_runtime.generation import Generated, Stop
     from rwkv_runtime.runtime import Answer, Runtime
     from rwkv_runtime.sampling import Sampling
-    from rwkv_runtime.session import Prefill
+    from rwkv_runtime.session import Admission, Prefill
     from rwkv_runtime.tokenizer import Tokenizer, tokenizer_for
 
 __all__ = [
+    "Admission",
     "Answer",
     "Conversation",
     "Engine",
@@ -50,11 +51,11 @@ __all__ = [
 _PLACES = {
     **dict.fromkeys(("Answer", "Runtime"), "runtime"),
     **dict.fromkeys(("Engine", "load_engine", "load_package_engine"), "engines"),
+    **dict.fromkeys(("Admission", "Prefill"), "session"),
     **dict.fromkeys(("Generated", "Stop"), "generation"),
     **dict.fromkeys(("Tokenizer", "tokenizer_for"), "tokenizer"),
     "Conversation": "conversation",
     "Message": "chat",
-    "Prefill": "session",
     "Sampling": "sampling",
 }
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from rwkv_runtime.behind import Later
 from rwkv_runtime.generation import Generated, Stop, generate
 from rwkv_runtime.sampling import GREEDY, Sampling
 from rwkv_runtime.session import Bookmark, Prefill, Progress, Session
+from rwkv_runtime.session.behind import Later
 from rwkv_runtime.tokenizer import Tokenizer
 from statestore.keys import Tokens
 

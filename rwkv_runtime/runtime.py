@@ -9,15 +9,15 @@ from typing import Self
 
 import torch
 
-from rwkv_runtime.admission import Admission
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.generation import Continuation, Generated, Stop
 from rwkv_runtime.questions import Answer, Questions
 from rwkv_runtime.replies import Replies
 from rwkv_runtime.sampling import GREEDY, Sampling
 from rwkv_runtime.session import Prefill, Progress, Session
+from rwkv_runtime.session.admission import Admission
+from rwkv_runtime.session.writer import Writer
 from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
-from rwkv_runtime.writer import Writer
 from statestore.accesslog import AccessLog
 from statestore.backends import ending
 from statestore.explain import Verdict, explain, stored_along
@@ -37,7 +37,7 @@ class Runtime:
         namespace: whose states; its salt comes from configuration.
         tokenizer: for calls with text; by default the one that fits the engine's vocabulary.
         model: a name for people, kept with each state.
-        admission: which states are worth keeping; see `rwkv_runtime.admission`.
+        admission: which states are worth keeping; see `rwkv_runtime.session.admission`.
         lease_s: seconds for which the right to compute a state is held at least; a runtime that
             dies on another machine is waited for as long.
         access_log: a file that gets a line for each prompt, to be replayed by ``statestore

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from rwkv_runtime.errors import BusyError
-from rwkv_runtime.reading import Progress
 from rwkv_runtime.runtime import Runtime
 from rwkv_runtime.serving.decoder import Decoder
 from rwkv_runtime.serving.events import Ended, Failed, Load, OnEvent, Piece, Request, Started
 from rwkv_runtime.serving.ticket import CancelledError, Ticket
 from rwkv_runtime.session import Prefill
+from rwkv_runtime.session.reading import Progress
 from statestore.errors import ClosedError, InputError
 from statestore.forking import renew_in_child
 from statestore.keys import Namespace, Tokens

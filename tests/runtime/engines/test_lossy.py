@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rwkv_runtime import Prefill, Runtime
-from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Rwkv7Engine, load_engine, load_package_engine
 from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.rounding import expanded, rounded, rounded_schema
 from rwkv_runtime.errors import NumericsError
 from rwkv_runtime.names import LOSSY, Lossy
+from rwkv_runtime.session.admission import Everything
 from statestore import StateStore, open_store
 from statestore.errors import SettingsError
 from statestore.keys import ChunkRule

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Engine, LossyEngine, Rwkv7Engine
 from rwkv_runtime.engines.batch import Batch
 from rwkv_runtime.generation import Continuation
@@ -16,6 +15,7 @@ from rwkv_runtime.runtime import Runtime
 from rwkv_runtime.sampling import Sampling
 from rwkv_runtime.serving import Ended, Event, Failed, Piece, Request, Started, Streams, Ticket
 from rwkv_runtime.serving.events import OnEvent
+from rwkv_runtime.session.admission import Everything
 from statestore import ChunkRule, StateStore
 
 HANG_S = 120.0  # many times what anything here takes

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv_runtime import Runtime, Stop, load_engine
-from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Engine, LossyEngine, Rwkv7Engine, load_package_engine
 from rwkv_runtime.errors import BusyError, TokenizerError, VocabularyError
 from rwkv_runtime.serving import Ended, Failed, Piece, Request, Streams
+from rwkv_runtime.session.admission import Everything
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore import open_store
 from statestore.errors import InputError, PromptError

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from rwkv_runtime import Runtime, load_engine
-from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Engine, Rwkv7Engine
 from rwkv_runtime.errors import BusyError
 from rwkv_runtime.serving import Ended, Failed, Request, Streams
+from rwkv_runtime.session.admission import Everything
 from statestore import Namespace, StateStore, open_store
 from statestore.backends.wrappers.faulty import Delay, Fail, Fault, Faulty
 from statestore.errors import ClosedError, UnavailableError

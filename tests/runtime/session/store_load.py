@@ -11,8 +11,8 @@ from typing import Self
 import torch
 
 from rwkv_runtime import Prefill, Runtime
-from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Engine
+from rwkv_runtime.session.admission import Everything
 from statestore import StateStore
 
 THREADS = 4

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from rwkv_runtime import Runtime, load_engine
-from rwkv_runtime.admission import Admission, Candidate, Everything
-from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.engines import Engine
-from rwkv_runtime.pace import UNMEASURED_FETCH_S, UNMEASURED_TOKEN_S, Costs, Pace
+from rwkv_runtime.session.admission import Admission, Candidate, Everything
+from rwkv_runtime.session.checkpoints import to_save
+from rwkv_runtime.session.pace import UNMEASURED_FETCH_S, UNMEASURED_TOKEN_S, Costs, Pace
 from statestore import ChunkRule, Role, StateStore, open_store
 from statestore.entry import Entry
 from statestore.eviction.policy import STOP_S

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from rwkv_runtime import Prefill, Runtime, load_engine
-from rwkv_runtime.admission import Admission
-from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.engines import Engine
-from rwkv_runtime.forks import Forks, Sight
-from rwkv_runtime.pace import Costs
+from rwkv_runtime.session.admission import Admission
+from rwkv_runtime.session.checkpoints import to_save
+from rwkv_runtime.session.forks import Forks, Sight
+from rwkv_runtime.session.pace import Costs
 from statestore import ChunkRule, Namespace, Role, StateStore, open_store
 from statestore.backends.base import Backend
 from statestore.backends.leases import Leases

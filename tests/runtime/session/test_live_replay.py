@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwkv_runtime.admission import Admission
-from rwkv_runtime.checkpoints import to_save
-from rwkv_runtime.forks import Forks
-from rwkv_runtime.pace import Costs
+from rwkv_runtime.session.admission import Admission
+from rwkv_runtime.session.checkpoints import to_save
+from rwkv_runtime.session.forks import Forks
+from rwkv_runtime.session.pace import Costs
 from statestore import ChunkRule, Identity, Namespace, StateStore, open_store
 from statestore.eviction import make_policy
 from statestore.keys import Plan, Role, plan

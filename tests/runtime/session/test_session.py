@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from rwkv_runtime import Prefill, Runtime, Stop, load_engine
-from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Engine
 from rwkv_runtime.errors import TokenizerError, VocabularyError
+from rwkv_runtime.session.admission import Everything
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from statestore import ChunkRule, EntryFilter, Identity, Namespace, Role, StateStore, open_store
 from statestore.backends.lookups import lookups_of

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rwkv_runtime.writer import SMALL, Writer
+from rwkv_runtime.session.writer import SMALL, Writer
 
 
 class Gate:
@@ -208,7 +208,7 @@ next(kept)
 def test_the_end_of_the_interpreter_writes_what_waits(ending: str) -> None:
     script = f"""
 import time
-from rwkv_runtime.writer import Writer
+from rwkv_runtime.session.writer import Writer
 writer = Writer()
 for number in range(3):
     writer.submit(lambda number=number: (time.sleep(0.1), print(number, flush=True)))

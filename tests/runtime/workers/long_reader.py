@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_runtime import Prefill, Runtime, load_engine
-from rwkv_runtime.admission import Everything
 from rwkv_runtime.engines import Engine
+from rwkv_runtime.session.admission import Everything
 from statestore import open_store
 from tests.runtime.workers.footprint import memory, reset_peak
 

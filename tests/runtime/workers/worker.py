@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rwkv_runtime import Runtime, load_engine
-from rwkv_runtime.admission import Admission, Everything
 from rwkv_runtime.engines.lossy import LossyEngine
+from rwkv_runtime.session.admission import Admission, Everything
 from statestore import ChunkRule, open_store
 from statestore.schema import Tensor
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rwkv_runtime.admission import Admission
-from rwkv_runtime.checkpoints import stops_below
 from rwkv_runtime.engines import Engine
-from rwkv_runtime.reading import Fresh
+from rwkv_runtime.session.admission import Admission
+from rwkv_runtime.session.checkpoints import stops_below
+from rwkv_runtime.session.reading import Fresh
 from statestore.backends.base import Backend, Deferring
 from statestore.backends.headroom import has_headroom
 from statestore.backends.tiers.backend import Tiered

@@ -24,23 +24,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_runtime.admission import Admission
-from rwkv_runtime.behind import Later, Note, Save
-from rwkv_runtime.checkpoints import to_save
 from rwkv_runtime.engines import Engine, EngineState, check_tokens
-from rwkv_runtime.forks import Forks, Look
-from rwkv_runtime.keeper import Keeper
-from rwkv_runtime.pace import Pace
-from rwkv_runtime.reading import AtOnce, Bookmark, Fresh, Point, Progress, Reading, Turns
-from rwkv_runtime.writer import Writer
+from rwkv_runtime.session.admission import Admission
+from rwkv_runtime.session.behind import Later, Note, Save
+from rwkv_runtime.session.checkpoints import to_save
+from rwkv_runtime.session.forks import Forks, Look
+from rwkv_runtime.session.keeper import Keeper
+from rwkv_runtime.session.pace import Pace
+from rwkv_runtime.session.reading import AtOnce, Bookmark, Fresh, Point, Progress, Reading, Turns
+from rwkv_runtime.session.writer import Writer
 from statestore.accesslog import Access, AccessLog
 from statestore.backends.leases import Leases
 from statestore.errors import StateError
 from statestore.keys import KeyedBoundary, Namespace, Plan, Role, Tokens, plan
 from statestore.once import Once
 from statestore.store import Found, Identity, StateStore
-
-__all__ = ["Bookmark", "Prefill", "Progress", "Session"]
 
 
 @dataclass(frozen=True, slots=True)

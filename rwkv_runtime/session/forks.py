@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Final, TypeVar
 
-from rwkv_runtime.admission import Admission
+from rwkv_runtime.session.admission import Admission
 from statestore.backends.sightings import Unfailing, sightings_of
 from statestore.backends.wrappers.deadline import Threads
 from statestore.errors import BackendError

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from rwkv_runtime.pace import Costs
+from rwkv_runtime.session.pace import Costs
 
 #: In a chat states lie apart one part in so many of what follows them.
 _SHARE: Final = 8

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rwkv_runtime.engines import Engine, EngineState
-from rwkv_runtime.pace import Pace
+from rwkv_runtime.session.pace import Pace
 from statestore.backends.leases import Outcome
 from statestore.entry import Entry
 from statestore.keys import KeyedBoundary, Plan, Role, StateKey

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from rwkv_runtime.forks import Forks, Look
-from rwkv_runtime.keeper import Keeper
-from rwkv_runtime.reading import Fresh
-from rwkv_runtime.writer import Writer
+from rwkv_runtime.session.forks import Forks, Look
+from rwkv_runtime.session.keeper import Keeper
+from rwkv_runtime.session.reading import Fresh
+from rwkv_runtime.session.writer import Writer
 from statestore.accesslog import Access, AccessLog
 from statestore.backends.leases import Outcome
 from statestore.entry import Entry

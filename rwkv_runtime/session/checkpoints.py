@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rwkv_runtime.admission import Admission, Candidate
-from rwkv_runtime.pace import Costs
+from rwkv_runtime.session.admission import Admission, Candidate
+from rwkv_runtime.session.pace import Costs
 from statestore.keys import KeyedBoundary, Plan, Role
 
 
