@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from ipaddress import ip_address
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,10 +22,14 @@ from rwkv_runtime.server import completions, page, reading, standing
 from rwkv_runtime.server.answering import GONE
 from rwkv_runtime.server.errors import ApiError, api_error
 from rwkv_runtime.server.instruments import Instruments, Stopwatch
+from rwkv_runtime.server.protocol import HEAD_BYTES
 from rwkv_runtime.server.service import Service
 from rwkv_runtime.server.shapes import Spent
 
 log = logging.getLogger("rwkv_runtime.server.requests")
+
+#: Of a request's path and query.
+TARGET_BYTES: Final = 8 << 10
 
 
 def application(service: Service, *, local: bool) -> ASGIApp:
@@ -77,6 +82,7 @@ class Watched:
             await send(message)
 
         try:
+            _require_short(scope)
             if self._local:
                 _require_this_machine(scope)
             await self._app(scope, receive, noting)
@@ -100,6 +106,23 @@ class Watched:
             scope["method"], endpoint, status or GONE, seconds,
             spent.prompt_tokens, spent.cached_tokens, spent.completion_tokens,
         )  # fmt: skip
+
+
+def _require_short(scope: Scope) -> None:
+    """Raises ApiError, 414 or 431: what comes in one piece is not held up by the protocol."""
+    target = len(scope["raw_path"]) + len(scope["query_string"])
+    if target > TARGET_BYTES:
+        raise ApiError(
+            414, f"the path and query have {target} bytes, {TARGET_BYTES} at most: use the body"
+        )
+    held = target + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if held > HEAD_BYTES:
+        name, value = max(scope["headers"], key=lambda header: len(header[1]))
+        raise ApiError(
+            431,
+            f"the headers have {held} bytes, {HEAD_BYTES} at most; the longest is "
+            f"{name.decode('latin-1')[:100]!r}, {len(value)} bytes: send less",
+        )
 
 
 def _require_this_machine(scope: Scope) -> None:

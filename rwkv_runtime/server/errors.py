@@ -9,6 +9,7 @@ to blame and what to do about it.
 | 401 | authentication_error | no API key, or one that is not known |
 | 404 | not_found_error | a model, document or path that is not there |
 | 405, 413, 415 | invalid_request_error | the method, the size or the kind of the body |
+| 414, 431 | invalid_request_error | the path and query, or all headers together, are too long |
 | 408 | timeout_error | the body does not come |
 | 429 | rate_limit_error | all places and the queue are taken; Retry-After says for how long |
 | 500 | server_error | a defect, or weights whose logits are no numbers; the log has it |

@@ -1,16 +1,29 @@
 """HTTP/1.1 as uvicorn speaks it, with deadlines for request lines and headers, and for clients that
-read nothing of an answer: neither keeps a connection for ever.
+read nothing of an answer: neither keeps a connection for ever. Its refusals have the API's shape,
+and what strangers send that is no request, or asks for another protocol, fills no log.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import sys
 from typing import Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from rwkv_runtime.server.errors import ApiError
+
+log = logging.getLogger(__name__)
 
 HEADER_TIMEOUT_S: Final = 10.0
 UNREAD_TIMEOUT_S: Final = 60.0
+#: Of a request's target and headers together. What comes at once may be longer: see `app`.
+HEAD_BYTES: Final = 32 << 10
+
+_TOO_LONG: Final = f"the request's headers do not end within {HEAD_BYTES} bytes"
 
 
 class TimedProtocol(H11Protocol):
@@ -34,6 +47,29 @@ class TimedProtocol(H11Protocol):
             self._met()
         elif self._deadline is None:
             self._expect()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request; 431 where its headers do not end."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way
+            self.transport.close()
+            return
+        error = sys.exception()
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        refused = ApiError(status, _TOO_LONG if status == 431 else f"{msg} ({error})")
+        body = json.dumps(refused.body).encode()
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        answer = h11.Response(status_code=status, headers=headers)
+        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Upgrades are ignored, as HTTP lets a server: the answer is that to a plain request."""
+        log.debug("an upgrade was asked for; there are none")
 
     def on_response_complete(self) -> None:
         """From here on uvicorn's own timeout counts, until something comes."""

@@ -29,7 +29,7 @@ from rwkv_runtime.server.app import application
 from rwkv_runtime.server.documents import Documents
 from rwkv_runtime.server.instruments import DIRECTORY_VARIABLE, Instruments, count_in_files
 from rwkv_runtime.server.prompts import Prompts
-from rwkv_runtime.server.protocol import TimedProtocol
+from rwkv_runtime.server.protocol import HEAD_BYTES, TimedProtocol
 from rwkv_runtime.server.service import Service
 from rwkv_runtime.serving import Streams
 from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for, warm_up
@@ -147,6 +147,7 @@ async def _serve(
         proxy_headers=False,
         server_header=False,
         limit_concurrency=_connections(),
+        h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_s + FLUSH_S)),
     )

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,75 @@ def busy(server: Server) -> int:
 
 def streams(server: Server) -> dict[str, int]:
     return dict(server.request("GET", "/readyz").json()["streams"])
+
+
+def ask(server: Server, *pieces: bytes) -> tuple[int, dict[str, Any]]:
+    """Status and error of what is sent as it is, piece by piece."""
+    with socket.create_connection(address(server), 60) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            raw.sendall(piece)
+        head, _, body = read_all(raw).partition(b"\r\n\r\n")
+    return int(head.split()[1]), dict(json.loads(body)["error"])
+
+
+def read_all(raw: socket.socket) -> bytes:
+    found = bytearray()
+    with suppress(ConnectionResetError):  # closed while the rest still comes
+        while piece := raw.recv(1 << 16):
+            found += piece
+    return bytes(found)
+
+
+HEAD = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize("size", [40_000, 100_000])
+def test_long_headers_are_refused_however_they_come(small: Server, size: int) -> None:
+    line = b"X-Long: " + b"a" * size + b"\r\n"
+    status, error = ask(small, HEAD + line + b"\r\n")
+    assert status == 431
+    assert error["type"] == "invalid_request_error"
+    assert "32768" in error["message"]
+    many = b"".join(b"X-%d: %s\r\n" % (n, b"b" * 90) for n in range(size // 100))
+    assert ask(small, HEAD + many + b"\r\n")[0] == 431
+    endless = ask(small, HEAD + line[: size // 2], line[size // 2 : -2])
+    assert (endless[0], "32768" in endless[1]["message"]) == (431, True)
+
+
+def test_headers_of_a_browser_are_let_in(small: Server) -> None:
+    cookies = b"Cookie: " + b"c" * 12_000 + b"\r\n"
+    assert ask(small, HEAD + cookies + b"\r\n")[0] == 401  # it is the key that is missing
+
+
+def test_long_paths_and_queries_are_refused(small: Server) -> None:
+    for target in (f"/v1/models?{'q' * 9000}", f"/{'p' * 9000}"):
+        request = HEAD.replace(b"/v1/models", target.encode())
+        status, error = ask(small, request + b"\r\n")
+        assert status == 414
+        assert "8192 at most" in error["message"]
+        assert len(error["message"]) < 200
+
+
+def test_what_is_no_request_is_told_so_in_the_apis_shape(small: Server) -> None:
+    for sent in (
+        b"nonsense\r\n\r\n",
+        HEAD + b"no colon\r\n\r\n",
+        b"\x16\x03\x01\x02\x00" * 20 + b"\r\n\r\n",
+    ):
+        status, error = ask(small, sent)
+        assert status == 400
+        assert "Invalid HTTP request" in error["message"]
+
+
+def test_upgrades_are_ignored_and_fill_no_log(small: Server) -> None:
+    said = len(small.log)
+    upgrade = b"Connection: close, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    asked = HEAD.replace(b"Connection: close\r\n", upgrade)
+    assert [ask(small, asked + b"\r\n")[0] for _ in range(3)] == [401] * 3
+    lines = small.log[said:]
+    assert "WebSocket" not in lines
+    assert "upgrade" not in lines
 
 
 def test_headers_that_do_not_come_in_time(slow: socket.socket) -> None:
