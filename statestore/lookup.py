@@ -15,6 +15,7 @@ from enum import Enum, auto
 
 from statestore import codec
 from statestore.backends.base import Backend, read_followed
+from statestore.backends.fields import fitting
 from statestore.entry import Change, Entry, Status
 from statestore.errors import BackendError, ContainerError, LockedError, UnavailableError
 from statestore.keys import StateKey
@@ -147,7 +148,7 @@ class Lookup:
 
     def quarantine(self, entry: Entry, reason: str) -> bool:
         """Bar `entry` from use. ``False`` if it was replaced or removed meanwhile."""
-        barred = Change(status=Status.QUARANTINED, reason=reason)
+        barred = Change(status=Status.QUARANTINED, reason=fitting(reason, "reason"))
         return self._backend.update(entry.key, barred, blob=entry.blob)
 
     def _sound(self, entry: Entry) -> State | None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from statestore import codec
 from statestore.backends.base import Backend, Mendable, Orphan
+from statestore.backends.fields import fitting
 from statestore.backends.wrapper import Wrapper
 from statestore.entry import Entry, Role
 from statestore.errors import ContainerError, InputError
@@ -63,7 +64,8 @@ def take_down(store: StateStore, checked: Checked) -> str:
     if locked(problem):  # sound for whoever has the key
         return ""
     if problem.startswith("Missing"):
-        gone = untimed(store.backend).delete(entry.key, f"quarantined: {problem}", blob=entry.blob)
+        reason = fitting(f"quarantined: {problem}", "reason")
+        gone = untimed(store.backend).delete(entry.key, reason, blob=entry.blob)
         return "removed" if gone else ""
     return "quarantined" if store.quarantine(entry, problem) else ""
 
@@ -78,7 +80,12 @@ def left_overs(store: StateStore, grace_s: float, *, adopt: bool) -> Iterator[Le
         return
     for orphan in place.orphans(store.now() - grace_s):
         entry, problem = _recognised(store, orphan)
-        adopted = adopt and entry is not None and place.adopt(entry)
+        adopted = False
+        if adopt and entry is not None:
+            try:
+                adopted = place.adopt(entry)
+            except InputError as error:  # a sound container whose texts no catalog takes
+                entry, problem = None, f"{type(error).__name__}: {error}"
         yield LeftOver(orphan.blob, orphan.blob_bytes, entry, problem, adopted)
 
 

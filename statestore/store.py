@@ -22,6 +22,7 @@ from typing import Self
 
 from statestore import codec
 from statestore.backends.base import Backend, Deferring, Swept
+from statestore.backends.fields import check_labels, check_text
 from statestore.backends.leases import Leases
 from statestore.backends.lookup_tally import LookupTally
 from statestore.complaints import Complaints
@@ -142,7 +143,7 @@ class StateStore:
             role: why it is saved.
             cost_s: seconds of computing from the empty state that a hit saves.
             model: a name for people.
-            labels: free words for people and filters.
+            labels: free words for people and filters: `LABELS` at most, see `backends.fields`.
             pinned: never dropped to make room.
             ttl_s: seconds after which it counts as gone.
             ancestor_tokens: length of the nearest state that was stored when this one came.
@@ -152,6 +153,9 @@ class StateStore:
         Raises:
             InputError: a field means nothing, or cannot be kept.
         """
+        check_text(model, "model")  # ahead of encoding, and of a container that no reader takes
+        check_text(identity.namespace, "namespace")
+        check_labels(labels or {})
         now = self._clock()
         header = codec.Header.of(
             state,

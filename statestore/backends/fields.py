@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from statestore.blobs.base import NAME
 from statestore.entry import MEMO_BYTES, Entry, EntryFilter
 from statestore.errors import InputError
 from statestore.keys.state_key import TOKENS_LIMIT
 
+#: Of one entry.
+LABELS: Final = 64
+#: Bytes in UTF-8: of a label's name, of its value, and of all names and values of an entry.
+LABEL_NAME_BYTES: Final = 256
+LABEL_VALUE_BYTES: Final = 4096
+LABELS_BYTES: Final = 16_384
+#: Bytes in UTF-8 of an entry's texts. What was stored before there were limits stays readable.
+TEXT_BYTES: Final = {"namespace": 256, "schema_id": 256, "model": 1024, "reason": 4096}
+
+_SHOWN: Final = 40  # characters of what is too long
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -28,25 +37,63 @@ def check_entry(entry: Entry) -> None:
         raise InputError(f"entry {entry.key}: {entry.blob!r} is no blob's name")
 
 
-def check_text(value: str, field: str) -> None:
-    """Raise `InputError` for what is no text to some catalog."""
+def check_text(value: str, field: str) -> str:
+    """`value`. Raises `InputError` for what is no text to some catalog, or longer than its field
+    may be.
+    """
+    most = TEXT_BYTES.get(field)
+    if most is not None and len(value) > most:  # ahead of any copy of it
+        raise _too_long(value, field, f"{len(value):,} characters, {most:,} bytes")
     try:
-        value.encode()
+        size = len(value.encode())
     except UnicodeEncodeError:
-        pass
-    else:
-        if "\x00" not in value:
-            return
-    raise InputError(f"entry field {field}: {value!r} is not text that a catalog can hold")
+        size = -1
+    if size < 0 or "\x00" in value:
+        raise InputError(f"entry field {field}: {value!r} is not text that a catalog can hold")
+    if most is not None and size > most:
+        raise _too_long(value, field, f"{size:,} bytes, {most:,}")
+    return value
+
+
+def _too_long(value: str, field: str, sizes: str) -> InputError:
+    return InputError(f"entry field {field}: {value[:_SHOWN]!r}... has {sizes} at most: shorten it")
+
+
+def fitting(text: str, field: str) -> str:
+    """What `field` can hold of a text that nobody chose, as an error's."""
+    held = text.encode(errors="replace").decode().replace("\x00", "?")
+    return held[: TEXT_BYTES[field] // 4]
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Raise `InputError` for a label that is no text; as JSON or msgpack, a zero byte is one."""
-    for piece in chain.from_iterable(labels.items()):
-        try:
-            piece.encode()
-        except (AttributeError, UnicodeEncodeError):  # what comes from outside may be anything
-            raise InputError(f"entry field labels: {piece!r} is no text") from None
+    """Raise `InputError` for a label that is no text (as JSON or msgpack, a zero byte is one), and
+    for more than an entry may have: every lookup that finds the entry reads them.
+    """
+    if len(labels) > LABELS:
+        raise InputError(f"entry field labels: {len(labels):,} labels, {LABELS} at most: drop some")
+    held = sum(
+        _label_bytes(name, name, "name", LABEL_NAME_BYTES)
+        + _label_bytes(value, name, "value", LABEL_VALUE_BYTES)
+        for name, value in labels.items()
+    )
+    if held > LABELS_BYTES:
+        raise InputError(
+            f"entry field labels: {held:,} bytes together, {LABELS_BYTES:,} at most: "
+            "shorten or drop some"
+        )
+
+
+def _label_bytes(piece: str, name: str, what: str, most: int) -> int:
+    try:
+        size = len(piece) if len(piece) > most else len(piece.encode())
+    except (AttributeError, TypeError, UnicodeEncodeError):  # from outside may come anything
+        raise InputError(f"entry field labels: {piece!r} is no text") from None
+    if size > most:
+        raise InputError(
+            f"entry field labels: the {what} of label {name[:_SHOWN]!r} has {size:,} bytes, "
+            f"{most:,} at most: shorten it"
+        )
+    return size
 
 
 def check_count(value: int, field: str) -> int:

@@ -43,6 +43,15 @@ def age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
+def worth(score: float, now: float) -> str:
+    """A score in words: the moment until which a state is worth its bytes."""
+    if score < 0:
+        return "a stop that nobody came back to: goes first"
+    if score > now:
+        return f"worth its bytes for {age(score - now)} more"
+    return f"worth its bytes until {age(now - score)} ago"
+
+
 def milliseconds(seconds: float) -> str:
     """A short time: ``0.004 ms``, ``0.31 ms``, ``12 ms``."""
     ms = 1e3 * seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from enum import IntEnum
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -22,19 +23,29 @@ BY_ENTRY: Final = tuple(name for name in POLICIES if name != DEFAULT)
 _LANES: Final = 8  # removals at a time
 
 
+class Rank(IntEnum):
+    """What goes first, as with `Backend.evict`."""
+
+    EXPIRED = 0
+    QUARANTINED = 1
+    READY = 2
+
+
 class Victim(NamedTuple):
     """A state that goes."""
 
-    ready: bool  # what is quarantined goes first
-    score: float
+    rank: Rank
+    score: float  # of what has expired, when it did
     key: StateKey
     blob_bytes: int
 
     @classmethod
-    def of(cls, entry: Entry, score: float) -> Victim:
+    def of(cls, entry: Entry, score: float, now: float) -> Victim:
         """What is needed of an entry: a million of them shall fit."""
-        ready = entry.status is Status.READY
-        return cls(ready, score, entry.key, entry.blob_bytes)
+        if entry.expires_at is not None and entry.expires_at <= now:
+            return cls(Rank.EXPIRED, entry.expires_at, entry.key, entry.blob_bytes)
+        rank = Rank.READY if entry.status is Status.READY else Rank.QUARANTINED
+        return cls(rank, score, entry.key, entry.blob_bytes)
 
 
 def choose(
@@ -45,13 +56,14 @@ def choose(
     Without `to_bytes` all of them. Pinned ones count and stay, unless it is them who were asked
     for.
     """
+    now = store.now()
     score = attrgetter("score") if policy is None else _scores(store, selection, policy)
     total = 0
     victims: list[Victim] = []
     for entry in selection.entries(store):
         total += entry.blob_bytes
         if not entry.pinned or selection.where.pinned:
-            victims.append(Victim.of(entry, score(entry)))
+            victims.append(Victim.of(entry, score(entry), now))
     victims.sort()
     return victims if to_bytes is None else list(_until(victims, total, to_bytes))
 

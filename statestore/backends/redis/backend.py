@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from statestore.backends.base import Blob, Follower, Swept
-from statestore.backends.fields import hex_prefix, matches
+from statestore.backends.fields import check_text, hex_prefix, matches
 from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
 from statestore.backends.redis import parts, scripts
@@ -33,7 +33,6 @@ from statestore.backends.redis.rows import (
     Value,
     blob_of,
     changes,
-    text,
     to_departed,
     to_entries,
     to_entry,
@@ -191,7 +190,7 @@ class RedisBackend:
         command = scripts.removal(
             self._keyspace.base(key.digest),
             key.hex,
-            text(reason, "reason"),
+            check_text(reason, "reason"),
             self._clock(),
             self._keyspace.shards,
             n_tokens=key.n_tokens,
@@ -219,7 +218,7 @@ class RedisBackend:
 
     def usage(self, namespace: str | None = None) -> Usage:
         """Totals over all entries, or over a namespace's; `Usage.age` is the whole store's."""
-        whose = "" if namespace is None else f":{text(namespace, 'namespace')}"
+        whose = "" if namespace is None else f":{check_text(namespace, 'namespace')}"
         fields = [*(f"{total}{whose}" for total in _TOTALS), "age"]
         bases = list(self._keyspace.bases())
         commands = [call(scripts.TOTALS, base, "", *fields) for base in bases]
@@ -247,7 +246,7 @@ class RedisBackend:
 
         Their blobs can be read for a moment after that; see `evicting`.
         """
-        whose = None if namespace is None else text(namespace, "namespace")
+        whose = None if namespace is None else check_text(namespace, "namespace")
         return Eviction(self._server, self._keyspace, now, whose, judge).run(to_bytes, limit)
 
     def sweep(self, now: float, grace_s: float) -> Swept:

@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
+from statestore.backends.fields import check_text
 from statestore.backends.lookups import ROWS, LookupSums, Whose
 from statestore.backends.redis.keyspace import Keyspace
-from statestore.backends.redis.rows import number, text
+from statestore.backends.redis.rows import number
 from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import Command
 
@@ -98,7 +99,7 @@ class RedisLookups:
 
 
 def _name(one: LookupSums) -> str:
-    return f"{one.fingerprint.hex()}:{one.tier}:{text(one.namespace, 'namespace')}"
+    return f"{one.fingerprint.hex()}:{one.tier}:{check_text(one.namespace, 'namespace')}"
 
 
 def _read(field: bytes, value: bytes) -> tuple[Whose, str, float] | None:

@@ -21,6 +21,7 @@ from statestore.backends.fields import (
     check_count,
     check_labels,
     check_memo,
+    check_text,
     memo_of,
     touched,
 )
@@ -72,10 +73,10 @@ def to_fields(entry: Entry) -> dict[str, Value]:
     return {
         "digest": entry.key.digest,
         "n_tokens": entry.key.n_tokens,
-        "namespace": text(entry.namespace, "namespace"),
+        "namespace": check_text(entry.namespace, "namespace"),
         "fingerprint": entry.fingerprint,
         "token_digest": entry.token_digest,
-        "schema_id": text(entry.schema_id, "schema_id"),
+        "schema_id": check_text(entry.schema_id, "schema_id"),
         "role": entry.role.value,
         "blob": _blob(entry),
         "blob_bytes": entry.blob_bytes,
@@ -89,8 +90,8 @@ def to_fields(entry: Entry) -> dict[str, Value]:
         "pinned": int(entry.pinned),
         "expires_at": expiry(entry.expires_at),
         "status": entry.status.value,
-        "reason": text(entry.reason, "reason"),
-        "model": text(entry.model, "model"),
+        "reason": check_text(entry.reason, "reason"),
+        "model": check_text(entry.model, "model"),
         "labels": pack_labels(entry.labels),
         "ancestor_tokens": check_count(entry.ancestor_tokens, "ancestor_tokens"),
         "memo": entry.memo,
@@ -205,18 +206,6 @@ def to_departed(key: StateKey, kept: bytes | None) -> Departed | None:
     return Departed(key, reason.decode(), float(at)) if int(n_tokens) == key.n_tokens else None
 
 
-def text(value: str, field: str) -> str:
-    """`value`, if any catalog can hold it."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        pass
-    else:
-        if "\x00" not in value:
-            return value
-    raise InputError(f"entry field {field}: {value!r} is not text that a catalog can hold")
-
-
 def number(value: float, field: str) -> str:
     """`value` as text that reads back with every bit."""
     if math.isnan(value):
@@ -243,7 +232,7 @@ def changes(change: Change) -> dict[str, Value]:
         "expires_at": expiry,
         "labels": pack_labels,
         "status": lambda status: status.value,
-        "reason": lambda reason: text(reason, "reason"),
+        "reason": lambda reason: check_text(reason, "reason"),
     }
     return {name: spelt[name](value) for name, value in change.given().items()}
 
@@ -263,6 +252,6 @@ def touch_fields(
 def _blob(entry: Entry) -> str:
     if not entry.blob.startswith(entry.key.hex):
         raise InputError(f"entry {entry.key}: its blob's name {entry.blob!r} begins with no digest")
-    name = text(entry.blob, "blob")
+    name = check_text(entry.blob, "blob")
     rest = name[DIGEST_DIGITS:]
     return rest if rest[:1].encode() in _MARKS else name

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from statestore.backends.base import Blob, Follower, NotAtHandError, Orphan, Swept
 from statestore.backends.bell import Line
-from statestore.backends.fields import touched
+from statestore.backends.fields import check_text, touched
 from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
 from statestore.backends.sightings import Sightings
@@ -31,7 +31,7 @@ from statestore.backends.sql.lookup_filter import LookupFilter
 from statestore.backends.sql.lookups import SqlLookups
 from statestore.backends.sql.recounting import agree, recount
 from statestore.backends.sql.reserve import Reserve
-from statestore.backends.sql.rows import Holding, has_labels, text, to_columns
+from statestore.backends.sql.rows import Holding, has_labels, to_columns
 from statestore.backends.sql.sightings import SqlSightings
 from statestore.backends.sql.unlinking import Unlinker
 from statestore.backends.tallies import Tally
@@ -191,7 +191,7 @@ class SqlBackend:
 
     def delete(self, key: StateKey, reason: str, *, blob: str | None = None) -> bool:
         """Remove the entry, then its blob. ``False``: no such entry, or it names another blob."""
-        why = text(reason, "reason")
+        why = check_text(reason, "reason")
         gone = self._removing(lambda tx: catalog.remove(tx, key, why, self._clock(), blob))
         if gone is None:
             return False

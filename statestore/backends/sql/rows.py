@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.operators import custom_op
 
-from statestore.backends.fields import check_count, check_labels, check_memo, memo_of
+from statestore.backends.fields import check_count, check_labels, check_memo, check_text, memo_of
 from statestore.blobs.base import NAME
 from statestore.entry import Change, Departed, Entry, EntryFilter, Role, Status
 from statestore.errors import InputError
@@ -103,12 +103,12 @@ def to_row(entry: Entry) -> dict[str, Any]:
     return {
         "digest": entry.key.digest,
         "n_tokens": entry.key.n_tokens,
-        "namespace": text(entry.namespace, "namespace"),
+        "namespace": check_text(entry.namespace, "namespace"),
         "fingerprint": entry.fingerprint,
         "token_digest": entry.token_digest,
-        "schema_id": text(entry.schema_id, "schema_id"),
+        "schema_id": check_text(entry.schema_id, "schema_id"),
         "role": entry.role.value,
-        "blob": text(entry.blob, "blob"),
+        "blob": check_text(entry.blob, "blob"),
         "blob_bytes": entry.blob_bytes,
         "state_bytes": entry.state_bytes,
         "has_output": entry.has_output,
@@ -120,8 +120,8 @@ def to_row(entry: Entry) -> dict[str, Any]:
         "pinned": entry.pinned,
         "expires_at": expiry(entry.expires_at),
         "status": entry.status.value,
-        "reason": text(entry.reason, "reason"),
-        "model": text(entry.model, "model"),
+        "reason": check_text(entry.reason, "reason"),
+        "model": check_text(entry.model, "model"),
         "labels": labels_text(entry.labels),
         "ancestor_tokens": check_count(entry.ancestor_tokens, "ancestor_tokens"),
         "memo": entry.memo,
@@ -136,7 +136,7 @@ def to_columns(change: Change) -> dict[str, Any]:
         "expires_at": expiry,
         "labels": labels_text,
         "status": lambda status: status.value,
-        "reason": lambda reason: text(reason, "reason"),
+        "reason": lambda reason: check_text(reason, "reason"),
     }
     return {name: spelt[name](value) for name, value in change.given().items()}
 
@@ -253,13 +253,6 @@ def to_departed(row: RowMapping) -> Departed:
     return Departed(key, row["reason"], row["departed_at"])
 
 
-def text(value: str, field: str) -> str:
-    """`value`, if every database can hold it."""
-    if "\x00" in value or not _encodable(value):
-        raise InputError(f"entry field {field}: {value!r} is not text that a catalog can hold")
-    return value
-
-
 def number(value: float, field: str) -> float:
     """`value`, if it is a number: a catalog would take NaN for something else."""
     if math.isnan(value):
@@ -287,7 +280,7 @@ def conditions(where: EntryFilter, *, walked: bool = False) -> list[ColumnElemen
     wanted: list[ColumnElement[bool]] = []
     for name in ("namespace", "model"):
         if getattr(where, name) is not None:
-            text(getattr(where, name), name)
+            check_text(getattr(where, name), name)
     for name in ("namespace", "fingerprint", "token_digest", "model", "pinned"):
         value = getattr(where, name)
         if value is not None:
@@ -345,11 +338,3 @@ def _digest_range(prefix: str) -> tuple[bytes, bytes]:
         return bytes.fromhex(prefix.ljust(digits, "0")), bytes.fromhex(prefix.ljust(digits, "f"))
     except ValueError:
         raise InputError(f"key prefix {prefix!r}: expected hex digits") from None
-
-
-def _encodable(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -8,9 +8,9 @@ import click
 
 from statestore.cli.asking import agree
 from statestore.cli.options import as_json_option, yes_option
-from statestore.cli.render import age, counted, emit_json, size
+from statestore.cli.render import counted, emit_json, size, worth
 from statestore.cli.selecting import Selection, selection_options
-from statestore.cli.victims import BY_ENTRY, Victim, bytes_of, choose, remove, said, still
+from statestore.cli.victims import BY_ENTRY, Rank, Victim, bytes_of, choose, remove, said, still
 from statestore.errors import InputError
 from statestore.settings import open_store
 from statestore.store import StateStore
@@ -43,6 +43,9 @@ def evict(
     What was selected is brought down to --to SIZE. Without --to all that was selected goes.
     Pinned states count and stay, unless --pinned asks for them. Of several tiers, the last one
     is brought down. A budget in the store's URL does this by itself, at each put.
+
+    What has expired goes first, then what is quarantined, then the lowest score: the moment until
+    which a state is worth its bytes, written by the policy at its last put or use.
 
     \b
     Examples:
@@ -112,7 +115,6 @@ def _foretell(store: StateStore, victims: Sequence[Victim], *, as_json: bool) ->
         return
     now = store.now()
     for victim in victims:
-        worth = f"score {age(now - victim.score)} ago" if victim.score <= now else "worth keeping"
-        why = worth if victim.ready else "quarantined"
+        why = worth(victim.score, now) if victim.rank is Rank.READY else victim.rank.name.lower()
         click.echo(f"{victim.key}  {size(victim.blob_bytes):>10}  {why}")
     click.echo(f"would remove {said(victims)}")

@@ -26,6 +26,7 @@ SORTS: Final[dict[str, Callable[[Entry], Any]]] = {
     "tokens": lambda entry: entry.key.n_tokens,
     "hits": lambda entry: entry.hits,
     "cost": lambda entry: entry.cost_s,
+    "score": lambda entry: entry.score,
 }
 
 
@@ -44,7 +45,8 @@ def list_entries(
     """List what is stored, newest use first.
 
     Of several tiers, the last one is listed, which holds everything. A listing by use is printed
-    as it is read; for another order all entries, or the first --limit, are kept in memory.
+    as it is read; for another order all entries, or the first --limit, are kept in memory. Those of
+    the lowest score, up to when they are worth their bytes, go first when room is made: see show.
 
     \b
     Examples:

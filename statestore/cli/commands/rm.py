@@ -49,4 +49,4 @@ def rm(url: str, key: Sequence[str], selection: Selection, yes: bool, as_json: b
 
 
 def _named(store: StateStore, keys: Sequence[str]) -> list[Victim]:
-    return [Victim.of(store.entry(digits(key)), 0.0) for key in keys]
+    return [Victim.of(store.entry(digits(key)), 0.0, store.now()) for key in keys]

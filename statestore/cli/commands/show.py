@@ -11,7 +11,7 @@ from statestore import codec
 from statestore.backends.base import Buffer
 from statestore.cli.columns import plain
 from statestore.cli.options import as_json_option
-from statestore.cli.render import age, counted, digits, emit_fields, emit_json, record, size
+from statestore.cli.render import age, counted, digits, emit_fields, emit_json, record, size, worth
 from statestore.entry import Entry
 from statestore.errors import ContainerError, LockedError
 from statestore.settings import open_store
@@ -27,6 +27,10 @@ def show(url: str, key: str, as_json: bool) -> None:
     """Show one state: its entry, what a hit saves, its container. KEY may be its first hex digits.
 
     The container is read and checked, as a load would.
+
+    "score" is a moment, in seconds since the epoch: until then the state is worth its bytes, as the
+    policy reckoned at its last put or use. The lowest goes first with `statestore evict` and the
+    policies gdsf, lfu and lru; `learned`, the default, judges anew when room is needed.
 
     \b
     Example:
@@ -132,7 +136,7 @@ def _fields(entry: Entry, now: float) -> dict[str, object]:
         "hits": f"{entry.hits}, which saved {age(entry.hits * entry.cost_s)}",
         "stored": f"{age(now - entry.created_at)} ago",
         "used": f"{age(now - entry.used_at)} ago",
-        "score": f"{entry.score:.3f}",
+        "score": f"{entry.score:.3f}, {worth(entry.score, now)}",
         "pinned": "yes" if entry.pinned else "no",
         "expires": "never" if entry.expires_at is None else _moment(entry.expires_at, now),
         "status": f"{entry.status.value}{entry.reason and ': '}{plain(entry.reason)}",

@@ -196,13 +196,46 @@ def test_damage_stays_behind_and_is_told(origin: Path, tmp_path: Path) -> None:
     assert set(entries(tmp_path / "new")) == set(others)
 
 
-def test_what_no_archive_holds_stays_behind_alone(origin: Path, tmp_path: Path) -> None:
+def test_what_no_archive_holds_stays_behind_alone(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statestore.backends.fields.LABELS", 2000)  # as before there were limits
     with open_store(str(origin)) as store:
         put(store, 50, labels={str(number): "" for number in range(1025)})
     done = here("--store", origin, "export", tmp_path / "x")
     assert (done.exit_code, "1025 labels" in done.stderr) == (3, True)
     imported = here("--store", tmp_path / "new", "import", tmp_path / "x")
     assert (imported.exit_code, len(entries(tmp_path / "new"))) == (0, COUNT)
+
+
+def test_labels_from_before_there_were_limits(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are shown, exported and kept; a place that has limits takes the others."""
+    with monkeypatch.context() as before, open_store(str(origin)) as store:
+        before.setattr("statestore.backends.fields.LABEL_VALUE_BYTES", 9999)
+        long = put(store, 50, labels={"title": "t" * 5000})
+    assert "t" * 5000 in here("--store", origin, "show", long.hex).stdout
+    assert here("--store", origin, "pin", long.hex).exit_code == 0
+    assert here("--store", origin, "export", tmp_path / "x").exit_code == 0
+    imported = here("--store", tmp_path / "a", "import", tmp_path / "x")
+    copied = here("copy", origin, tmp_path / "b")
+    for done in (imported, copied):
+        assert done.exit_code == 3
+        told = done.stdout + done.stderr
+        assert "the value of label 'title' has 5,000 bytes, 4,096 at most" in told
+    assert len(entries(tmp_path / "a")) == len(entries(tmp_path / "b")) == COUNT
+
+
+def test_a_name_that_no_label_holds(origin: Path, tmp_path: Path) -> None:
+    file = tmp_path / "s.safetensors"
+    key = entries(origin)[0].hex
+    assert here("--store", origin, "export", file, "--key", key, "--layout", "rwkv").exit_code == 0
+    done = here(
+        "--store", origin, "import", file, "--layout", "rwkv", "--name", "n" * 5000, "--like", key
+    )
+    assert done.exit_code == 2
+    assert "the value of label 'name' has 5,000 bytes, 4,096 at most: shorten it" in done.stderr
 
 
 def test_quarantined_and_expired_states_stay_behind(origin: Path, tmp_path: Path) -> None:

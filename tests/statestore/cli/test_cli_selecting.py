@@ -296,6 +296,43 @@ def test_no_figure_is_cut_on_a_narrow_terminal(made: Path) -> None:
         assert spared not in table
 
 
+def test_what_has_expired_goes_first_as_foretold(place: str) -> None:
+    """The longest expired ahead of the others, whatever they are worth; as the place does it."""
+    with open_store(place) as store:
+        for number, ago in ((0, 5), (1, 9)):
+            store.update(a_key(number), expires_at=time.time() - ago)
+        sizes = {entry.key: entry.blob_bytes for entry in store.list()}
+    to = str(sum(sizes.values()) - sizes[a_key(1)] - 1)
+    told = here(place, "evict", "--to", to, "--dry-run", "--json")
+    assert json.loads(told.stdout)["keys"] == [str(a_key(1)), str(a_key(0))]
+    assert here(place, "evict", "--to", to, "--dry-run").stdout.count(" expired") == 2
+    assert here(place, "evict", "--to", to, "--yes").exit_code == 0
+    assert sorted(shown(place)) == [2, 3, 4, 5]
+
+
+def test_a_score_says_what_it_is(place: str) -> None:
+    """In words, in seconds since the epoch, and as an order."""
+    now = time.time()
+    scores = {1: now - 7300, 2: now + 7300, 4: -5.0}
+    with open_store(place) as store:
+        for entry in list(store.list()):
+            if (number := entry.key.n_tokens - 1) in scores:
+                store.backend.touch(entry, now, scores[number])
+    for number, said in {1: "until 2 h ago", 2: "for 2 h more", 4: "goes first"}.items():
+        line = re.search(
+            r"^score +(.*)$", here(place, "show", a_key(number).hex).stdout, re.MULTILINE
+        )
+        assert line is not None
+        assert line[1].startswith(f"{scores[number]:.3f}, ")
+        assert said in line[1]
+    first = json.loads(here(place, "ls", "--sort", "score", "--reverse", "--json").stdout)[0]
+    assert first["key"] == str(a_key(4))
+    told = here(place, "evict", "--to", "0", "--dry-run").stdout
+    assert "worth its bytes until 2 h ago" in told
+    assert "the moment until" in " ".join(here(place, "evict", "--help").stdout.split())
+    assert '"score" is a moment' in here(place, "show", "--help").stdout
+
+
 def test_a_long_label_leaves_the_other_fields_where_they_are(place: str) -> None:
     with open_store(place) as store:
         store.update(a_key(2), labels={"long" * 50: "x"})

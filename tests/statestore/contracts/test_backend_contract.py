@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -40,6 +41,23 @@ CALLS: dict[str, Callable[[Backend], Any]] = {
     "usage": lambda backend: backend.usage(),
     "sweep": lambda backend: backend.sweep(NOW, 0.0),
 }
+
+
+#: And what is said of them.
+TOO_MANY_LABELS: list[tuple[dict[str, str], str]] = [
+    ({str(n): "" for n in range(65)}, "65 labels, 64 at most: drop some"),
+    ({"é" * 129: ""}, f"the name of label '{'é' * 40}' has 258 bytes, 256 at most"),
+    (
+        {"n" * 10**6: ""},
+        f"the name of label '{'n' * 40}' has 1,000,000 bytes, 256 at most: shorten",
+    ),
+    ({"a": "v" * 4097}, "the value of label 'a' has 4,097 bytes, 4,096 at most: shorten it"),
+    ({"a": "€" * 1366}, "the value of label 'a' has 4,098 bytes, 4,096 at most"),
+    (
+        dict.fromkeys("abcd", "v" * 4095) | {"e": ""},
+        "16,385 bytes together, 16,384 at most: shorten or drop some",
+    ),
+]
 
 
 class BackendContract(PlaceContract):
@@ -143,6 +161,46 @@ class BackendContract(PlaceContract):
         publish(backend, an_entry(0))
         with pytest.raises(InputError, match="labels"):
             backend.update(a_key(0), Change(labels={label[0]: label[1]}))
+
+    def test_more_labels_than_an_entry_may_have_are_refused(
+        self, backend: Backend, place: Place
+    ) -> None:
+        for labels, said in TOO_MANY_LABELS:
+            with pytest.raises(InputError, match=re.escape(f"field labels: {said}")) as refused:
+                publish(backend, an_entry(0, labels=labels))
+            assert len(str(refused.value)) < 200
+        assert place.blob_names() == set()
+        publish(backend, an_entry(0, labels={"kept": "x"}))
+        for labels, said in TOO_MANY_LABELS:
+            with pytest.raises(InputError, match=re.escape(said)):
+                backend.update(a_key(0), Change(labels=labels))
+        assert next(backend.entries(EntryFilter())).labels == {"kept": "x"}
+
+    def test_as_many_labels_as_an_entry_may_have(self, backend: Backend) -> None:
+        many = {f"{n:03}": "v" * 253 for n in range(64)}  # 16,384 bytes
+        large = {"n" * 256: "€" * 1365 + "x", "b": ""}
+        publish(backend, an_entry(0, labels=many))
+        publish(backend, an_entry(1, labels=large))
+        assert backend.update(a_key(1), Change(labels=many))
+        assert backend.update(a_key(0), Change(labels=large))
+        found = [backend.longest([a_key(n)], CREATED_AT) for n in (0, 1)]
+        assert [entry and entry.labels for entry in found] == [large, many]
+
+    def test_texts_are_bounded(self, backend: Backend, place: Place) -> None:
+        most = {"namespace": 256, "model": 1024, "schema_id": 256, "reason": 4096}
+        for field, size in most.items():
+            for text in ("é" * (size // 2) + "x", "x" * 10**6):
+                said = f"field {field}: .* at most: shorten it"
+                with pytest.raises(InputError, match=said) as refused:
+                    publish(backend, an_entry(0, **{field: text}))
+                assert len(str(refused.value)) < 200
+        assert place.blob_names() == set()
+        longest = {field: "é" * (size // 2) for field, size in most.items()}
+        publish(backend, an_entry(0, **longest))
+        found = next(backend.entries(EntryFilter()))
+        assert {field: getattr(found, field) for field in most} == longest
+        with pytest.raises(InputError, match="reason"):
+            backend.update(a_key(0), Change(reason="x" * 4097))
 
     @pytest.mark.parametrize("count", [-1, 1 << 63])
     def test_a_number_of_tokens_that_no_catalog_counts_is_refused(

@@ -396,6 +396,39 @@ class BudgetContract(PlaceContract):
             put(budgeted, number)
         assert counted.reads <= 50
 
+    def test_totals_are_believed_for_a_second(self, backend: Backend) -> None:
+        """Far from the mark own puts ask for none; what others put is known a second later."""
+        counted, at = Counted(backend), [100.0]
+        lru = make_policy("lru")
+        budgeted = Budgeted(counted, Budget(1000 * KB), lru, monotonic=lambda: at[0])
+        for moment, reads in ((0.0, 1), (0.5, 1), (1.0, 1), (1.001, 2), (2.0, 2), (2.002, 3)):
+            at[0] = 100.0 + moment
+            assert put(budgeted, round(1000 * moment))
+            assert counted.reads == reads, moment
+
+    def test_what_others_put_counts_a_second_later(self, backend: Backend) -> None:
+        at = [100.0]
+        mine = Budgeted(backend, Budget(40 * KB), make_policy("lru"), monotonic=lambda: at[0])
+        put(mine, 0)
+        for number in range(1, 40):
+            put(backend, number)
+        at[0] += 1.0
+        put(mine, 40)  # believes that there is room
+        assert backend.usage().entries == 41
+        at[0] += 0.001
+        put(mine, 41)
+        assert backend.usage().entries == 40
+
+    def test_the_age_is_believed_for_ten_seconds(self, backend: Backend) -> None:
+        """Where nothing else asks for totals."""
+        counted, at = Counted(backend), [100.0]
+        lru = make_policy("lru")
+        budgeted = Budgeted(counted, Budget(), lru, 60.0, monotonic=lambda: at[0])
+        for moment, reads in ((0, 1), (5, 1), (10, 1), (10.001, 2), (20, 2), (20.002, 3)):
+            at[0] = 100.0 + moment
+            assert put(budgeted, round(1000 * moment))
+            assert counted.reads == reads, moment
+
     def test_what_others_put_is_noticed(self, backend: Backend, place: Place) -> None:
         with closing(place.open()) as theirs:
             mine, other = within(backend, 20 * KB), within(theirs, 20 * KB)
