@@ -229,7 +229,7 @@ def test_labels_from_before_there_were_limits(
 
 def test_a_name_that_no_label_holds(origin: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.safetensors"
-    key = entries(origin)[0].hex
+    key = next(iter(entries(origin))).hex
     assert here("--store", origin, "export", file, "--key", key, "--layout", "rwkv").exit_code == 0
     done = here(
         "--store", origin, "import", file, "--layout", "rwkv", "--name", "n" * 5000, "--like", key
