@@ -19,7 +19,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from rwkv_runtime.digests import Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.base import Engine, check_tokens
 from rwkv_runtime.engines.computing import Computing
 from rwkv_runtime.engines.lossy import LossyEngine
@@ -30,10 +29,11 @@ from rwkv_runtime.engines.switches import machine, switches
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.names import Lossy
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
-from rwkv_runtime.tensors import open_tensors
-from rwkv_runtime.tuned import TunedState, check_shapes, read_tuned
-from rwkv_runtime.versions import Dimensions, dimensions_of
 from rwkv_runtime.weights import check_kind
+from rwkv_runtime.weights.digests import Progress, check_unchanged, weights_digest
+from rwkv_runtime.weights.tensors import open_tensors
+from rwkv_runtime.weights.tuned import TunedState, check_shapes, read_tuned
+from rwkv_runtime.weights.versions import Dimensions, dimensions_of
 from statestore.errors import InputError, StateError
 from statestore.keys import ChunkRule, Fingerprint
 from statestore.schema import OUTPUT_LOGITS, State

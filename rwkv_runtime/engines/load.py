@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from rwkv_runtime.digests import FileIdentity, Progress, check_unchanged, weights_digest
 from rwkv_runtime.engines.base import Engine
 from rwkv_runtime.engines.lossy import LossyEngine
 from rwkv_runtime.engines.rwkv7 import ENGINE_NAME, NUMERICS_REVISION, Rwkv7Engine
@@ -27,8 +26,9 @@ from rwkv_runtime.errors import DeviceError, WeightsError
 from rwkv_runtime.names import DEVICES, KERNELS, DeviceName, DTypeName, KernelName, Lossy
 from rwkv_runtime.native import REVISION as KERNEL_REVISION
 from rwkv_runtime.native import Arranger, Kernel, library
-from rwkv_runtime.tuned import read_tuned
 from rwkv_runtime.weights import Architecture, read_weights, weights_files
+from rwkv_runtime.weights.digests import FileIdentity, Progress, check_unchanged, weights_digest
+from rwkv_runtime.weights.tuned import read_tuned
 from statestore.errors import SettingsError
 from statestore.keys import ChunkRule, Fingerprint
 

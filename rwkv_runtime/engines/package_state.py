@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from rwkv_runtime.versions import Dimensions
+from rwkv_runtime.weights.versions import Dimensions
 from statestore.schema import DType, Schema, rwkv4, rwkv5, rwkv7
 
 PackageState: TypeAlias = tuple[Tensor, ...]

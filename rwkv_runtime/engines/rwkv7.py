@@ -19,8 +19,8 @@ from rwkv_runtime.engines.computing import Computing
 from rwkv_runtime.model import LayerState, ModelState
 from rwkv_runtime.native import Kernel
 from rwkv_runtime.state import DTYPES, from_stored, to_stored
-from rwkv_runtime.tuned import TunedState
 from rwkv_runtime.weights import Architecture, WeightsFile
+from rwkv_runtime.weights.tuned import TunedState
 from statestore.keys import ChunkRule, Fingerprint
 from statestore.schema import Schema, State, rwkv7
 

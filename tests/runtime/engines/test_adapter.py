@@ -21,7 +21,7 @@ from rwkv_runtime.engines.package import load_model, package_switches
 from rwkv_runtime.engines.strategy import Strategy
 from rwkv_runtime.errors import DeviceError, VocabularyError, WeightsError
 from rwkv_runtime.testing import small_architecture, write_random_weights
-from rwkv_runtime.versions import dimensions_of
+from rwkv_runtime.weights.versions import dimensions_of
 from statestore import open_store
 from statestore.keys import ChunkRule
 from tests.checkout import ROOT

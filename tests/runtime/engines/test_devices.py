@@ -22,8 +22,8 @@ from rwkv_runtime.engines.batch import Batch
 from rwkv_runtime.engines.rwkv7 import Rwkv7Engine
 from rwkv_runtime.model import ModelState, Weights
 from rwkv_runtime.testing import small_architecture, write_random_weights
-from rwkv_runtime.tuned import TunedState
 from rwkv_runtime.weights import WeightsFile, read_weights
+from rwkv_runtime.weights.tuned import TunedState
 from rwkv_runtime.wkv import SUB_CHUNK
 
 META = torch.device("meta")

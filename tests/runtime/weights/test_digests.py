@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_runtime.digests import SETTLED_NS, weights_digest
 from rwkv_runtime.errors import WeightsError
+from rwkv_runtime.weights.digests import SETTLED_NS, weights_digest
 
 Hashed = Callable[[], tuple[bytes, bool]]
 
@@ -153,7 +153,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_refused(weights: Path, cache:
 def test_processes_may_race(weights: Path, cache: Path) -> None:
     code = """
 import pathlib, sys
-from rwkv_runtime.digests import weights_digest
+from rwkv_runtime.weights.digests import weights_digest
 path, cache = map(pathlib.Path, sys.argv[1:])
 for _ in range(20):
     digest, _ = weights_digest(path, cache_dir=cache, clock_ns=lambda: 1 << 62)

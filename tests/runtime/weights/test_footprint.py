@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from rwkv_runtime.errors import WeightsError
-from rwkv_runtime.tensors import open_tensors
 from rwkv_runtime.testing import small_architecture, write_random_weights
 from rwkv_runtime.weights import read_weights
+from rwkv_runtime.weights.tensors import open_tensors
 from tests.checkout import ROOT
 
 LARGE = small_architecture(layers=6, width=512, heads=8, vocabulary=16384)

@@ -23,15 +23,15 @@ from torch import Tensor
 
 from rwkv_runtime.errors import WeightsError
 from rwkv_runtime.hugepages import use_huge_pages
-from rwkv_runtime.huggingface import (
+from rwkv_runtime.projection import packed
+from rwkv_runtime.weights.huggingface import (
     check_config_beside,
     check_sizes,
     files_of,
     is_huggingface,
     official,
 )
-from rwkv_runtime.projection import packed
-from rwkv_runtime.tensors import Opened, open_tensors
+from rwkv_runtime.weights.tensors import Opened, open_tensors
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MATRIX = re.compile(r"head\.weight|.*\.(receptance|key|value|output)\.weight")

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv_runtime.digests import check_unchanged, weights_digest
 from rwkv_runtime.errors import WeightsError
-from rwkv_runtime.tensors import open_tensors
+from rwkv_runtime.weights.digests import check_unchanged, weights_digest
+from rwkv_runtime.weights.tensors import open_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from rwkv_runtime.digests import FileIdentity
 from rwkv_runtime.errors import WeightsError
+from rwkv_runtime.weights.digests import FileIdentity
 
 Load = Callable[[str], Tensor]
 Opened = tuple[Mapping[str, tuple[int, ...]], Load]
