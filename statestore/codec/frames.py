@@ -20,7 +20,7 @@ import zstandard
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
-from statestore.codec import planes
+from statestore.codec import kernel, planes
 from statestore.codec.layout import PIECE_BYTES
 from statestore.errors import CorruptError, LayoutError
 
@@ -85,7 +85,7 @@ class PlanesEncoder:
         low_words = q * (lanes - 1)
         kept = room.view(word)[: low_words + odd]
         top, *_ = lane = self._scratch.words(3 * q, word).reshape(3, q)
-        split = planes.split32 if itemsize == 4 else planes.split16
+        split = kernel.current().split[itemsize]
         split(words[:body], kept[:low_words].reshape(lanes - 1, q), top, lane[1:])
         packed = self._zstd.compress(top.view(np.uint8).data) if q else b""
         length = kept.nbytes + len(packed)
@@ -123,7 +123,7 @@ class FrameDecoder:
         low_words = q * (lanes - 1)
         kept = np.frombuffer(data, word, low_words + odd)
         top = self._tops(name, data[kept.nbytes :], q * itemsize).view(word)
-        merge = planes.merge32 if itemsize == 4 else planes.merge16
+        merge = kernel.current().merge[itemsize]
         low = kept[:low_words].reshape(lanes - 1, q)
         merge(low, top, words[: q * lanes], self._scratch.words(q, word))
         words[q * lanes :] = kept[low_words:]

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from statestore.config.reading import (
     FILE_VARIABLE,
+    KERNEL_VARIABLE,
     Config,
     Origin,
     Source,
@@ -36,6 +37,7 @@ from statestore.config.showing import Row, rows, template
 
 __all__ = [
     "FILE_VARIABLE",
+    "KERNEL_VARIABLE",
     "Config",
     "Origin",
     "Row",

@@ -28,6 +28,8 @@ from statestore.url import places
 
 #: Names the file, where no --config does.
 FILE_VARIABLE: Final = "RWKV_STATESTORE_CONFIG"
+#: Read where the codec's kernel is (`statestore.codec.kernel`): it is a process's, no store's.
+KERNEL_VARIABLE: Final = "RWKV_STATESTORE_KERNEL"
 
 _ABSOLUTE: Final = re.compile(r"memory:|[A-Za-z][A-Za-z0-9+.-]*://|[/~]")
 _MAX_FILE_BYTES: Final = 1 << 20  # 1 MiB
@@ -238,6 +240,10 @@ def _place(file: Path, text: str, section: str, key: str = "") -> str:
 
 
 def _strays(environ: Mapping[str, str]) -> tuple[str, ...]:
-    known = {FILE_VARIABLE, *(variable(s, key) for s in SECTIONS for key in keys_of(s))}
+    known = {
+        FILE_VARIABLE,
+        KERNEL_VARIABLE,
+        *(variable(s, key) for s in SECTIONS for key in keys_of(s)),
+    }
     prefixes = tuple(PREFIXES.values())
     return tuple(sorted(n for n in environ if n.startswith(prefixes) and n not in known))

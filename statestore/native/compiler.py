@@ -19,6 +19,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-s
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_S = 120.0  # it takes one or two
 LOOK_S = 0.05  # how often a compiler is asked whether it should be stopped
+LEFT_S = 3600.0  # what is older than this, nobody is compiling
 _DIGEST_BYTES = 32
+_SCRATCH = ".compiling-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def load(
     Raises:
         SettingsError: no C compiler, or it fails; or the directory is open to others.
     """
-    command, folder = _command(sources, flags), _folder(cache_dir)
+    command, folder = _command(sources, flags), _folder(sources, cache_dir)
     with _named(sources, folder):
         _check_private(sources, folder)
         path = _path(sources, command, folder)
@@ -85,7 +88,7 @@ def load_compiled(sources: Sources, cache_dir: Path | None = None) -> ctypes.CDL
     Raises:
         SettingsError: no C compiler whose library it could be; or the directory is open to others.
     """
-    command, folder = _command(sources, None), _folder(cache_dir)
+    command, folder = _command(sources, None), _folder(sources, cache_dir)
     with _named(sources, folder):
         path = _path(sources, command, folder)
         if not _is_whole(path):
@@ -110,8 +113,15 @@ def processor_flags() -> tuple[str, ...]:
     return ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 
 
-def _folder(cache_dir: Path | None) -> Path:
-    return cache_dir or Path(platformdirs.user_cache_dir("rwkv-statestore")) / "native"
+def _folder(sources: Sources, cache_dir: Path | None) -> Path:
+    with suppress(RuntimeError):  # there is no home directory; older releases give "~/.cache"
+        folder = cache_dir or Path(platformdirs.user_cache_dir("rwkv-statestore")) / "native"
+        if folder.is_absolute():  # the working directory is anybody's
+            return folder
+    raise SettingsError(
+        f"{sources.title}: there is no home directory to keep the compiled library in; name a "
+        f"place by XDG_CACHE_HOME, or {sources.otherwise}"
+    )
 
 
 def _command(sources: Sources, flags: tuple[str, ...] | None) -> list[str]:
@@ -124,7 +134,14 @@ def _path(sources: Sources, command: list[str], folder: Path) -> Path:
 
 def _compiler(sources: Sources) -> list[str]:
     """The command of $CC, or the first that is found."""
-    named = shlex.split(os.environ.get("CC", ""))
+    text = os.environ.get("CC", "")
+    try:
+        named = shlex.split(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"{sources.title}: $CC is {text!r}, which is no command ({error}); mend it, or "
+            f"{sources.otherwise}"
+        ) from error
     for command in [named] if named else [[name] for name in COMPILERS]:
         found = shutil.which(command[0])
         if found is not None:
@@ -178,7 +195,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _compile(sources: Sources, command: list[str], path: Path, stop: threading.Event) -> None:
-    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=path.parent) as scratch:
+    _sweep(path.parent)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch:
         made = Path(scratch, path.name)
         _run(sources, [*command, str(sources.main), "-o", str(made), "-lm"], scratch, stop)
         with made.open("ab") as file:
@@ -186,6 +204,14 @@ def _compile(sources: Sources, command: list[str], path: Path, stop: threading.E
             file.flush()
             os.fsync(file.fileno())
         made.replace(path)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes left that were killed while they compiled."""
+    for left in folder.glob(f"{_SCRATCH}*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - LEFT_S:
+                shutil.rmtree(left)
 
 
 def _run(sources: Sources, command: list[str], scratch: str, stop: threading.Event) -> None:

@@ -28,9 +28,14 @@ def test_the_wheel_holds_migrations_model_and_types(wheel: Path) -> None:
     assert "statestore/py.typed" in names
     assert "rwkv_runtime/py.typed" in names
     assert any(name.startswith("rwkv_runtime/demo/model.") for name in names)
-    sources = {path.name for path in (ROOT / "rwkv_runtime" / "native").glob("*.[ch]")}
-    assert {"rwkv7.c", "lanes.h"} < sources
-    assert {f"rwkv_runtime/native/{name}" for name in sources} <= set(names)
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("rwkv_runtime", "statestore")
+        for path in (ROOT / package).rglob("*.[ch]")
+    }
+    of_engine = {f"rwkv_runtime/native/{name}" for name in ("rwkv7.c", "lanes.h")}
+    assert {*of_engine, "statestore/codec/planes.c"} < sources
+    assert sources <= set(names)
     assert not any(name.startswith(("tests/", "benchmarks/", "migrations/")) for name in names)
 
 

@@ -45,6 +45,7 @@ from tests.statestore.codec.codec_samples import (
     small_state,
 )
 
+pytestmark = pytest.mark.usefixtures("in_use")
 codecs = pytest.mark.parametrize("codec", CODEC_NAMES)
 
 

@@ -18,6 +18,7 @@ from statestore.keyring import Key
 from statestore.schema import DType, State, Tensor
 from tests.statestore.codec.codec_samples import blob_of, header_of, small_state
 
+pytestmark = pytest.mark.usefixtures("in_use")
 LIMITS = codec.Limits()
 
 

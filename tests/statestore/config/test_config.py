@@ -188,6 +188,7 @@ def test_no_secret_is_in_an_error(text: str, tmp_path: Path) -> None:
 
 def test_variables_that_are_no_settings_are_noticed() -> None:
     environ = {"RWKV_SERVER_PROT": "1", "RWKV_JIT_ON": "1", "RWKV_SERVER_PORT": "1"}
+    environ |= {"RWKV_STATESTORE_CONFIG": "", "RWKV_STATESTORE_KERNEL": "numpy"}
     assert load(None, environ).strays == ("RWKV_SERVER_PROT",)
 
 

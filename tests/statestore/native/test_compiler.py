@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from statestore.errors import SettingsError
@@ -94,6 +96,7 @@ def test_a_damaged_library_is_never_loaded(sources: Sources, cache: Path) -> Non
     ("command", "what"),
     [
         ("no-such-compiler", r"the answer: .*no-such-compiler \(\$CC\).*apt install gcc.*guess"),
+        ("'gcc", r"the answer: \$CC is .* no command.*guess"),
         ("false", "ended with 1: no message.*or guess"),
         ("gcc --no-such-flag", "no-such-flag.*or guess"),
     ],
@@ -120,6 +123,16 @@ def test_a_place_that_cannot_be_used_is_named(sources: Sources, tmp_path: Path) 
     for folder in (tmp_path / "file", Path("/proc/no-such-place")):
         with pytest.raises(SettingsError, match=r"the answer: .*XDG_CACHE_HOME.*guess"):
             load(sources, cache_dir=folder)
+
+
+def test_without_a_home_nothing_is_looked_for_in_the_working_directory(
+    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda _: "~/.cache/rwkv-statestore")
+    with pytest.raises(SettingsError, match=r"the answer: .*XDG_CACHE_HOME.*guess"):
+        load(sources)
+    assert not list(tmp_path.glob("~*"))
 
 
 RACING = """
@@ -152,39 +165,21 @@ def test_processes_may_compile_at_once(sources: Sources, cache: Path) -> None:
 
 
 HANGING = """#!/bin/sh
-echo $$ > {fifo}
+exec 3> {fifo}
 sleep 1000 &
+echo begun >&3
 wait
 """
 
 
-@pytest.fixture
-def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Says the number of a compiler that hangs, once it runs."""
-    fifo, script = tmp_path / "begun", tmp_path / "hanging-cc"
+def test_a_compiler_can_be_stopped_with_all_that_it_has_begun(
+    sources: Sources, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo, script = tmp_path / "fifo", tmp_path / "hanging-cc"
     os.mkfifo(fifo)
     script.write_text(HANGING.format(fifo=fifo))
     script.chmod(0o700)
     monkeypatch.setenv("CC", str(script))
-    return fifo
-
-
-def runs(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    states = [path.read_text().rpartition(")")[2].split() for path in stats()]
-    return any(int(fields[2]) == group and fields[0] != "Z" for fields in states)
-
-
-def stats() -> list[Path]:
-    return [path for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
-
-
-def test_a_compiler_can_be_stopped_with_all_that_it_has_begun(
-    sources: Sources, cache: Path, begun: Path
-) -> None:
     stop, said = threading.Event(), list[str]()
 
     def make() -> None:
@@ -194,12 +189,12 @@ def test_a_compiler_can_be_stopped_with_all_that_it_has_begun(
 
     thread = threading.Thread(target=make)
     thread.start()
-    group = int(begun.read_text())
-    assert runs(group)
-    stop.set()
+    with fifo.open() as pipe:
+        assert pipe.readline() == "begun\n"
+        stop.set()
+        assert pipe.read() == ""  # nobody has it open any more
     thread.join(60)
     assert "was stopped" in said[0]
-    assert not runs(group)
     assert not list(cache.iterdir())
 
 
@@ -214,3 +209,14 @@ def test_a_compiler_that_hangs_is_ended(
     with pytest.raises(SettingsError, match=r"the answer: .*did not end within.*guess"):
         load(sources, cache_dir=cache)
     assert not list(cache.iterdir())
+
+
+def test_what_was_left_by_who_was_killed_is_removed_in_time(sources: Sources, cache: Path) -> None:
+    long_ago = time.time() - 2 * compiler.LEFT_S
+    for name, at in ((".compiling-old", long_ago), (".compiling-new", None)):
+        (cache / name).mkdir(mode=0o700, parents=True)
+        (cache / name / "answer.so").touch()
+        os.utime(cache / name, None if at is None else (at, at))
+    cache.chmod(0o700)
+    load(sources, cache_dir=cache)
+    assert {path.name for path in cache.iterdir() if path.suffix != ".so"} == {".compiling-new"}
