@@ -31,7 +31,7 @@ RUN /opt/statestore/bin/pip install -q -c constraints.txt ".[${EXTRAS}]" \
            /opt/statestore/lib/python3*/site-packages/torch/bin/test*
 
 FROM ${PYTHON_IMAGE}
-# Of Debian, for `--kernel native`: PACKAGES="gcc libc6-dev". It compiles for the processor it runs on.
+# Of Debian, for `--kernel native` and the codec's kernel: PACKAGES="gcc libc6-dev". They are compiled for the processor they run on.
 ARG PACKAGES=
 RUN if [ -n "$PACKAGES" ]; then apt-get update -qq \
      && apt-get install -y -qq --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; fi
