@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-AT_END_S = 1.0  # how long a program that ends waits for a compiler, before it ends that too
+AT_END_S = 3.0  # how long a program that ends waits for a compiler, before it ends that too
 
 Thing = TypeVar("Thing")
 
