@@ -23,6 +23,7 @@ from statestore.backends.leases import Leases
 from statestore.backends.lookups import Lookups
 from statestore.backends.sightings import Sightings
 from statestore.backends.sql import catalog, departures, search, tallies, totals
+from statestore.backends.sql.admitting import admit_new
 from statestore.backends.sql.cached import CachedBlobs
 from statestore.backends.sql.database import Database
 from statestore.backends.sql.evicting import evict
@@ -144,7 +145,7 @@ class SqlBackend:
     def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:  # noqa: ARG002 - it always is
         """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.
 
-        With `durable` or without, both are there when this returns.
+        With `durable` or without, both are there for all when this returns.
 
         Raises:
             InputError: the blob has not the size that the entry says, or a field cannot be stored.
@@ -158,6 +159,8 @@ class SqlBackend:
             return False
         self._blobs.put(entry.blob, blob)
         try:
+            if self._admitted_new(entry):
+                return True
             admitted = self._admit(entry, catalog.admit)
         except BaseException:
             self._unlink_unless_named(entry.blob)
@@ -327,11 +330,17 @@ class SqlBackend:
     def _stored(self, entry: Entry) -> bool:
         """Whether a usable entry is there already, so that the blob need not be written."""
         digest = entry.key.digest
-        stored = self._database.read(lambda tx: catalog.usable(tx, digest, entry.created_at))
+        stored = search.longest(self._database, [entry.key], entry.created_at) is not None
         known = self._filter
         if stored and known is not None and known.lacks(digest):
             self._database.write(lambda _: known.note(digest))
         return stored
+
+    def _admitted_new(self, entry: Entry) -> bool:
+        """Whether a server's catalog took `entry` by the statement for new ones."""
+        if self._database.product != "postgresql":
+            return False
+        return self._database.apply(lambda tx: admit_new(tx, entry))
 
     def _admit(
         self, entry: Entry, admit: Callable[[Connection, Entry], catalog.Admitted]

@@ -34,6 +34,7 @@ from statestore.backends.sql.rows import (
     to_holding,
     to_row,
 )
+from statestore.backends.sql.unsynced import unsynced
 from statestore.entry import Departed, Entry, EntryFilter, Status
 from statestore.keys import StateKey
 from statestore.tables import entries
@@ -51,11 +52,6 @@ class Admitted:
 
     won: bool
     replaced: Holding | None = None  # its blob is no longer named
-
-
-def usable(connection: Connection, digest: bytes, now: float) -> bool:
-    """Whether the entry of `digest` is there, sound, ready and not expired at `now`."""
-    return _is_usable(connection.execute(_of(digest)).mappings().first(), now)
 
 
 def admit(connection: Connection, entry: Entry) -> Admitted:
@@ -83,11 +79,9 @@ def adopt(connection: Connection, entry: Entry) -> Admitted:
 
 def touch(connection: Connection, key: StateKey, columns: Mapping[str, Any]) -> None:
     """Count a hit, and set `columns`."""
-    connection.execute(
-        update(entries)
-        .where(entries.c.digest == key.digest, entries.c.n_tokens == key.n_tokens)
-        .values(hits=entries.c.hits + 1, **columns)
-    )
+    here = (entries.c.digest == key.digest, entries.c.n_tokens == key.n_tokens)
+    statement = update(entries).where(*here).values(hits=entries.c.hits + 1, **columns)
+    connection.execute(unsynced(connection, statement))
 
 
 def change(

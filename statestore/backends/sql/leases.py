@@ -32,6 +32,7 @@ from sqlalchemy.sql.expression import ColumnElement
 from statestore.backends.bell import Bell, Ear, Line
 from statestore.backends.leases import OUTCOME_S, Lease, Outcome
 from statestore.backends.sql.database import Database
+from statestore.backends.sql.unsynced import UNSYNCED, unsynced
 from statestore.keys import StateKey
 from statestore.tables import leases
 
@@ -109,7 +110,10 @@ def _take(kind: Any) -> Any:  # noqa: ANN401 - two dialects' own INSERTs, alike 
     ).returning(*_STANDING)
 
 
-_TAKE: Final = {"sqlite": _take(sqlite), "postgresql": _take(postgresql)}
+_TAKE: Final = {
+    "sqlite": _take(sqlite),
+    "postgresql": _take(postgresql).returning(UNSYNCED),
+}
 
 
 class SqlLeases:
@@ -138,15 +142,15 @@ class SqlLeases:
     def renew(self, key: StateKey, owner: str, ttl_s: float) -> bool:
         """Hold on to it for `ttl_s` from now; ``False``: it lapsed, or another has it."""
         given = {"of": key.digest, "by": owner, "term_s": min(ttl_s, LONGEST_S)}
-        return self._apply(lambda tx: tx.execute(_RENEW, given).rowcount) == 1
+        return self._apply(lambda tx: tx.execute(unsynced(tx, _RENEW), given).rowcount) == 1
 
     def release(self, key: StateKey, owner: str, outcome: Outcome) -> None:
         """Let go, leaving the outcome for `OUTCOME_S`; nothing happens where another holds it."""
         given = {"of": key.digest, "by": owner, "result": outcome.value}
-        released = self._apply(lambda tx: tx.execute(_RELEASE, given).rowcount)
+        released = self._apply(lambda tx: tx.execute(unsynced(tx, _RELEASE), given).rowcount)
         if released and self._bell is not None:
             self._apply(lambda tx: tx.execute(_TELL, {"told": key.hex}).rowcount)
-        self._apply(lambda tx: tx.execute(_FORGET).rowcount)
+        self._apply(lambda tx: tx.execute(unsynced(tx, _FORGET)).rowcount)
 
     def wait(self, key: StateKey, timeout_s: float) -> Lease | None:
         """How the lease stands once it was released, lapsed or `timeout_s` passed; ``None``: free.

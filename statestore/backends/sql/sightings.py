@@ -30,6 +30,7 @@ from sqlalchemy import (
 
 from statestore.backends.sightings import SIGHTINGS
 from statestore.backends.sql.database import Database
+from statestore.backends.sql.unsynced import UNSYNCED
 from statestore.keys.second_sight import MARK_BYTES
 from statestore.tables import sightings
 
@@ -73,6 +74,7 @@ _ENDS: Final = select(
     select(func.min(sightings.c.id)).scalar_subquery(),
     select(func.max(sightings.c.id)).scalar_subquery(),
 )
+_ENDS_UNSYNCED: Final = _ENDS.add_columns(UNSYNCED)  # a crash may lose the newest
 # Between two numbers: PostgreSQL takes the index, whatever it believes of the table.
 _TRIM: Final = delete(sightings).where(
     sightings.c.id.between(bindparam("lowest"), bindparam("highest"))
@@ -112,7 +114,8 @@ class SqlSightings:
 
     def _note(self, connection: Connection, marks: Sequence[bytes]) -> None:
         connection.execute(_NOTE, _packed(marks))
-        lowest, newest = connection.execute(_ENDS).one()
+        server = connection.dialect.name == "postgresql"
+        lowest, newest, *_ = connection.execute(_ENDS_UNSYNCED if server else _ENDS).one()
         highest = min(newest - self._limit, lowest + _TRIMMED)
         if highest >= lowest:
             connection.execute(_TRIM, {"lowest": lowest, "highest": highest})

@@ -16,7 +16,8 @@ from statestore.entry import Status, Usage
 from statestore.keys import StateKey
 from statestore.tables import SHARDS, ageing, totals
 
-_SUMS: Final = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned", "pinned_bytes")
+#: What is summed.
+SUMS: Final = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned", "pinned_bytes")
 
 #: One row's place in ``totals``: namespace and shard.
 Place: TypeAlias = tuple[str, int]
@@ -46,7 +47,7 @@ class Counted(Protocol):
 
 def usage(connection: Connection, namespace: str | None = None) -> Usage:
     """Totals over all entries, or a namespace's; the age is the whole store's."""
-    sums = [func.coalesce(func.sum(totals.c[name]), 0).label(name) for name in _SUMS]
+    sums = [func.coalesce(func.sum(totals.c[name]), 0).label(name) for name in SUMS]
     statement = select(*sums, select(ageing.c.age).scalar_subquery().label("age"))
     if namespace is not None:
         statement = statement.where(totals.c.namespace == namespace)
@@ -68,7 +69,7 @@ def account(connection: Connection, before: Iterable[Counted], after: Iterable[C
     for sign, entries in ((-1, before), (1, after)):
         for entry in entries:
             change = changes.setdefault((entry.namespace, entry.key.digest[0] % SHARDS), Counter())
-            for name, amount in _parts(entry).items():
+            for name, amount in parts(entry).items():
                 change[name] += sign * amount
     for place in sorted(changes):
         change = changes[place]
@@ -83,7 +84,7 @@ def drop_empty(connection: Connection) -> None:
     connection.execute(delete(totals).where(tuple_(*place).in_(empty), totals.c.entries == 0))
 
 
-def _parts(entry: Counted) -> dict[str, int]:
+def parts(entry: Counted) -> dict[str, int]:
     """What one entry adds to the totals."""
     return {
         "entries": 1,
@@ -96,8 +97,8 @@ def _parts(entry: Counted) -> dict[str, int]:
 
 
 def _add(connection: Connection, place: Place, change: Counter[str]) -> None:
-    values: dict[str, Any] = {name: totals.c[name] + change[name] for name in _SUMS if change[name]}
+    values: dict[str, Any] = {name: totals.c[name] + change[name] for name in SUMS if change[name]}
     here = (totals.c.namespace == place[0], totals.c.shard == place[1])
     if not connection.execute(update(totals).where(*here).values(**values)).rowcount:
-        first = {name: change[name] for name in _SUMS}
+        first = {name: change[name] for name in SUMS}
         connection.execute(insert(totals).values(namespace=place[0], shard=place[1], **first))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from statestore import Identity, open_store
 from statestore.backends.base import Backend
@@ -23,7 +23,7 @@ from statestore.backends.sql.backend import SqlBackend
 from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.sql.lookups import SqlLookups
 from statestore.backends.sql.sightings import SqlSightings
-from statestore.entry import Candidate, Entry, EntryFilter
+from statestore.entry import Candidate, Change, Entry, EntryFilter, Role
 from statestore.errors import SettingsError, UnavailableError
 from statestore.keys import marks
 from statestore.url import StoreURL, redacted
@@ -288,8 +288,8 @@ def test_eviction_follows_its_indexes(
     assert full.usage(namespace).entries == 900
 
 
-def test_a_read_sends_its_query_and_nothing_else(place: PostgresPlace) -> None:
-    """No BEGIN and no ROLLBACK around it: each would be a round trip."""
+def test_each_call_sends_one_statement_and_nothing_else(place: PostgresPlace) -> None:
+    """No BEGIN and no COMMIT around it: each would be a round trip."""
     backend = open_fleet_backend(FleetPlace.parse(place.url))
     with place.server.connect() as connection:
         connection.execute(f"ALTER DATABASE {place.database} SET log_statement = 'all'")
@@ -300,9 +300,62 @@ def test_a_read_sends_its_query_and_nothing_else(place: PostgresPlace) -> None:
         backend.longest(keys, CREATED_AT)
         (sent,) = sent_after(place, ready)
         assert sent.split()[0] in ("SELECT", "WITH")
+    backend.usage()  # on a connection of its own
+    ready = len(place.server.statements(place.database))
     assert publish(backend, an_entry(0))
+    looked, admitted = sent_after(place, ready)
+    assert looked.startswith("SELECT")
+    assert admitted.startswith("WITH admitted AS ( INSERT")
+    backend.touch(an_entry(0), CREATED_AT, 1.0)
+    assert len(sent_after(place, ready)) == 3
+    assert backend.update(a_key(0), Change(labels={"a": "b"}))
     assert any("BEGIN ISOLATION LEVEL READ COMMITTED" in it for it in sent_after(place, ready))
     backend.close()
+
+
+@pytest.mark.parametrize("role", [Role.SEGMENT, Role.NAMED])
+def test_what_is_computed_again_does_not_wait_for_the_servers_disk(
+    place: PostgresPlace, backend: SqlBackend, role: Role
+) -> None:
+    """But for what nobody can compute again."""
+
+    def ask(statement: str, **given: object) -> Any:
+        ((value,),) = backend._database.rows(text(statement), given)
+        return value
+
+    def put(number: int) -> bool:
+        """Whether the disk has it."""
+        before = ask("SELECT CAST(pg_current_wal_insert_lsn() AS text)")
+        assert publish(backend, an_entry(number, role=role))
+        return bool(ask("SELECT pg_current_wal_flush_lsn() > CAST(:at AS pg_lsn)", at=before))
+
+    with place.server.connect() as connection:
+        for setting in ("wal_writer_delay = '10s'", "wal_writer_flush_after = '1GB'"):
+            connection.execute(f"ALTER SYSTEM SET {setting}")
+        connection.execute("SELECT pg_reload_conf()")
+    try:
+        waited = [put(number) for number in range(20)]
+        assert all(waited) if role is Role.NAMED else not all(waited)
+        assert backend.usage().entries == 20
+    finally:
+        with place.server.connect() as connection:
+            for setting in ("wal_writer_delay", "wal_writer_flush_after"):
+                connection.execute(f"ALTER SYSTEM RESET {setting}")
+            connection.execute("SELECT pg_reload_conf()")
+
+
+def test_a_key_that_is_there_is_decided_by_a_transaction(backend: SqlBackend) -> None:
+    """What is of no use any more is replaced; what is, stays; and totals are right each time."""
+    assert publish(backend, an_entry(0, expires_at=CREATED_AT - 1))
+    fresh = an_entry(0)
+    assert publish(backend, fresh)
+    assert not publish(backend, an_entry(0))
+    assert backend.delete(fresh.key, "deleted")
+    assert backend.departed([fresh.key])
+    assert publish(backend, an_entry(0))
+    assert not backend.departed([fresh.key])
+    assert backend.usage().entries == 1
+    assert backend.recount(mend=False)
 
 
 def sent_after(place: PostgresPlace, count: int) -> list[str]:

@@ -105,22 +105,33 @@ def wait_until_well(store: StateStore) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("asked", [b"COMMIT\0", b"INSERT INTO entries", b"BEGIN"])
+@pytest.mark.parametrize(
+    ("asked", "replaces", "stored"),
+    [
+        (b"INSERT INTO entries", False, True),  # the one statement of a new entry
+        (b"COMMIT\0", True, True),
+        (b"UPDATE entries", True, False),
+        (b"BEGIN", True, False),
+    ],
+)
 def test_an_answer_that_is_lost_leaves_all_or_nothing(
-    place: PostgresPlace, proxy: Proxy, asked: bytes
+    place: PostgresPlace, proxy: Proxy, asked: bytes, replaces: bool, stored: bool
 ) -> None:
-    """The server has committed, and the client's connection is reset before it hears of it."""
+    """The server has done it, and the client's connection is reset before it hears of it."""
     backend = open_backend(url_by(place, proxy.port, timeout_s=TIMEOUT_S, find_ms=0))
+    if replaces:
+        assert publish(backend, an_entry(0, expires_at=CREATED_AT - 1))
     entry = an_entry(0)
     proxy.loses_answer_to = asked
     with pytest.raises(UnavailableError):
         publish(backend, entry)
     assert proxy.loses_answer_to is None
-    rows = place.query("SELECT blob FROM entries")
-    assert {row["blob"] for row in rows} == place.blob_names()
     found = backend.longest([entry.key], CREATED_AT)
-    assert (found is not None) == (asked == b"COMMIT\0")
-    assert publish(backend, an_entry(0)) == (found is None)
+    assert (found is not None) == stored
+    rows = {row["blob"] for row in place.query("SELECT blob FROM entries")}
+    assert rows <= place.blob_names()
+    assert len(place.blob_names() - rows) <= (stored and replaces)  # what was replaced
+    assert publish(backend, an_entry(0)) == (not stored)
     found = backend.longest([entry.key], CREATED_AT)
     assert found is not None
     blob = backend.read(found)
