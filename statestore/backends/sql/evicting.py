@@ -13,8 +13,7 @@ locked: what is used before the lowest of them are, stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Select, delete, false, func, select, update
@@ -55,15 +54,11 @@ def evict(
         going.take(order(namespace), "evicted", now)
         _age(connection, going.gone[lapsed_count:])
     else:
-        going.take(order(namespace), "evicted", now, passing)
+        for part in unjudged(namespace):
+            going.take(part, "evicted", now)
         going.take_judged(namespace, judge, now)
     totals.account(connection, before=going.gone, after=[])
     return going.gone
-
-
-def passing(entry: Holding) -> bool:
-    """Whether it goes unjudged."""
-    return entry.status != Status.READY.value or entry.score < 0.0
 
 
 def order(namespace: str | None) -> Select[Any]:
@@ -71,6 +66,15 @@ def order(namespace: str | None) -> Select[Any]:
     assert Status.QUARANTINED.value < Status.READY.value  # the index sorts them so
     unpinned = _of(namespace).where(entries.c.pinned == false())
     return unpinned.order_by(entries.c.status, entries.c.score)
+
+
+def unjudged(namespace: str | None) -> Iterator[Select[Any]]:
+    """What goes unjudged: of `order` what is barred, then what is only passing by. The database is
+    told, which else would lock the lowest of the others. In two parts, as PostgreSQL goes through
+    the whole index for one bound on both columns.
+    """
+    yield order(namespace).where(entries.c.status < Status.READY.value)
+    yield order(namespace).where(entries.c.status == Status.READY.value, entries.c.score < 0.0)
 
 
 def lapsed(namespace: str | None, now: float) -> Select[Any]:
@@ -103,18 +107,12 @@ class _Going:
         self._limit = limit
         self._mean_bytes = mean_bytes
 
-    def take(
-        self,
-        entries_in_order: Select[Any],
-        reason: str,
-        now: float,
-        while_: Callable[[Holding], bool] = lambda _: True,
-    ) -> None:
+    def take(self, entries_in_order: Select[Any], reason: str, now: float) -> None:
         """Remove entries in this order until enough are gone, or there are no more such."""
         while (count := self._wanted) > 0:
             page = entries_in_order.limit(count).with_for_update(skip_locked=True)
             rows = self._connection.execute(page).mappings()
-            if not self._remove(takewhile(while_, map(to_holding, rows)), reason, now):
+            if not self._remove(map(to_holding, rows), reason, now):
                 return
 
     def take_judged(self, namespace: str | None, judge: Judge, now: float) -> None:
@@ -127,8 +125,10 @@ class _Going:
     def _lowest(
         self, drawn: Sequence[Candidate], ranks: Sequence[float], count: int
     ) -> list[Holding]:
-        """The lowest `count` of a sample, the lowest first, less what was used since."""
-        places = lowest(drawn, ranks, count)
+        """The lowest `count` of a sample, or as many as are to go, the lowest first, less what was
+        used since. What stays is not locked.
+        """
+        places = list(self._until_enough(lowest(drawn, ranks, count), drawn))
         judged = {drawn[place].key.digest: place for place in places}
         chosen = _JUDGED.where(entries.c.digest.in_(list(judged)))
         found = self._connection.execute(chosen.with_for_update(skip_locked=True)).mappings()
@@ -138,6 +138,14 @@ class _Going:
             for place in places
             if place in rows and moment(rows[place]["used_at"]) == drawn[place].used_at
         ]
+
+    def _until_enough(self, places: Sequence[int], drawn: Sequence[Candidate]) -> Iterator[int]:
+        excess = self._excess
+        for place in places:
+            if excess <= 0:
+                return
+            yield place
+            excess -= drawn[place].blob_bytes
 
     @property
     def _wanted(self) -> int:

@@ -43,7 +43,7 @@ from statestore.backends.sql.wire import OverdueError, Question, Wire
 
 T = TypeVar("T")
 
-_KEPT_CONNECTIONS: Final = 2  # for questions
+_KEPT_CONNECTIONS: Final = 1  # for questions; each is one more that the server has open
 _IDLE_CONNECTIONS: Final = 3  # kept open between transactions, when questions have theirs
 _MORE_CONNECTIONS: Final = 5  # opened when threads want them; a server has about 100 for all
 _CONNECT_S: Final = 2  # the least that the driver takes; per address of the host

@@ -6,6 +6,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,15 @@ from statestore.entry import Candidate, Change, Entry, EntryFilter, Role
 from statestore.errors import SettingsError, UnavailableError
 from statestore.keys import marks
 from statestore.url import StoreURL, redacted
-from tests.places.backend_places import CREATED_AT, Place, a_key, an_entry, digest, publish
+from tests.places.backend_places import (
+    CREATED_AT,
+    Place,
+    a_key,
+    an_entry,
+    digest,
+    publish,
+    publish_all,
+)
 from tests.places.postgres_servers import SECRET, PostgresPlace
 from tests.statestore.contracts.test_backend_contract import BackendContract
 from tests.statestore.contracts.test_backend_model import DisasterModel
@@ -77,6 +86,46 @@ class TestPostgresEviction(EvictionContract):
 
             backend.evict(200, CREATED_AT + 100, judge=judge)
         assert a_key(0) in {entry.key for entry in backend.entries(EntryFilter())}
+
+    def test_nobody_waits_for_what_stays(self, backend: Backend, place: Place) -> None:
+        """While a judge thinks nothing is locked, and then what goes alone."""
+        scores = [-1.0, 7.0, 8.0, 9.0]  # the first is only passing by
+        for number, score in enumerate(scores):
+            publish(backend, an_entry(number, blob_bytes=100, score=score))
+        with closing(place.open()) as other:
+
+            def judge(entries: Sequence[Candidate | Entry], _now: float) -> list[float]:
+                for number in range(1, 4):
+                    other.touch(an_entry(number), CREATED_AT + number, 5.0)
+                return [float(entry.key.n_tokens) for entry in entries]
+
+            assert backend.evict(200, CREATED_AT + 100, judge=judge).entries >= 1
+        kept = {entry.key for entry in backend.entries(EntryFilter())}
+        assert a_key(0) not in kept
+
+    def test_many_evict_and_touch_at_once(self, backend: Backend, place: Place) -> None:
+        """Together they remove what one would, and no note of a hit is lost to a lock."""
+        publish_all(backend, [an_entry(number, blob_bytes=100) for number in range(60)])
+
+        def judge(entries: Sequence[Candidate | Entry], _now: float) -> list[float]:
+            return [float(entry.key.n_tokens) for entry in entries]
+
+        def evict(_: int) -> int:
+            with closing(place.open()) as other:
+                gone = [other.evict(6000 - 100 * left, CREATED_AT, judge=judge) for left in steps]
+            return sum(evicted.entries for evicted in gone)
+
+        def touch(number: int) -> None:
+            for _ in range(20):
+                backend.touch(an_entry(number), CREATED_AT + 1, 1.0)
+
+        steps = range(1, 31)
+        with ThreadPoolExecutor(8) as threads:
+            touching = [threads.submit(touch, 59 - number) for number in range(4)]
+            assert sum(threads.map(evict, range(4))) == 30
+            for each in touching:
+                each.result()
+        assert backend.usage().blob_bytes == 3000
 
 
 class TestPostgresLeases(LeaseContract):
