@@ -52,6 +52,8 @@ _BAD_FILE: Final = frozenset(  # of one file, while those beside it may be well
 )
 
 
+_Descriptors: TypeAlias = list[int]
+
 #: Reads from a descriptor's beginning into so much memory; how many bytes there were.
 _ReadV: TypeAlias = Callable[[int, memoryview, int], int]
 
@@ -86,17 +88,24 @@ class FilesystemBlobs:
             raise InputError(f"blob name {name!r}: names that end in {PART} are kept for writing")
         path = self._path(name)
         part = path + PART
+        # Opened and closed in one step of the interpreter each, as everywhere here: wherever a
+        # Ctrl-C comes, no descriptor is lost, and what was made is known to have been.
+        opened: _Descriptors = []
+        closing = map(os.close, opened)
         with _translating(f"writing {path}"):
-            descriptor = self._create(part)
             try:
-                _write(descriptor, blob)
+                self._create(part, opened)
+                _write(opened[0], blob)
+                list(closing)
                 os.rename(part, path)  # noqa: PTH104 - strings, as everywhere on this path
                 _sync_directory(os.path.dirname(path))  # noqa: PTH120
             except BaseException:
-                for left in (part, path):
+                for left in (part, path) if opened else ():  # else another one's is in the way
                     with suppress(OSError):
                         os.unlink(left)  # noqa: PTH108
                 raise
+            finally:
+                list(closing)
 
     def get(self, name: str, *, limit_bytes: int | None = None) -> memoryview | None:
         """The blob (its first `limit_bytes`) in fresh memory, writable and aligned, or ``None``.
@@ -161,17 +170,17 @@ class FilesystemBlobs:
             raise InputError(f"blob name {name!r} is unlawful: it must match {NAME.pattern}")
         return f"{self._root}/{name[:2]}/{name}"
 
-    def _create(self, part: str) -> int:
-        """Open `part` for writing; its directory is made at the first blob that goes there."""
+    def _create(self, part: str, opened: _Descriptors) -> None:
+        """Open `part` for writing, into `opened`; its directory is made at the first blob there."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
-            return os.open(part, flags, 0o600)
+            opened.extend(map(os.open, (part,), (flags,), (0o600,)))
         except FileNotFoundError:
             self._require_root()
             with suppress(FileExistsError):
                 os.mkdir(os.path.dirname(part), 0o700)  # noqa: PTH102, PTH120
             _sync_directory(self._root)
-            return os.open(part, flags, 0o600)
+            opened.extend(map(os.open, (part,), (flags,), (0o600,)))
 
     def _require_root(self) -> None:
         """A file system that is not mounted has no blobs, but that is no miss."""
@@ -228,31 +237,30 @@ def _read(path: str, limit_bytes: int | None, readv: _ReadV) -> memoryview:
 
 
 def _write(descriptor: int, blob: Sequence[bytes | bytearray | memoryview]) -> None:
-    """Write all buffers, fsync and close."""
-    try:
-        views = [memoryview(buffer) for buffer in blob]
-        rest = deque(view.cast("B") for view in views if view.nbytes)
-        while rest:
-            # In one call: the system keeps such a file in larger pieces of memory than one that
-            # came bit by bit, and reads it from there in two thirds of the time.
-            count = os.writev(descriptor, list(islice(rest, _AT_ONCE)))
-            if count == 0:  # as some file systems do in place of an error; again, and for ever
-                raise OSError(errno.EIO, "the file system took nothing")
-            while rest and len(rest[0]) <= count:
-                count -= len(rest.popleft())
-            if count:
-                rest[0] = rest[0][count:]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Write all buffers, and fsync."""
+    views = [memoryview(buffer) for buffer in blob]
+    rest = deque(view.cast("B") for view in views if view.nbytes)
+    while rest:
+        # In one call: the system keeps such a file in larger pieces of memory than one that came
+        # bit by bit, and reads it from there in two thirds of the time.
+        count = os.writev(descriptor, list(islice(rest, _AT_ONCE)))
+        if count == 0:  # as some file systems do in place of an error; again, and for ever
+            raise OSError(errno.EIO, "the file system took nothing")
+        while rest and len(rest[0]) <= count:
+            count -= len(rest.popleft())
+        if count:
+            rest[0] = rest[0][count:]
+    os.fsync(descriptor)
 
 
 def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    opened: list[int] = []
+    closing = map(os.close, opened)
     try:
-        os.fsync(descriptor)
+        opened.extend(map(os.open, (path,), (os.O_RDONLY | os.O_DIRECTORY,)))
+        os.fsync(opened[0])
     finally:
-        os.close(descriptor)
+        list(closing)
 
 
 def _list_directory(directory: str) -> list[BlobInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from statestore import Identity, PutOutcome, Role, StateStore, open_store
+from statestore.blobs.filesystem import PART, FilesystemBlobs
 from statestore.keys import StateKey
 from statestore.schema import DType, State, Tensor
 from tests.places.backend_places import a_key, digest
@@ -101,6 +103,24 @@ def test_interrupted_lookups_leave_nothing_open(tmp_path: Path) -> None:
         if os.fork() == 0:  # waits for those who are inside
             os._exit(0)
         os.wait()
+
+
+@pytest.mark.timeout(120)
+def test_interrupted_puts_leave_nothing_open_and_nothing_half_written(tmp_path: Path) -> None:
+    blobs = FilesystemBlobs(tmp_path / "blobs")
+    (tmp_path / "blobs").mkdir()
+    names = (f"{number % 256:02x}{number:06d}" for number in itertools.count())
+    interrupter = Interrupter()
+    with interrupter.running():
+        while interrupter.count < INTERRUPTS:
+            with interrupter.let():
+                for name in itertools.islice(names, 20):
+                    blobs.put(name, [bytes(100), bytes(1000)])
+    assert open_blobs(tmp_path) == 0
+    kept = list(blobs.list())
+    assert kept
+    assert {info.size_bytes for info in kept} == {1100}
+    assert not any(info.name.endswith(PART) for info in kept)
 
 
 def look(store: StateStore, keys: list[StateKey]) -> None:
