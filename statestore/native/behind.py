@@ -47,7 +47,11 @@ class Behind(Generic[Thing]):
     def _begin(self, this: _Try) -> None:
         if sys.is_finalizing() or not this.begun.acquire(blocking=False):
             return
-        self._made = self._find()
+        try:
+            self._made = self._find()
+        except BaseException:  # a Ctrl-C: there will be none
+            this.settled.set()
+            raise
         if self._made is not None:
             this.settled.set()
             return

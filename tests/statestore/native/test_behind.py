@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from statestore.native.behind import Behind
 
 HANG_S = 60.0
@@ -67,6 +69,16 @@ def test_who_comes_while_another_looks_goes_on_without() -> None:
     go.set()
     first.join(HANG_S)
     assert behind.get() == "found"
+
+
+def test_who_interrupts_the_looking_is_heard_and_nobody_waits_for_it_after() -> None:
+    def find() -> str:
+        raise KeyboardInterrupt
+
+    behind = Behind(find, lambda _: "made")
+    with pytest.raises(KeyboardInterrupt):
+        behind.get()
+    assert behind.wait(HANG_S * HANG_S) is None
 
 
 PROGRAM = """
