@@ -145,10 +145,10 @@ TOUCH: Final = (
 if redis.call('HGET', entry, 'n_tokens') ~= ARGV[3] then
   return 0
 end
-disarrange(digest, place_of(entry, digest))
-redis.call('HINCRBY', entry, 'hits', 1)
-redis.call('HSET', entry, unpack(ARGV, 4))
-arrange(entry, digest)
+move(entry, digest, function()
+  redis.call('HINCRBY', entry, 'hits', 1)
+  redis.call('HSET', entry, unpack(ARGV, 4))
+end)
 return 1
 """
 )
@@ -163,9 +163,9 @@ if f[1] ~= ARGV[3] or (ARGV[4] ~= '' and blob_of(digest, f[2]) ~= ARGV[4]) then
 end
 if #ARGV > 4 then
   local before = weigh(entry)
-  disarrange(digest, place_of(entry, digest))
-  redis.call('HSET', entry, unpack(ARGV, 5))
-  arrange(entry, digest)
+  move(entry, digest, function()
+    redis.call('HSET', entry, unpack(ARGV, 5))
+  end)
   account(entry, before)
 end
 return 1

@@ -141,6 +141,7 @@ local function arrange(key, id)
     redis.call('ZADD', base .. 'expiry', f[4], id)
   end
   redis.call('ZADD', base .. 'tokens', 0, place.tokens)
+  return place
 end
 
 local function disarrange(id, place)
@@ -149,6 +150,16 @@ local function disarrange(id, place)
   end
   redis.call('ZREM', base .. 'ranks', place.rank)
   redis.call('ZREM', base .. 'tokens', place.tokens)
+end
+
+-- `work` changes the entry, and its place with it; a full server refuses none of it.
+local function move(key, id, work)
+  local before = place_of(key, id)
+  redis.call('ZREM', base .. 'barred', id)
+  work()
+  if arrange(key, id).rank ~= before.rank then
+    redis.call('ZREM', base .. 'ranks', before.rank)
+  end
 end
 
 local function remember(id, n_tokens, reason, at, keep)
