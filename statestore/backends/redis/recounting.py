@@ -18,7 +18,7 @@ from statestore.backends.redis.server import Server
 from statestore.backends.redis.shard import SHARD, call
 from statestore.backends.redis.sums import MARK
 
-STEP: Final = 128  # entries
+STEP: Final = 64  # entries
 KEPT_MS: Final = 600_000
 
 #: ARGV: base, '', how many, 1 to begin where nothing was begun, ms that it is kept. 1 if more are

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from statestore.cli.options import as_json_option, pass_config
-from statestore.cli.render import emit_json, emit_table
+from statestore.cli.render import counted, emit_json, emit_table
 from statestore.cli.token_files import read_segments
 from statestore.config import Config
 from statestore.entry import Entry, EntryFilter
@@ -20,6 +21,9 @@ from statestore.explain import Verdict, Why, explain
 from statestore.keys import ChunkRule, Namespace, Plan, plan
 from statestore.settings import open_store
 from statestore.store import Identity, StateStore
+
+#: States whose fingerprint is looked at where none is given: in Redis a second.
+LOOKED_AT: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +151,24 @@ def _given(text: str) -> tuple[bytes, ChunkRule]:
 
 
 def _stored(store: StateStore, namespace: str, model: str | None) -> bytes:
-    """The one fingerprint that the stored states of a namespace (and model) have."""
+    """The one fingerprint that the stored states of a namespace (and model) have, as far as the
+    `LOOKED_AT` that were used last tell.
+    """
     found: dict[bytes, str] = {}
-    for entry in store.list(EntryFilter(namespace=namespace, model=model)):
+    looked = 0
+    for entry in islice(store.list(EntryFilter(namespace=namespace, model=model)), LOOKED_AT):
+        looked += 1
         found.setdefault(entry.fingerprint, entry.model)
         if len(found) > 1:
             raise InputError(_several(found, model))
     if not found:
         raise InputError("no state is stored to take the fingerprint of: give --fingerprint")
+    if looked == LOOKED_AT:
+        click.echo(
+            f"The fingerprint is that of the {counted(looked, 'state')} used last; "
+            "for others give --fingerprint or --model.",
+            err=True,
+        )
     return next(iter(found))
 
 

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from prometheus_client import start_http_server
 from redis import Redis
 
 from statestore import ChunkRule, Identity, Namespace, StateStore, errors, open_store, plan
 from statestore.backends.tallies import Tally, tallies
+from statestore.cli import main
+from statestore.cli.commands import explain
 from statestore.entry import EntryFilter
 from statestore.keys import KeyedBoundary
 from tests.places.postgres_servers import shared_server
@@ -634,6 +637,31 @@ def test_explain_says_how_to_choose_among_fingerprints(tmp_path: Path) -> None:
     assert "several settings of one model" in said("--model", "one.pth")
     chosen = run("--store", place, "explain", "-", "--model", "two.pth", stdin="1 2")
     assert "2 tokens are to be computed" in chosen.stdout, chosen.stderr
+
+
+def test_explain_looks_at_so_many_states_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read a large store costs seconds; that of the states in use is what is wanted."""
+    place = str(tmp_path / "s")
+    for number in (1, 2, 3):
+        digest = bytes([max(number, 2)]) * 32
+        [made] = plan([[number] * 64], digest, ChunkRule()).boundaries
+        with open_store(place) as store:
+            store.put(
+                Identity(digest), made.key, make_state(1), token_digest=made.token_digest,
+                role=made.role,
+            )  # fmt: skip
+    tokens = json.dumps([[3] * 64, [1] * 40])
+    command = ["--store", place, "explain", "-"]
+    whole = CliRunner().invoke(main, command, input=tokens)
+    assert (whole.exit_code, "several settings" in whole.stderr) == (2, True)
+    monkeypatch.setattr(explain, "LOOKED_AT", 1)
+    one = CliRunner().invoke(main, command, input=tokens)
+    assert "finds the first 64 of 104" in one.stdout
+    assert "that of the 1 state used last" in one.stderr
+    chosen = CliRunner().invoke(main, [*command, "--fingerprint", "03" * 32], input=tokens)
+    assert (chosen.stdout, chosen.stderr) == (one.stdout, "")
 
 
 def test_explain_knows_a_tenants_salt_from_the_settings(place: Path, tmp_path: Path) -> None:
