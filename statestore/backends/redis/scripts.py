@@ -89,7 +89,7 @@ end
 places[#places + 1] = count
 for i = 1, #anchors do
   local beside = known[i + 2]
-  local named = beside and beside:sub(1, 1) == '{MARK}'
+  local named = beside and beside:sub(1, 1) == '{MARK}' and #beside % 4 == 1
   local found = beside and (named and search_named or search)(places[i], places[i + 1], beside)
   if found then
     return found

@@ -72,7 +72,7 @@ local function names_at(name, anchor)
   if kept == false then
     return '{MARK}'
   end
-  return type(kept) == 'string' and kept:sub(1, 1) == '{MARK}' and kept or nil
+  return type(kept) == 'string' and kept:sub(1, 1) == '{MARK}' and #kept % 4 == 1 and kept or nil
 end
 
 local function short(id)

@@ -300,6 +300,22 @@ def test_what_is_lost_hides_nothing(
     assert (found.key, runs < 12) == (KEYS[300], True)
 
 
+def test_half_a_name_is_none(place: RedisPlace, backend: Any) -> None:
+    """A hand's: all keys of that stretch are asked for, and who writes beside it drops the hash."""
+    for at in (300, 500):
+        publish(backend, entry_of(KEYS[at]))
+    with place.nodes[0].client() as client:
+        name, anchor = f"{place.prefix}:1:{{00}}:anchors", anchors_of(KEYS[300])
+        client.hset(name, anchor, b"#" + KEYS[300].digest[:2])
+        assert backend.longest(KEYS, NOW).key == KEYS[300]
+        publish(backend, entry_of(KEYS[303]))
+        assert not client.exists(name)
+    backend.delete(KEYS[300], "a test")
+    assert backend.longest(KEYS, NOW).key == KEYS[303]
+    backend.sweep(NOW, 0.0)
+    assert anchors(place) == counted(place)
+
+
 def test_entries_that_the_server_evicted(
     server: RedisServer, place: RedisPlace, backend: Any
 ) -> None:
