@@ -13,7 +13,7 @@ from statestore.backends.wrappers.faulty import OF_BACKEND, Fail, Fault, Faulty
 from statestore.complaints import EVERY_S, Complaints
 from statestore.errors import UnavailableError
 from tests.places.backend_places import a_key
-from tests.statestore.test_store import OURS, put
+from tests.places.states import OURS, put
 
 
 def test_the_first_is_told_and_then_one_in_a_while(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from statestore.keys import StateKey
 from statestore.reconcile import check_all, left_overs, mendable, take_down
 from tests.places.backend_places import digest
 from tests.places.postgres_servers import shared_server
-from tests.statestore.cli.test_cli import make_state
+from tests.places.states import make_state
 
 IDENTITY = Identity(bytes(range(32)), "tenant")
 

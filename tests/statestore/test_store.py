@@ -24,20 +24,8 @@ from statestore.entry import Entry, Status
 from statestore.errors import InputError, SettingsError, StateStoreError, UnavailableError
 from statestore.explain import Why, explain
 from statestore.keys import KeyedBoundary, StateKey
-from statestore.schema import DType, State, Tensor
 from tests.places.backend_places import a_key, digest
-
-OURS = Identity(digest("model"))
-
-
-def a_state(number: int) -> State:
-    values = np.random.default_rng(number).standard_normal(64).astype("<f4")
-    return State("any", (Tensor.of("t", DType.F32, [64], values),))
-
-
-def put(store: StateStore, number: int, **fields: Any) -> PutOutcome:
-    known: dict[str, Any] = {"token_digest": digest("tokens"), "role": Role.SEGMENT, **fields}
-    return store.put(OURS, a_key(number), a_state(number), **known)
+from tests.places.states import OURS, a_state, put
 
 
 @pytest.fixture

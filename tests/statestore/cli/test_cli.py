@@ -6,51 +6,15 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from statestore import ChunkRule, Identity, StateStore, open_store, plan
+from statestore import ChunkRule, open_store, plan
 from statestore.cli import main
-from statestore.schema import State, Tensor, rwkv7
-from tests.statestore.workers.commanded import run
-
-SCHEMA = rwkv7(layers=2, width=64, heads=1, head_size=64)
-IDENTITY = Identity(bytes(range(32)))
-
-
-def make_state(seed: int) -> State:
-    source = np.random.default_rng(seed)
-    return State(
-        SCHEMA.id,
-        tuple(
-            Tensor.of(s.name, s.dtype, s.shape, source.standard_normal(s.shape).astype("<f4"))
-            for s in SCHEMA.tensors
-        ),
-    )
-
-
-def fill(store: StateStore, count: int) -> None:
-    for number in range(count):
-        prompt = plan([[number] * 40], IDENTITY.fingerprint, ChunkRule())
-        boundary = prompt.boundaries[-1]
-        store.put(
-            IDENTITY,
-            boundary.key,
-            make_state(number),
-            token_digest=boundary.token_digest,
-            role=boundary.role,
-            model="random.pth" if number % 2 else "",
-        )
-
-
-def run_json(*arguments: str) -> Any:
-    done = run(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+from tests.places.states import IDENTITY, fill, make_state
+from tests.statestore.workers.commanded import run, run_json
 
 
 @pytest.fixture

@@ -32,8 +32,9 @@ from tests.golden.make_golden_archive import CODECS, golden_entry
 from tests.places.backend_places import digest
 from tests.places.postgres_servers import shared_server
 from tests.places.redis_servers import running
-from tests.statestore.cli.test_cli import IDENTITY, SCHEMA, make_state, run, run_json
+from tests.places.states import IDENTITY, SCHEMA, make_state
 from tests.statestore.codec.codec_samples import small_state
+from tests.statestore.workers.commanded import run, run_json
 
 COUNT = 6
 LARGE = 200

@@ -33,7 +33,8 @@ from tests.places.postgres_servers import shared_server
 from tests.places.redis_servers import running
 from tests.places.small_disks import fill as fill_disk
 from tests.places.small_disks import mounted_tmpfs
-from tests.statestore.cli.test_cli import IDENTITY, make_state, run, run_json
+from tests.places.states import IDENTITY, make_state
+from tests.statestore.workers.commanded import run, run_json
 
 SALT = "s4lt-of-the-tenant"
 DEAD = "redis://:hush@127.0.0.1:1/0?connect_timeout_s=0.2"

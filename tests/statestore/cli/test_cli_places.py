@@ -17,7 +17,8 @@ import pytest
 from statestore import open_store
 from tests.places.postgres_servers import SECRET, shared_server
 from tests.places.redis_servers import running
-from tests.statestore.cli.test_cli import fill, run, run_json
+from tests.places.states import fill
+from tests.statestore.workers.commanded import run, run_json
 
 PASSWORD = "hush@/:hush"
 

@@ -24,7 +24,7 @@ from statestore.cli.selecting import Selection
 from statestore.entry import Change, EntryFilter, Role, Status
 from tests.places.backend_places import a_key, an_entry, publish
 from tests.places.redis_servers import running
-from tests.statestore.cli.test_cli import run, run_json
+from tests.statestore.workers.commanded import run, run_json
 
 NOW = time.time()
 HOUR = 3600.0

@@ -12,8 +12,9 @@ import pytest
 from statestore import open_store
 from statestore.backends.sql.file import FILTER
 from tests.places.redis_servers import running
-from tests.statestore.cli.test_cli import fill, run, run_json
+from tests.places.states import fill
 from tests.statestore.cli.test_cli_moving import damage, entries, here
+from tests.statestore.workers.commanded import run, run_json
 
 COUNT = 4
 

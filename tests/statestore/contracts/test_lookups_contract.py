@@ -40,7 +40,7 @@ from tests.places.backend_places import (
     a_key,
     digest,
 )
-from tests.statestore.cli.test_cli import IDENTITY, make_state
+from tests.places.states import IDENTITY, make_state
 
 MODEL, OTHER = digest("model"), digest("other model")
 

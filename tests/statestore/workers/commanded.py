@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import io
+import json
 import multiprocessing
 import os
 import sys
 import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import alembic.command  # noqa: F401 - loaded ahead
 import psycopg  # noqa: F401
@@ -61,3 +63,10 @@ def run(*arguments: str, stdin: str = "") -> CompletedProcess[str]:
         assert process.exitcode is not None, f"{arguments} hangs"
         out, error = (Path(directory, name).read_text("utf-8") for name in ("out", "error"))
         return CompletedProcess(arguments, process.exitcode, out, error)
+
+
+def run_json(*arguments: str) -> Any:
+    """What a command that succeeds says to a script."""
+    done = run(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -23,7 +23,7 @@ from statestore.backends.memory.backend import MemoryBackend
 from statestore.backends.tiers.backend import Tier, Tiered
 from statestore.backends.wrappers.faulty import Fault, Faulty, Hang, Operation
 from tests.places.backend_places import CREATED_AT, a_key, an_entry, publish
-from tests.statestore.test_store import OURS, put
+from tests.places.states import OURS, put
 
 STATES = 10
 

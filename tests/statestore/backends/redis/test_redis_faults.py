@@ -35,9 +35,9 @@ from tests.places.redis_servers import (
     sentinel_of,
     wait_until,
 )
+from tests.places.states import OURS, put
 from tests.statestore.backends.redis.test_redis_concurrency import check_store
 from tests.statestore.contracts.test_lease_contract import leases_of
-from tests.statestore.test_store import OURS, put
 from tests.statestore.workers.backend_worker import step
 
 NOW = CREATED_AT + 10_000

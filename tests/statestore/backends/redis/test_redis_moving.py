@@ -12,7 +12,7 @@ from statestore import StateStore, open_store
 from statestore.store import PutOutcome
 from tests.places.backend_places import a_key
 from tests.places.redis_servers import RedisServer, node_of, running_cluster
-from tests.statestore.test_store import OURS, put
+from tests.places.states import OURS, put
 
 SHARD = 7  # whose slot moves
 SLOT = key_slot(f"{{{SHARD:02x}}}".encode())

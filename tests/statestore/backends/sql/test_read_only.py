@@ -25,7 +25,7 @@ from statestore.settings import open_revisions
 from statestore.store import PutOutcome, StateStore
 from tests.checkout import ROOT
 from tests.places.backend_places import a_key
-from tests.statestore.test_store import OURS, put
+from tests.places.states import OURS, put
 from tests.statestore.workers.commanded import run
 
 STATES = 5
@@ -141,7 +141,7 @@ def test_a_reader_beside_writers_that_come_and_go(root: Path, view: Path) -> Non
     code = """
         import sys
         from statestore import open_store
-        from tests.statestore.test_store import put
+        from tests.places.states import put
 
         for number in range(100, 160):
             with open_store(sys.argv[1]) as store:
@@ -183,7 +183,7 @@ def test_what_a_dead_writer_left(root: Path, view: Path) -> None:
     code = """
         import os, sys
         from statestore import open_store
-        from tests.statestore.test_store import put
+        from tests.places.states import put
 
         store = open_store(sys.argv[1])
         put(store, 50)
@@ -235,9 +235,10 @@ def anybodys(root: Path) -> Iterator[Path]:
 def test_another_users_directory(anybodys: Path) -> None:
     code = """
         import os, sys
+        import statestore.backends.sql.file  # while the interpreter's own files may be read
         from statestore import open_store
         from tests.places.backend_places import a_key
-        from tests.statestore.test_store import OURS, put
+        from tests.places.states import OURS, put
 
         if os.geteuid() == 0:
             os.setuid(65534)  # what is forbidden to others is allowed to root

@@ -17,7 +17,7 @@ from statestore.entry import EntryFilter
 from statestore.errors import FullError
 from tests.places.backend_places import a_key, an_entry, publish, publish_all
 from tests.places.small_disks import mounted_tmpfs
-from tests.statestore.cli.test_cli import run, run_json
+from tests.statestore.workers.commanded import run, run_json
 
 STATES = 40
 SIZE = 200_000

@@ -37,10 +37,10 @@ from tests.places.backend_places import (
 )
 from tests.places.redis_places import RedisPlace
 from tests.places.redis_servers import RedisServer, running
+from tests.places.states import OURS, a_state, put
 from tests.statestore.contracts.test_backend_contract import BackendContract
 from tests.statestore.contracts.test_lease_contract import LeaseContract
 from tests.statestore.contracts.test_listing_contract import ListingContract
-from tests.statestore.test_store import OURS, a_state, put
 
 NOW = CREATED_AT + 10_000
 WAIT_S = 60.0

@@ -40,7 +40,7 @@ from tests.places.backend_places import (
 from tests.places.postgres_servers import PostgresPlace
 from tests.places.redis_places import RedisPlace
 from tests.places.redis_servers import RedisServer, running
-from tests.statestore.cli.test_cli import IDENTITY, make_state
+from tests.places.states import IDENTITY, make_state
 from tests.statestore.workers.budget_worker import run_worker
 
 KB = 1000

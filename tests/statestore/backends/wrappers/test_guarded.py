@@ -45,7 +45,7 @@ from statestore.errors import (
 )
 from statestore.metrics import Metrics
 from tests.places.backend_places import CREATED_AT, a_blob, a_key, an_entry, publish
-from tests.statestore.test_store import put
+from tests.places.states import put
 
 NOW = CREATED_AT + 10_000
 HANG_S = 30.0  # bounds a test that would hang
