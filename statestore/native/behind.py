@@ -90,6 +90,8 @@ class _Try:
     def end(self) -> None:
         """So that programs that run shortly have their library too, the next time."""
         if self.thread is not None:
-            self.thread.join(AT_END_S)
-            self.stop.set()
-            self.thread.join(AT_END_S)
+            try:
+                self.thread.join(AT_END_S)
+            finally:  # a Ctrl-C too
+                self.stop.set()
+                self.thread.join(AT_END_S)

@@ -116,6 +116,24 @@ def test_a_program_that_ends_waits_a_little_for_what_is_nearly_made() -> None:
     assert output(PROGRAM.replace("behind = ", ended + "behind = ")) == "False\n"
 
 
+INTERRUPTED = (
+    PROGRAM
+    + """
+import atexit, signal
+import statestore.native.behind
+statestore.native.behind.AT_END_S = 1000
+def interrupt():
+    time.sleep(0.2)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+atexit.register(threading.Thread(target=interrupt, daemon=True).start)
+"""
+)
+
+
+def test_who_interrupts_the_end_stops_the_making() -> None:
+    assert output(INTERRUPTED) == "stopped\n"
+
+
 FORKING = (
     PROGRAM
     + """
