@@ -102,15 +102,15 @@ def main(ctx: click.Context, url: str | None, file: Path | None) -> None:
       RWKV_STATESTORE_URL=file:///var/lib/states statestore stats --json
 
     \b
-    A URL may say, for example file:///var/lib/states?budget=50GiB&ttl=7d
-      budget=50GiB    how much may be stored; budget.NAME=5GiB: of a namespace
-      high=95%        of each budget, above which room is made; at first all
-      low=90%         down to which it is made; at first just what is needed
-      ttl=7d          how long after its put a state expires
-      policy=NAME     what goes first: learned (at first), gdsf, lfu, lru
-      codec=NAME      how states are written: lossless (at first), raw, auto
-      keys=FILE       encrypt; or keys=env:VARIABLE. See keygen
-      find_ms=250     deadline of a lookup; fetch_ms=2000: of a load
+    What any URL may say, as in 'file:///var/lib/states?budget=50GiB&ttl=7d':
+      budget=50GiB  how much may be stored; budget.NAME=5GiB: in a namespace
+      high=95%      of each budget: above it room is made; all, by default
+      low=90%       down to it; by default just enough for what comes
+      ttl=7d        when a state expires, counted from its put
+      policy=NAME   what goes first: learned (default), gdsf, lfu, lru
+      codec=NAME    how states are written: lossless (default), raw, auto
+      keys=FILE     encrypt; or keys=env:VARIABLE; see keygen
+      find_ms=250   deadline of a lookup; fetch_ms=2000: of a load
 
     \b
     Exit codes:

@@ -160,6 +160,7 @@ def _sums(tier: Standing) -> dict[str, object]:
         "state_bytes": usage.state_bytes,
         "quarantined": usage.quarantined,
         "pinned": usage.pinned,
+        "pinned_bytes": usage.pinned_bytes,
         "used": total.used,
         "hits": total.hits,
         "tokens_saved": total.tokens_saved,

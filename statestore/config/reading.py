@@ -137,7 +137,14 @@ def _chosen_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
         return file
     if named := environ.get(FILE_VARIABLE):
         return _parsed_path(named)
-    return path if (path := default_file()).is_file() else None
+    path = default_file()
+    try:
+        return path if path.is_file() else None
+    except OSError as error:  # another user's home, as sudo leaves it: what it says is not known
+        raise SettingsError(
+            f"settings file {path}: {error.strerror}; name another by --config or "
+            f"{FILE_VARIABLE}, or set HOME"
+        ) from None
 
 
 def _parsed_path(named: str) -> Path:

@@ -82,7 +82,7 @@ def open_file_backend(path: Path, *, patience_s: float = 10.0) -> SqlBackend:
 
 
 def _open_for_reading(root: Path, patience_s: float) -> SqlBackend:
-    message = "%s may only be read here: nothing is stored, and no hit is counted"
+    message = "%s may only be read here: no state is put, and no hit is counted"
     _complaints.add(("reading", root), message, root)
     database = open_for_reading(root / CATALOG, patience_s)
     try:

@@ -15,7 +15,7 @@ from statestore.backends.sql.revisions import Standing
 from statestore.backends.wrapper import Wrapper
 from statestore.cli.checkup.budgets import budget_findings
 from statestore.cli.checkup.disk import disk_findings
-from statestore.cli.checkup.finding import Finding
+from statestore.cli.checkup.finding import Finding, Level
 from statestore.cli.checkup.servers import postgres_findings, redis_findings
 from statestore.cli.checkup.settings import open_to_others
 from statestore.cli.limits import Limits
@@ -45,7 +45,8 @@ _SLOW_S: Final = {"lookup": 0.05, "find": 0.1, "put": 1.0}
 
 def examine(place: Premises) -> Iterator[Finding]:
     """All that there is to say of one place; goes on after what fails."""
-    yield from _guarded("tables", lambda: _tables(place))
+    tables = list(_guarded("tables", lambda: _tables(place)))
+    yield from tables
     try:
         with open_store(place.url.text, create=False, flush_on_sigterm=False) as store:
             usage, limits = store.usage(), Limits.of(store.backend)
@@ -58,7 +59,8 @@ def examine(place: Premises) -> Iterator[Finding]:
             yield from _guarded("leases", lambda: _leases(store))
             yield from _guarded("orphans", lambda: _orphans(store, usage))
     except StateStoreError as error:
-        yield Finding.bad("opens", error, _remedy(place, error))
+        if not any(_says(finding, error) for finding in tables):
+            yield Finding.bad("opens", error, _remedy(place, error))
         yield from _disk(place, None, 0)  # may be why
         return
     yield from _guarded("trial", lambda: _trial(place))
@@ -81,6 +83,12 @@ def _disk(place: Premises, budget: int | None, used: int) -> Iterator[Finding]:
     if place.directory is not None and place.directory.is_dir():
         holds_catalog = place.kind == "file"
         yield from disk_findings(place.directory, budget, used, holds_catalog=holds_catalog)
+
+
+def _says(finding: Finding, error: StateStoreError) -> bool:
+    """Whether a failure is this error, or what comes before it."""
+    older = isinstance(error, SchemaVersionError)
+    return finding.level is Level.FAILURE and (older or finding.text == str(error))
 
 
 def _remedy(place: Premises, error: StateStoreError) -> str:

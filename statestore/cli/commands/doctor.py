@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -17,9 +18,9 @@ from statestore.config import Config
 from statestore.settings import tiers_of
 
 _MARKS: Final = {
-    Level.OK: ("✓", "green"),
-    Level.WARNING: ("!", "yellow"),
-    Level.FAILURE: ("✗", "red"),
+    Level.OK: ("✓", "+", "green"),
+    Level.WARNING: ("!", "!", "yellow"),
+    Level.FAILURE: ("✗", "x", "red"),
 }
 
 
@@ -102,8 +103,18 @@ class _Told:
             yield from found
 
 
+def _is_writable(mark: str) -> bool:
+    """Whether the locale has it: as ``?`` all marks would be the same."""
+    try:
+        mark.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _print(finding: Finding) -> None:
-    mark, colour = _MARKS[finding.level]
+    mark, plain, colour = _MARKS[finding.level]
+    mark = mark if _is_writable(mark) else plain
     click.echo(f"  {click.style(mark, fg=colour)} {finding.check:<11} {finding.text}")
     if finding.remedy:
         click.echo(f"    {'':<11} -> {finding.remedy}")

@@ -116,5 +116,5 @@ def _foretell(store: StateStore, victims: Sequence[Victim], *, as_json: bool) ->
     now = store.now()
     for victim in victims:
         why = worth(victim.score, now) if victim.rank is Rank.READY else victim.rank.name.lower()
-        click.echo(f"{victim.key}  {size(victim.blob_bytes):>10}  {why}")
+        click.echo(f"{victim.key.hex[:16]}  {size(victim.blob_bytes):>10}  {why}")
     click.echo(f"would remove {said(victims)}")

@@ -45,8 +45,8 @@ def list_entries(
     """List what is stored, newest use first.
 
     Of several tiers, the last one is listed, which holds everything. A listing by use is printed
-    as it is read; for another order all entries, or the first --limit, are kept in memory. Those of
-    the lowest score, up to when they are worth their bytes, go first when room is made: see show.
+    as it is read; for another order all entries, or the first --limit, are kept in memory.
+    `--sort score --reverse` begins with what goes first; `show` says what a score is.
 
     \b
     Examples:

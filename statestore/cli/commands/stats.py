@@ -111,7 +111,7 @@ def _glance(url: str, namespace: str | None, servers: Sequence[str]) -> Glance:
         }
     rows = [row for tier in tiers for row in _rows(tier)]
     seen = {**record(tiers, namespace), **_of_servers(scraped)}
-    return Glance(seen, counts, _COLUMNS, rows, SPARE)
+    return Glance(seen, counts, _COLUMNS, rows, _spare(rows))
 
 
 _COLUMNS: Final = (
@@ -120,10 +120,17 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-#: What a narrow terminal goes without, the first ones first.
-SPARE: Final = (
-    ">used", ">pinned", ">hits", ">token rate", ">lookups", ">time saved", "namespace", ">hit rate",
-)  # fmt: skip
+#: What a narrow terminal goes without, the first ones first; then what all rows have in common.
+_SPARE: Final = (">used", ">pinned", ">hits", ">token rate", ">lookups", ">time saved")
+
+
+def _spare(rows: Sequence[Sequence[str]]) -> list[str]:
+    common = [
+        name
+        for name in ("tier", "model", "namespace")
+        if len({row[_COLUMNS.index(name)] for row in rows}) == 1
+    ]
+    return [*_SPARE, *common, ">hit rate"]
 
 
 def _show(tiers: Sequence[Standing], namespace: str | None, scraped: Lookups | None) -> None:
@@ -136,7 +143,7 @@ def _show(tiers: Sequence[Standing], namespace: str | None, scraped: Lookups | N
     rows = [row for tier in tiers for row in _rows(tier)]
     if rows:
         click.echo()
-        emit_table(_COLUMNS, rows, spare=SPARE)
+        emit_table(_COLUMNS, rows, spare=_spare(rows))
     whole = answered(tiers) if len(tiers) > 1 else None
     if whole is not None and whole.lookups:
         click.echo(f"\nall tiers  {_asked(whole)}")
@@ -156,12 +163,12 @@ def _fields(tier: Standing) -> dict[str, object]:
     usage, total = tier.usage, tier.total
     ratio = f", stored at {usage.blob_bytes / (usage.state_bytes or 1):.2f} of it"
     return {
-        "entries": usage.entries,
+        "entries": f"{usage.entries:,}",
         "stored": _within(usage.blob_bytes, tier.budget_bytes),
         **_room(tier),
         "decoded": size(usage.state_bytes) + (ratio if usage.state_bytes else ""),
-        "quarantined": usage.quarantined,
-        "pinned": usage.pinned,
+        "quarantined": f"{usage.quarantined:,}",
+        "pinned": f"{usage.pinned:,}" + (f", {size(usage.pinned_bytes)}" if usage.pinned else ""),
         "hits": f"{total.hits:,}"
         + (f", on {_share(total)} of the states" if total.entries else ""),
         "saved": f"{total.tokens_saved:,} tokens, {age(total.seconds_saved)} of computing",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,3 +196,20 @@ def test_brackets_in_a_name_are_no_markup(tmp_path: Path) -> None:
             model="[/bold]x[red]",
         )
     assert "[/bold]x[red]" in run("--store", str(tmp_path / "s"), "ls").stdout
+
+
+def test_ctrl_c_while_it_is_loaded() -> None:
+    """Within the first moment, when no command has begun: as later, without a traceback."""
+    interrupted = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        if name == 'click':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from statestore.cli import main\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", interrupted], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "statestore: stopped\n")

@@ -436,9 +436,35 @@ def test_doctor_fails_over_a_catalog_of_a_newer_release(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "s" / "catalog.sqlite3")) as catalog, catalog:
         catalog.execute("UPDATE alembic_version SET version_num = '9999'")
     failures = findings(doctor("--store", str(tmp_path / "s"), code=4), "failure")
-    assert set(failures) == {"file tables", "file opens"}
+    assert set(failures) == {"file tables"}
     assert "pip install -U" in failures["file tables"]["remedy"]
     assert "✗ tables" in run("--store", str(tmp_path / "s"), "doctor").stdout
+
+
+def test_doctor_tells_good_from_bad_in_any_locale(tmp_path: Path) -> None:
+    with open_store(str(tmp_path / "s")) as store:
+        fill(store)
+    (tmp_path / "s" / "catalog.sqlite3").write_bytes(b"no database" * 100)
+    command = [sys.executable, "-m", "statestore", "--store", str(tmp_path / "s"), "doctor"]
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=latin, check=False)
+    assert done.returncode == 4
+    lines = done.stdout.decode("latin-1").splitlines()
+    assert "?" not in "".join(line[:4] for line in lines)
+    assert any(line.startswith("  + settings") for line in lines)
+    assert any(line.startswith("  x tables") for line in lines)
+
+
+def test_doctor_tells_one_cause_once(tmp_path: Path) -> None:
+    """A catalog that is none fails neither twice, nor with advice that is beside the point."""
+    with open_store(str(tmp_path / "s")):
+        pass
+    (tmp_path / "s" / "catalog.sqlite3").write_bytes(b"no database" * 100)
+    done = run("--store", str(tmp_path / "s"), "doctor")
+    assert done.returncode == 4
+    assert done.stdout.count("file is not a database") == 1
+    assert "who owns it" not in done.stdout
+    assert "not healthy: 1 failure\n" in done.stdout
 
 
 def test_doctor_minds_a_filter_that_hides_states_and_gc_mends_it(place: Path) -> None:

@@ -288,12 +288,14 @@ def test_a_narrow_terminal_gets_the_columns_that_fit(made: Path) -> None:
 def test_no_figure_is_cut_on_a_narrow_terminal(made: Path) -> None:
     for columns, spared in ((60, "used"), (20, "hits")):
         code, said = in_terminal("--store", str(made), "stats", columns=columns)
-        table = re.sub(r"\x1b\[[0-9;]*m", "", said).partition("\r\ntier")[2]
+        table = re.sub(r"\x1b\[[0-9;]*m", "", said).partition("\r\n\r\n")[2]
         assert code == 0
         assert "entries" in table
         assert "tokens saved" in table
         assert "…" not in table
         assert spared not in table
+        assert "namespace" in table, "what tells the rows apart"
+        assert "tier" not in table, "there is one"
 
 
 def test_what_has_expired_goes_first_as_foretold(place: str) -> None:

@@ -227,5 +227,12 @@ def test_every_setting_can_come_from_the_environment() -> None:
             pytest.fail(f"{row.variable} takes none of the examples")
 
 
+def test_a_home_that_cannot_be_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sudo may leave another user's: what the settings there say must not be passed over."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"/{'x' * 5000}")  # not even root can
+    with pytest.raises(SettingsError, match=r"config.toml: .*; name another by --config or RWKV_"):
+        load(None, {})
+
+
 def test_a_namespace_is_what_the_keys_say() -> None:
     assert NAMESPACE.pattern == namespaces.NAME.pattern
