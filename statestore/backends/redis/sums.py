@@ -4,12 +4,13 @@
 
 ``anchors`` tells what lies beside each anchor (`StateKey.anchor`, 8 bytes): behind a ``#`` the
 first 4 bytes of up to `NAMED` digests, so that a lookup asks for those alone; of more entries their
-number, and what is once a number stays one until the last has gone. Below ``?`` is
-how many entries' anchor is not known; named ones are beside none. The field of no name counts all,
-and lookups believe the hash while the totals tell of as many. What the server evicted of either, or
-an earlier release left out, is thus noticed; that one's entries have no field ``anchor``, and are
-counted when a sweep gives them one. What no longer is there may still be told of, which costs a
-look; what is there and not told of would be hidden.
+number, and what is once a number stays one until the last has gone. Below ``?`` is how many
+entries' anchor is not known; named ones are beside none. The field ``#`` says that the hash was
+begun in this form; an earlier build had numbers alone. The field of no name counts all, and lookups
+believe the hash while the totals tell of as many. What the server evicted of either, or an earlier
+release left out, is thus noticed; that one's entries have no field ``anchor``, and are counted when
+a sweep gives them one. What no longer is there may still be told of, which costs a look; what is
+there and not told of would be hidden.
 
 While a shard is counted anew (see `recounting`), ``recount`` and ``recounted`` are what will be its
 ``totals`` and ``anchors``. They tell of the entries up to a cursor in the order of ``tokens``,
