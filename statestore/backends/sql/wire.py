@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -29,6 +30,10 @@ Sent: TypeAlias = tuple[int, int, bytes]
 _NAMED: Final = re.compile(r"%\((\w+)\)s")
 _BYTEA, _INT4, _FLOAT8 = 17, 23, 701  # pg_type.oid
 _TEXT, _BINARY = 0, 1  # formats
+#: How long a plan is kept. It is made for the table as it was, and by itself the server looks again
+#: after a minute or so: of a catalog that was small it went through all that had come since.
+PLAN_S: Final = 10.0
+
 _LONGEST_S: Final = 3600.0  # of one wait; then the clock is looked at
 _FAILED: Final = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE})
 
@@ -63,7 +68,8 @@ class Wire:
     def __init__(self, connection: psycopg.Connection[Any], *, prepares: bool) -> None:
         self._libpq = connection.pgconn
         self._values = Transformer(connection)
-        self._prepared: dict[Question, bytes] | None = {} if prepares else None
+        self._prepared: dict[Question, tuple[bytes, float]] | None = {} if prepares else None
+        self._names = count()
         self._readable, self._usable = select.poll(), select.poll()
         self._readable.register(connection.fileno(), select.POLLIN)
         self._usable.register(connection.fileno(), select.POLLIN | select.POLLOUT)
@@ -79,14 +85,18 @@ class Wire:
         After `OverdueError`, or anything that is no error of the driver's, the connection is of
         no use to anybody.
         """
-        until = time.monotonic() + answer_s
+        now = time.monotonic()
+        until = now + answer_s
         sent = [_sent(parameters[name]) for name in question.names]
         values, formats = [value for _, _, value in sent], [form for _, form, _ in sent]
         if self._prepared is None:
             types = [kind for kind, _, _ in sent]
             self._libpq.send_query_params(question.text, values, types, formats, _BINARY)
         else:
-            name = self._prepared.get(question) or self._prepare(question, sent, until, answer_s)
+            name, good_until = self._prepared.get(question) or (b"", 0.0)
+            if now > good_until:
+                self._forget(question, until, answer_s)
+                name = self._prepare(question, sent, until, answer_s)
             self._libpq.send_query_prepared(name, values, formats, _BINARY)
         answer = self._answer(until, answer_s)
         self._values.set_pgresult(answer)
@@ -96,11 +106,18 @@ class Wire:
         self, question: Question, sent: list[Sent], until: float, answer_s: float
     ) -> bytes:
         assert self._prepared is not None
-        name = b"statestore_%d" % len(self._prepared)
+        name = b"statestore_%d" % next(self._names)
         self._libpq.send_prepare(name, question.text, [kind for kind, _, _ in sent])
         self._answer(until, answer_s)
-        self._prepared[question] = name
+        self._prepared[question] = name, time.monotonic() + PLAN_S
         return name
+
+    def _forget(self, question: Question, until: float, answer_s: float) -> None:
+        assert self._prepared is not None
+        name, _ = self._prepared.pop(question, (b"", 0.0))
+        if name:
+            self._libpq.send_query(b"DEALLOCATE " + name)
+            self._answer(until, answer_s)
 
     def _answer(self, until: float, answer_s: float) -> PGresult:
         """What the server says to what was sent, all of it. Raises what it complains of."""

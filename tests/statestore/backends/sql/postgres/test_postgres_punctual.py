@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from statestore.backends.base import NotAtHandError
+from statestore.backends.sql import wire
 from statestore.backends.sql.cached import CachedBlobs
 from statestore.backends.sql.mounts import LOCAL, file_system
 from statestore.backends.sql.sightings import SqlSightings
@@ -113,6 +114,25 @@ def test_a_short_limit_is_of_its_call_alone(backend: Any) -> None:
     with pytest.raises(NotAtHandError):  # what was left behind is not asked again
         ask("SELECT 3", {}, time.monotonic() + 60)
     assert ask("SELECT 4", {}) == [(4,)]
+
+
+def test_a_plan_is_made_anew_and_the_old_one_let_go(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server keeps a plan for the table as it was: a small one is read from end to end."""
+    known = "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'WITH RECURSIVE%%'"
+    ask = backend._database._shortcut.rows
+    keys = [a_key(number) for number in range(3)]
+    entry = an_entry(2)
+    publish(backend, entry)
+    for plan_s, names in ((60.0, 1), (0.0, 4)):
+        monkeypatch.setattr(wire, "PLAN_S", plan_s)
+        met = set()
+        for _ in range(5):
+            assert backend.longest(keys, NOW) == entry
+            ((name,),) = ask(known, {})
+            met.add(name)
+        assert len(met) >= names
 
 
 @pytest.mark.parametrize("within", [None, Budget(1 << 30)])
