@@ -264,7 +264,7 @@ def test_a_full_catalog_is_named_and_leaves_no_blob(
 
     def fill() -> None:
         for number in range(1000):
-            entry = an_entry(number, blob_bytes=1, model="m" * 5000)
+            entry = an_entry(number, blob_bytes=1, model="m" * 1000)
             publish(backend, entry)
             stored.append(entry.blob)
 
