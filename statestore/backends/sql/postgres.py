@@ -8,7 +8,7 @@
 * **Idle connections** that the server has ended are replaced unnoticed: their socket has news when
   there should be none. Looking there is free; a ping would double a lookup's round trips.
 * **Reads** are single statements, outside a transaction: one round trip instead of three. Lookups
-  go straight to the driver.
+  go straight through libpq, over a connection that is kept for them.
 * **READ COMMITTED** for writes, whatever the server's default: a write first locks the row that
   decides (``FOR UPDATE``), and two that insert one key meet in its unique index.
 * **A pooler** in front may give each transaction another of the server's connections, where a
