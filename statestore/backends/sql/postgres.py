@@ -208,7 +208,8 @@ class PostgresShortcut:
         kept.connection.invalidate()
 
     def _judge(self, context: ExceptionContext) -> None:
-        if getattr(context.original_exception, "sqlstate", None) == _READS_ONLY:
+        state = getattr(context.original_exception, "sqlstate", None)
+        if context.is_disconnect or state == _READS_ONLY:
             self._lost_at = time.monotonic()
 
     def _date(self, _connection: object, record: ConnectionPoolEntry) -> None:
