@@ -20,6 +20,7 @@ from rwkv_runtime.session.writer import Writer
 from rwkv_runtime.tokenizer import Tokenizer, require_tokenizer, tokenizer_for
 from statestore.accesslog import AccessLog
 from statestore.backends import ending
+from statestore.backends.fields import fitting
 from statestore.explain import Verdict, explain, stored_along
 from statestore.keys import Namespace, Tokens
 from statestore.store import StateStore
@@ -36,7 +37,7 @@ class Runtime:
             after the runtime.
         namespace: whose states; its salt comes from configuration.
         tokenizer: for calls with text; by default the one that fits the engine's vocabulary.
-        model: a name for people, kept with each state.
+        model: a name for people, of which each state keeps 256 characters.
         admission: which states are worth keeping; see `rwkv_runtime.session.admission`.
         lease_s: seconds for which the right to compute a state is held at least; a runtime that
             dies on another machine is waited for as long.
@@ -67,7 +68,7 @@ class Runtime:
             engine,
             store,
             namespace or Namespace(),
-            model,
+            fitting(model, "model"),  # or every put would be refused for it, behind the answers
             self._writer,
             admission or Admission(),
             lease_s,

@@ -126,6 +126,19 @@ def test_states_are_not_shared_mutably(runtime: Runtime, engine: Engine) -> None
     assert before == after
 
 
+@pytest.mark.parametrize("name", ["m" * 5000, "m\udcff.pth", "m\x00"])
+def test_a_model_name_that_no_store_keeps_costs_no_state(
+    engine: Engine, store: StateStore, name: str
+) -> None:
+    with Runtime(engine, store, model=name, admission=Everything()) as runtime:
+        runtime.prefill([DOCUMENT])
+        runtime.flush()
+        assert runtime.prefill([DOCUMENT]).computed_tokens == 0
+    models = {entry.model for entry in store.list()}
+    assert models <= {"m" * 256, "m?.pth", "m?"}
+    assert len(models) == 1
+
+
 def test_each_question_starts_from_the_document(runtime: Runtime) -> None:
     document = "Some text that is read once. " * 5
     together = [a.answer for a in runtime.ask(document, ["one?", "two?", "one?"], max_tokens=8)]
