@@ -30,8 +30,9 @@ Sent: TypeAlias = tuple[int, int, bytes]
 _NAMED: Final = re.compile(r"%\((\w+)\)s")
 _BYTEA, _INT4, _FLOAT8 = 17, 23, 701  # pg_type.oid
 _TEXT, _BINARY = 0, 1  # formats
-#: How long a plan is kept. It is made for the table as it was, and by itself the server looks again
-#: after a minute or so: of a catalog that was small it went through all that had come since.
+#: How long a plan is kept at least, and else as long as the connection had been open before. It is
+#: made for the table as it was, and by itself the server looks again after a minute or so: of a
+#: catalog that was small it went through all that had come since.
 PLAN_S: Final = 10.0
 
 _LONGEST_S: Final = 3600.0  # of one wait; then the clock is looked at
@@ -70,6 +71,7 @@ class Wire:
         self._values = Transformer(connection)
         self._prepared: dict[Question, tuple[bytes, float]] | None = {} if prepares else None
         self._names = count()
+        self._began = time.monotonic()
         self._readable, self._usable = select.poll(), select.poll()
         self._readable.register(connection.fileno(), select.POLLIN)
         self._usable.register(connection.fileno(), select.POLLIN | select.POLLOUT)
@@ -109,7 +111,8 @@ class Wire:
         name = b"statestore_%d" % next(self._names)
         self._libpq.send_prepare(name, question.text, [kind for kind, _, _ in sent])
         self._answer(until, answer_s)
-        self._prepared[question] = name, time.monotonic() + PLAN_S
+        now = time.monotonic()
+        self._prepared[question] = name, now + max(PLAN_S, now - self._began)
         return name
 
     def _forget(self, question: Question, until: float, answer_s: float) -> None:
