@@ -29,9 +29,10 @@ class Interruption(BaseException):
 
 
 class Interrupter:
-    """Raises in this thread, at random moments, while it is let."""
+    """Raises in this thread, at random moments at most `most_s` apart, while it is let."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_s: float = 0.0015) -> None:
+        self._most_s = most_s
         self.count = 0
         self._may = False
         self._over = threading.Event()
@@ -67,7 +68,7 @@ class Interrupter:
 
     def _send(self) -> None:
         dice = random.Random(1)
-        while not self._over.wait(dice.uniform(0.0, 0.0015)):
+        while not self._over.wait(dice.uniform(0.0, self._most_s)):
             signal.pthread_kill(self._me, signal.SIGUSR1)
 
 
