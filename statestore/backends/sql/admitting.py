@@ -4,7 +4,8 @@ single ones takes six.
 Nearly every put is of a key that nobody has. Where it is there after all, whatever it is worth,
 nothing happens, and `catalog.admit` decides.
 
-The server's disk is not waited for (`unsynced`), but by a named entry.
+The server's disk is not waited for (`unsynced`), but where the put is durable, and for what is
+kept for its own sake: a named or a pinned entry.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _ADMIT: Final = text(
 )
 
 
-def admit_new(connection: Connection, entry: Entry) -> bool:
+def admit_new(connection: Connection, entry: Entry, *, durable: bool) -> bool:
     """Insert `entry` where there is none of its digest; ``False``: there is one, and it stays.
 
     In no transaction but the statement's own.
@@ -49,6 +50,6 @@ def admit_new(connection: Connection, entry: Entry) -> bool:
         **to_row(entry),
         **sums,
         "shard": entry.key.digest[0] % SHARDS,
-        "lasting": entry.role is Role.NAMED,
+        "lasting": durable or entry.pinned or entry.role is Role.NAMED,
     }
     return connection.execute(_ADMIT, given).first() is not None

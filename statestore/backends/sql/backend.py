@@ -142,10 +142,11 @@ class SqlBackend:
             self._cached.look()
         return blob
 
-    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:  # noqa: ARG002 - it always is
+    def publish(self, entry: Entry, blob: Blob, *, durable: bool = False) -> bool:
         """Store entry and blob, whole or not at all. ``False``: a usable entry was there first.
 
-        With `durable` or without, both are there for all when this returns.
+        With `durable` or without, both are there for all when this returns. With it, a server
+        has told its disk too (`unsynced`).
 
         Raises:
             InputError: the blob has not the size that the entry says, or a field cannot be stored.
@@ -159,7 +160,7 @@ class SqlBackend:
             return False
         self._blobs.put(entry.blob, blob)
         try:
-            if self._admitted_new(entry):
+            if self._admitted_new(entry, durable=durable):
                 return True
             admitted = self._admit(entry, catalog.admit)
         except BaseException:
@@ -336,11 +337,11 @@ class SqlBackend:
             self._database.write(lambda _: known.note(digest))
         return stored
 
-    def _admitted_new(self, entry: Entry) -> bool:
+    def _admitted_new(self, entry: Entry, *, durable: bool) -> bool:
         """Whether a server's catalog took `entry` by the statement for new ones."""
         if self._database.product != "postgresql":
             return False
-        return self._database.apply(lambda tx: admit_new(tx, entry))
+        return self._database.apply(lambda tx: admit_new(tx, entry, durable=durable))
 
     def _admit(
         self, entry: Entry, admit: Callable[[Connection, Entry], catalog.Admitted]

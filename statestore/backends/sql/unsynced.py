@@ -4,8 +4,8 @@ A server tells that something is written before its disk has it, where a stateme
 so: when it crashes, what it was told in the last half second (thrice its ``wal_writer_delay``) may
 be gone, as a file store's newest commits are after a power cut. So it is said of what is computed
 again, or made again by those who go on: a state's entry (then its blob is an orphan, and who asks
-meets a miss), a hit's note, a lease, a sighting. What a person does, a named entry and a removal
-wait for the disk.
+meets a miss), a hit's note, a lease, a sighting. What a person does, a durable put, a named or
+pinned entry and a removal wait for the disk.
 """
 
 from __future__ import annotations

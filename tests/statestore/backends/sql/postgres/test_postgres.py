@@ -31,6 +31,7 @@ from statestore.url import StoreURL, redacted
 from tests.places.backend_places import (
     CREATED_AT,
     Place,
+    a_blob,
     a_key,
     an_entry,
     digest,
@@ -362,11 +363,19 @@ def test_each_call_sends_one_statement_and_nothing_else(place: PostgresPlace) ->
     backend.close()
 
 
-@pytest.mark.parametrize("role", [Role.SEGMENT, Role.NAMED])
+@pytest.mark.parametrize(
+    ("fields", "durable", "waits"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"pinned": True}, False, True),
+        ({"role": Role.NAMED}, False, True),
+    ],
+)
 def test_what_is_computed_again_does_not_wait_for_the_servers_disk(
-    place: PostgresPlace, backend: SqlBackend, role: Role
+    place: PostgresPlace, backend: SqlBackend, fields: dict[str, Any], durable: bool, waits: bool
 ) -> None:
-    """But for what nobody can compute again."""
+    """But for what nobody can compute again, and what somebody wants to last."""
 
     def ask(statement: str, **given: object) -> Any:
         ((value,),) = backend._database.rows(text(statement), given)
@@ -375,7 +384,8 @@ def test_what_is_computed_again_does_not_wait_for_the_servers_disk(
     def put(number: int) -> bool:
         """Whether the disk has it."""
         before = ask("SELECT CAST(pg_current_wal_insert_lsn() AS text)")
-        assert publish(backend, an_entry(number, role=role))
+        entry = an_entry(number, **fields)
+        assert backend.publish(entry, [a_blob(entry.key, entry.blob_bytes)], durable=durable)
         return bool(ask("SELECT pg_current_wal_flush_lsn() > CAST(:at AS pg_lsn)", at=before))
 
     with place.server.connect() as connection:
@@ -384,7 +394,7 @@ def test_what_is_computed_again_does_not_wait_for_the_servers_disk(
         connection.execute("SELECT pg_reload_conf()")
     try:
         waited = [put(number) for number in range(20)]
-        assert all(waited) if role is Role.NAMED else not all(waited)
+        assert all(waited) if waits else not all(waited)
         assert backend.usage().entries == 20
     finally:
         with place.server.connect() as connection:
