@@ -110,6 +110,7 @@ def longest(
     database: Database, keys: Sequence[StateKey], now: float, until: float | None = None
 ) -> Entry | None:
     """The first of `keys` that is stored and usable at `now`. Raises as `Database.rows`."""
+    now = float(now)  # a plan is of the types that it was made for
     start = 0
     while start < len(keys):
         rows = _ask(database, keys[start:], now, until)

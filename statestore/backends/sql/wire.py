@@ -12,6 +12,7 @@ import select
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeAlias
@@ -37,6 +38,9 @@ PLAN_S: Final = 10.0
 
 _LONGEST_S: Final = 3600.0  # of one wait; then the clock is looked at
 _FAILED: Final = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE})
+# The server has no such plan: after a rollback the driver has it forget all of the connection's,
+# ours too. Or the table was altered since.
+_NO_PLAN: Final = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 
 
 class OverdueError(psycopg.OperationalError):
@@ -87,22 +91,32 @@ class Wire:
         After `OverdueError`, or anything that is no error of the driver's, the connection is of
         no use to anybody.
         """
-        now = time.monotonic()
-        until = now + answer_s
+        until = time.monotonic() + answer_s
         sent = [_sent(parameters[name]) for name in question.names]
-        values, formats = [value for _, _, value in sent], [form for _, form, _ in sent]
         if self._prepared is None:
-            types = [kind for kind, _, _ in sent]
+            types, values, formats = _columns(sent)
             self._libpq.send_query_params(question.text, values, types, formats, _BINARY)
+            answer = self._answer(until, answer_s)
         else:
-            name, good_until = self._prepared.get(question) or (b"", 0.0)
-            if now > good_until:
-                self._forget(question, until, answer_s)
-                name = self._prepare(question, sent, until, answer_s)
-            self._libpq.send_query_prepared(name, values, formats, _BINARY)
-        answer = self._answer(until, answer_s)
+            answer = self._planned(question, sent, until, answer_s)
         self._values.set_pgresult(answer)
         return self._values.load_rows(0, answer.ntuples, tuple)
+
+    def _planned(
+        self, question: Question, sent: list[Sent], until: float, answer_s: float
+    ) -> PGresult:
+        """The answer by a plan: the one that is kept, while it is young, or a new one."""
+        assert self._prepared is not None
+        _, values, formats = _columns(sent)
+        name, good_until = self._prepared.get(question) or (b"", 0.0)
+        if name and time.monotonic() <= good_until:
+            with suppress(*_NO_PLAN):
+                self._libpq.send_query_prepared(name, values, formats, _BINARY)
+                return self._answer(until, answer_s)
+        self._forget(question, until, answer_s)
+        name = self._prepare(question, sent, until, answer_s)
+        self._libpq.send_query_prepared(name, values, formats, _BINARY)
+        return self._answer(until, answer_s)
 
     def _prepare(
         self, question: Question, sent: list[Sent], until: float, answer_s: float
@@ -119,8 +133,9 @@ class Wire:
         assert self._prepared is not None
         name, _ = self._prepared.pop(question, (b"", 0.0))
         if name:
-            self._libpq.send_query(b"DEALLOCATE " + name)
-            self._answer(until, answer_s)
+            with suppress(*_NO_PLAN):
+                self._libpq.send_query(b"DEALLOCATE " + name)
+                self._answer(until, answer_s)
 
     def _answer(self, until: float, answer_s: float) -> PGresult:
         """What the server says to what was sent, all of it. Raises what it complains of."""
@@ -147,6 +162,15 @@ class Wire:
         self._libpq.consume_input()
         if left_s <= 0 and self._libpq.is_busy():
             raise OverdueError(f"no answer within {answer_s:.3g} s")
+
+
+def _columns(sent: list[Sent]) -> tuple[list[int], list[bytes], list[int]]:
+    """Types, values and formats."""
+    return (
+        [kind for kind, _, _ in sent],
+        [value for _, _, value in sent],
+        [how for _, how, _ in sent],
+    )
 
 
 def _sent(value: object) -> Sent:

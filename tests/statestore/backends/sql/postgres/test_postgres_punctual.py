@@ -136,6 +136,37 @@ def test_a_plan_is_made_anew_and_the_old_one_let_go(
         assert len(met) == names
 
 
+@pytest.mark.parametrize("plan_s", [60.0, 0.0])
+@pytest.mark.parametrize(
+    "statement", ["DEALLOCATE ALL", "ALTER TABLE entries ALTER COLUMN model TYPE varchar(600)"]
+)
+def test_a_plan_that_is_of_no_use_any_more_is_made_anew(
+    backend: Any, monkeypatch: pytest.MonkeyPatch, statement: str, plan_s: float
+) -> None:
+    """What the driver does after a rollback lets go of ours too; others alter tables."""
+    entry = an_entry(0)
+    publish(backend, entry)
+    (kept,) = backend._database._shortcut._idle
+    kept.wire._began = time.monotonic() + 60  # open no while
+    kept.wire._prepared.clear()
+    monkeypatch.setattr(wire, "PLAN_S", plan_s)
+    assert backend.longest([entry.key], NOW) == entry
+    kept.connection.driver_connection.execute(statement)
+    assert backend.longest_within([entry.key], NOW, 60.0) == entry
+    assert backend.longest([entry.key], NOW) == entry
+    assert backend._database._shortcut._idle == [kept]
+
+
+def test_moments_may_be_whole_numbers(backend: Any) -> None:
+    """Those of a clock that tells seconds, beside those of one that tells parts of them."""
+    entry = an_entry(0, created_at=int(CREATED_AT))
+    publish(backend, an_entry(1))
+    publish(backend, entry)
+    for now in (NOW, int(NOW), NOW):
+        assert backend.longest([entry.key], now) == entry
+        assert backend.longest([a_key(2), entry.key], now) == entry
+
+
 @pytest.mark.parametrize("within", [None, Budget(1 << 30)])
 def test_a_guard_asks_on_the_callers_thread(backend: Any, within: Budget | None) -> None:
     entry = an_entry(0)
