@@ -199,8 +199,14 @@ def _compile(sources: Sources, command: list[str], path: Path, stop: threading.E
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch:
         made = Path(scratch, path.name)
         _run(sources, [*command, str(sources.main), "-o", str(made), "-lm"], scratch, stop)
+        # Where SIGCHLD is ignored, or others wait for any child, nobody knows how it ended.
+        content = made.read_bytes() if made.exists() else b""
+        if not content:
+            raise SettingsError(
+                f"{sources.title}: {command[0]} ended and left no library; {sources.otherwise}"
+            )
         with made.open("ab") as file:
-            file.write(hashlib.sha256(made.read_bytes()).digest())  # loaders pass over it
+            file.write(hashlib.sha256(content).digest())  # loaders pass over it
             file.flush()
             os.fsync(file.fileno())
         made.replace(path)

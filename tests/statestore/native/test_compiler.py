@@ -99,6 +99,7 @@ def test_a_damaged_library_is_never_loaded(sources: Sources, cache: Path) -> Non
         ("'gcc", r"the answer: \$CC is .* no command.*guess"),
         ("false", "ended with 1: no message.*or guess"),
         ("gcc --no-such-flag", "no-such-flag.*or guess"),
+        ("true", "ended and left no library; guess"),
     ],
 )
 def test_without_a_compiler_the_remedy_is_named(
@@ -108,6 +109,19 @@ def test_without_a_compiler_the_remedy_is_named(
     with pytest.raises(SettingsError, match=what):
         load(sources, cache_dir=cache)
     assert not list(cache.parent.glob("cache/*"))
+
+
+def test_a_compiler_that_fails_unseen_leaves_nothing_behind(
+    sources: Sources, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, mended = tmp_path / "a-cc", tmp_path / "mended"
+    script.write_text(f'#!/bin/sh\n[ -e {mended} ] && exec cc "$@"\nexit 0\n')
+    script.chmod(0o700)
+    monkeypatch.setenv("CC", str(script))
+    with pytest.raises(SettingsError, match="left no library"):
+        load(sources, cache_dir=cache)
+    mended.touch()
+    assert load(sources, cache_dir=cache).answer() == 42
 
 
 def test_code_that_others_can_write_is_not_loaded(sources: Sources, cache: Path) -> None:
