@@ -18,7 +18,8 @@ TRUST_LIMIT: Final = 16
 FEW: Final = 2000
 #: Of what may be held: what else goes beyond that, if no low mark is given.
 SLACK: Final = 0.005
-#: States that one eviction removes at most: no put pays for more, and the next one goes on.
+#: States that one eviction removes at most. A put pays for more only where it does not fit
+#: otherwise; down to the low mark the next one goes on.
 AT_ONCE: Final = 256
 
 

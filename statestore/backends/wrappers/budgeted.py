@@ -232,7 +232,7 @@ class Budgeted(Wrapper):
                 return
             # Nothing to evict: there are pins, or another made room and a third has filled it.
             in_vain = in_vain + 1 if gone.entries == 0 else 0
-            tries += 1
+            tries += gone.entries < AT_ONCE  # else it stopped short: nobody took anything
         raise account.full(size)
 
     def _take_back(self, account: Account, now: float) -> None:

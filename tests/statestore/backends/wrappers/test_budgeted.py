@@ -271,6 +271,17 @@ class BudgetContract(PlaceContract):
         # 21 are to be 10: four go with each put, until they do
         assert held[18:] == [19, 20, 17, 14, 11, 10, 11, 12, 13, 14, 15, 16]
 
+    def test_a_state_that_needs_more_room_than_one_eviction_makes_takes_no_more(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("statestore.backends.wrappers.budget.AT_ONCE", 4)
+        monkeypatch.setattr("statestore.backends.wrappers.budgeted.AT_ONCE", 4)
+        budgeted = within(backend, 20 * KB)
+        for number in range(20):
+            assert put(budgeted, number)
+        assert put(budgeted, 20, blob_bytes=9 * KB)
+        assert stored(backend) == set(range(9, 21))
+
     def test_what_is_there_already_drains_nothing(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
