@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from statestore.backends.base import Backend
 from statestore.complaints import Complaints
-from statestore.errors import BackendError
+from statestore.errors import BackendError, InputError, StateStoreError
 from statestore.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+Failure = TypeVar("Failure", bound=StateStoreError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Failures:
         self._metrics = metrics
         self._complaints = Complaints(log)
 
-    def add(self, tier: Tier, operation: str, error: BackendError) -> BackendError:
+    def add(self, tier: Tier, operation: str, error: Failure) -> Failure:
         """The error, for those who raise it once every tier has failed."""
         self._metrics.errors.labels(operation=operation).inc()
         self._complaints.add(
@@ -39,10 +42,12 @@ class Failures:
         return error
 
     def survives(self, tier: Tier, operation: str, work: Callable[[], object]) -> bool:
-        """Do `work`, which others do not wait for; ``False``: the tier failed it."""
+        """Do `work`, which others do not wait for; ``False``: the tier failed it, or keeps no such
+        entry, as one from before there were limits.
+        """
         try:
             work()
-        except BackendError as error:
+        except (BackendError, InputError) as error:
             self.add(tier, operation, error)
             return False
         return True

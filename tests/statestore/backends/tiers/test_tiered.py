@@ -337,6 +337,21 @@ def test_a_hit_whose_blob_is_no_longer_at_hand_is_read_again(stack: Stack) -> No
     assert stack.found(0).tier == "near"
 
 
+def test_a_hit_from_before_there_were_limits_stays_where_it_is(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr("statestore.backends.fields.LABEL_VALUE_BYTES", 9999)
+        publish(stack.home, an_entry(0, labels={"title": "t" * 5000}))
+    for _ in range(2):
+        stack.tiers.touch(stack.found(0), NOW, NOW)
+        assert stack.tiers.flush(WAIT_S)
+    assert stack.found(0).tier == "home"
+    assert stack.home.touched == [NOW, NOW]
+    assert caplog.text.count("promote went on without tier near: entry field labels") == 1
+    assert "Traceback" not in caplog.text
+
+
 def test_touches_of_further_tiers_wait_and_the_newest_counts(stack: Stack) -> None:
     publish(stack.tiers, an_entry(0))
     publish(stack.tiers, an_entry(1))
