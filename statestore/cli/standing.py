@@ -111,10 +111,10 @@ def record(tiers: Sequence[Standing], namespace: str | None) -> dict[str, object
 
 def _standing(name: str, place: str, namespace: str | None) -> Standing:
     shown = redacted(place)
-    if place.startswith("memory:"):  # every process has its own
-        with open_store(place) as store:
-            return Standing(name, shown, limits=Limits.of(store.backend), namespace=namespace)
     try:
+        if place.startswith("memory:"):  # every process has its own
+            with open_store(place) as store:
+                return Standing(name, shown, limits=Limits.of(store.backend), namespace=namespace)
         patient = Premises.of(name, place).patient
         with open_store(patient, create=False) as store:
             limits = Limits.of(store.backend)

@@ -181,6 +181,14 @@ def test_limits_of_every_tier_are_shown(tmp_path: Path) -> None:
     assert "made above 100% of the budget, down to 80%" in said
 
 
+def test_limits_that_mean_nothing_hide_no_other_tier(tmp_path: Path) -> None:
+    with open_store(str(tmp_path / "s")) as store:
+        fill(store, 1)
+    near, home = run_json("--store", f"memory:?budget=x {tmp_path / 's'}", "stats")["tiers"]
+    assert "'x' is not a size" in near["error"]
+    assert home["entries"] == 1
+
+
 def test_a_budget_that_pins_fill_is_told(tmp_path: Path) -> None:
     place = f"{tmp_path / 's'}?budget.default=1MiB"
     with open_store(place) as store:
