@@ -50,6 +50,10 @@ class TimedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request; 431 where its headers do not end."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None:  # its answer would come behind this one
+            cycle.disconnected = True
+            cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way
             self.transport.close()
             return
@@ -62,8 +66,10 @@ class TimedProtocol(H11Protocol):
             ("content-length", str(len(body))),
             ("connection", "close"),
         ]
+        begun = self.conn.our_state is h11.SEND_RESPONSE
+        shown = b"" if begun and self.scope["method"] == "HEAD" else body
         answer = h11.Response(status_code=status, headers=headers)
-        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+        for event in (answer, h11.Data(data=shown), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 

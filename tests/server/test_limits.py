@@ -267,6 +267,21 @@ def test_what_is_no_request_is_told_so_in_the_apis_shape(small: Server) -> None:
         assert "Invalid HTTP request" in error["message"]
 
 
+@pytest.mark.parametrize(("method", "shown"), [(b"POST", True), (b"HEAD", False)])
+def test_what_is_no_request_after_all_fills_no_log(
+    small: Server, method: bytes, *, shown: bool
+) -> None:
+    """Its head was one: it has begun to be answered when its body turns out to be none."""
+    said = len(small.log)
+    chunked = HEAD.replace(b"GET", method) + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+    for _ in range(3):
+        with socket.create_connection(address(small), 60) as raw:
+            raw.sendall(chunked)
+            head, _, body = read_all(raw).partition(b"\r\n\r\n")
+            assert (head.split()[1], b"illegal chunk" in body) == (b"400", shown)
+    assert "Traceback" not in small.log[said:]
+
+
 def test_upgrades_are_ignored_and_fill_no_log(small: Server) -> None:
     said = len(small.log)
     upgrade = b"Connection: close, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
