@@ -157,6 +157,8 @@ class SqlBackend:
                 f"entry {entry.key} says blob_bytes={entry.blob_bytes}, but the blob has {size}"
             )
         if self._stored(entry):
+            if durable:
+                self._settle(entry)
             return False
         self._blobs.put(entry.blob, blob)
         try:
@@ -336,6 +338,11 @@ class SqlBackend:
         if stored and known is not None and known.lacks(digest):
             self._database.write(lambda _: known.note(digest))
         return stored
+
+    def _settle(self, entry: Entry) -> None:
+        """Wait for a server's disk to have the entry that is there: whoever put it may not have."""
+        if self._database.product == "postgresql":
+            self._database.apply(lambda tx: catalog.settle(tx, entry.key))
 
     def _admitted_new(self, entry: Entry, *, durable: bool) -> bool:
         """Whether a server's catalog took `entry` by the statement for new ones."""

@@ -77,6 +77,14 @@ def adopt(connection: Connection, entry: Entry) -> Admitted:
     return admit(connection, entry)
 
 
+def settle(connection: Connection, key: StateKey) -> None:
+    """Have the transaction wait for a server's disk, and so for all that was written before it: to
+    lock a row is to write.
+    """
+    row = select(entries.c.digest).where(entries.c.digest == key.digest)
+    connection.execute(row.with_for_update(read=True, key_share=True))
+
+
 def touch(connection: Connection, key: StateKey, columns: Mapping[str, Any]) -> None:
     """Count a hit, and set `columns`."""
     here = (entries.c.digest == key.digest, entries.c.n_tokens == key.n_tokens)

@@ -118,7 +118,8 @@ class Budgeted(Wrapper):
             account.refuse_larger(entry)
         full = any(account.lacks(size) for account in accounts)
         if full and self.inner.longest([entry.key], now) is not None:
-            return False  # nothing goes for what is there already
+            # nothing goes for what is there already; it may be on no disk yet
+            return durable and self.inner.publish(entry, blob, durable=True)
         with ExitStack() as reserved:
             for account in accounts:
                 reserved.enter_context(self._reserved(account, size, now))

@@ -24,8 +24,11 @@ from statestore.backends.sql.backend import SqlBackend
 from statestore.backends.sql.fleet import FleetPlace, open_fleet_backend
 from statestore.backends.sql.lookups import SqlLookups
 from statestore.backends.sql.sightings import SqlSightings
+from statestore.backends.wrappers.budget import Budget
+from statestore.backends.wrappers.budgeted import Budgeted
 from statestore.entry import Candidate, Change, Entry, EntryFilter, Role
 from statestore.errors import SettingsError, UnavailableError
+from statestore.eviction import DEFAULT, make_policy
 from statestore.keys import marks
 from statestore.url import StoreURL, redacted
 from tests.places.backend_places import (
@@ -363,6 +366,31 @@ def test_each_call_sends_one_statement_and_nothing_else(place: PostgresPlace) ->
     backend.close()
 
 
+@pytest.fixture
+def late(place: PostgresPlace) -> Iterator[None]:
+    """The server's disk has nothing by itself for a while."""
+    with place.server.connect() as connection:
+        for setting in ("wal_writer_delay = '10s'", "wal_writer_flush_after = '1GB'"):
+            connection.execute(f"ALTER SYSTEM SET {setting}")
+        connection.execute("SELECT pg_reload_conf()")
+        yield
+        for name in ("wal_writer_delay", "wal_writer_flush_after"):
+            connection.execute(f"ALTER SYSTEM RESET {name}")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+def written(backend: SqlBackend) -> str:
+    """Where the server's log ends."""
+    ((end,),) = backend._database.rows(text("SELECT CAST(pg_current_wal_insert_lsn() AS text)"), {})
+    return str(end)
+
+
+def disk_has(backend: SqlBackend, end: str) -> bool:
+    question = text("SELECT pg_current_wal_flush_lsn() > CAST(:at AS pg_lsn)")
+    ((has,),) = backend._database.rows(question, {"at": end})
+    return bool(has)
+
+
 @pytest.mark.parametrize(
     ("fields", "durable", "waits"),
     [
@@ -372,35 +400,41 @@ def test_each_call_sends_one_statement_and_nothing_else(place: PostgresPlace) ->
         ({"role": Role.NAMED}, False, True),
     ],
 )
+@pytest.mark.usefixtures("late")
 def test_what_is_computed_again_does_not_wait_for_the_servers_disk(
-    place: PostgresPlace, backend: SqlBackend, fields: dict[str, Any], durable: bool, waits: bool
+    backend: SqlBackend, fields: dict[str, Any], durable: bool, waits: bool
 ) -> None:
     """But for what nobody can compute again, and what somebody wants to last."""
 
-    def ask(statement: str, **given: object) -> Any:
-        ((value,),) = backend._database.rows(text(statement), given)
-        return value
-
     def put(number: int) -> bool:
         """Whether the disk has it."""
-        before = ask("SELECT CAST(pg_current_wal_insert_lsn() AS text)")
+        before = written(backend)
         entry = an_entry(number, **fields)
         assert backend.publish(entry, [a_blob(entry.key, entry.blob_bytes)], durable=durable)
-        return bool(ask("SELECT pg_current_wal_flush_lsn() > CAST(:at AS pg_lsn)", at=before))
+        return disk_has(backend, before)
 
-    with place.server.connect() as connection:
-        for setting in ("wal_writer_delay = '10s'", "wal_writer_flush_after = '1GB'"):
-            connection.execute(f"ALTER SYSTEM SET {setting}")
-        connection.execute("SELECT pg_reload_conf()")
-    try:
-        waited = [put(number) for number in range(20)]
-        assert all(waited) if waits else not all(waited)
-        assert backend.usage().entries == 20
-    finally:
-        with place.server.connect() as connection:
-            for setting in ("wal_writer_delay", "wal_writer_flush_after"):
-                connection.execute(f"ALTER SYSTEM RESET {setting}")
-            connection.execute("SELECT pg_reload_conf()")
+    waited = [put(number) for number in range(20)]
+    assert all(waited) if waits else not all(waited)
+    assert backend.usage().entries == 20
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("budget", [None, Budget(1000)])
+def test_a_durable_put_waits_for_what_was_there_first(
+    backend: SqlBackend, budget: Budget | None
+) -> None:
+    """Whoever put it may not have waited for the server's disk."""
+    place = backend if budget is None else Budgeted(backend, budget, make_policy(DEFAULT))
+    had = []
+    for number in range(10):
+        entry = an_entry(number)
+        assert publish(place, entry)
+        end = written(backend)
+        had.append(disk_has(backend, end))
+        assert not place.publish(entry, [a_blob(entry.key, entry.blob_bytes)], durable=True)
+        assert disk_has(backend, end)
+        assert backend.delete(entry.key, "deleted")
+    assert not all(had)
 
 
 def test_a_key_that_is_there_is_decided_by_a_transaction(backend: SqlBackend) -> None:
