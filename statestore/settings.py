@@ -1,4 +1,5 @@
-"""From URLs to built objects. This and `statestore.config` alone read the environment.
+"""From URLs to built objects. This and `statestore.config` alone read the environment, but for what
+makes the codec's kernel.
 
     file:///var/lib/states                  SQLite catalog + blob files; the embedded default
     file:///var/lib/states?codec=raw        options follow the path

@@ -88,7 +88,7 @@ CONTENTS: dict[str, Callable[[int], bytes]] = {
 
 @pytest.mark.parametrize("size", [4, 2])
 def test_the_bytes_are_numpys(made: ctypes.CDLL, size: int) -> None:
-    """Of words at any place; merged also from planes that no splitting gives."""
+    """Of words at any place; merged also from planes as they come."""
     ours, lanes = kernel.native(made), planes.LANES[size]
     assert ours is not None
     for (q, content), start in zip(
