@@ -24,6 +24,9 @@ UNREAD_TIMEOUT_S: Final = 60.0
 HEAD_BYTES: Final = 32 << 10
 
 _TOO_LONG: Final = f"the request's headers do not end within {HEAD_BYTES} bytes"
+_NO_REQUEST: Final = "Invalid HTTP request received."  # uvicorn's warning of each
+
+logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != _NO_REQUEST)
 
 
 class TimedProtocol(H11Protocol):
@@ -58,6 +61,7 @@ class TimedProtocol(H11Protocol):
             self.transport.close()
             return
         error = sys.exception()
+        log.debug("refused what is no request: %s", error)
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         refused = ApiError(status, _TOO_LONG if status == 431 else f"{msg} ({error})")
         body = json.dumps(refused.body).encode()

@@ -257,6 +257,7 @@ def test_long_paths_and_queries_are_refused(small: Server) -> None:
 
 
 def test_what_is_no_request_is_told_so_in_the_apis_shape(small: Server) -> None:
+    told = len(small.log)
     for sent in (
         b"nonsense\r\n\r\n",
         HEAD + b"no colon\r\n\r\n",
@@ -265,6 +266,7 @@ def test_what_is_no_request_is_told_so_in_the_apis_shape(small: Server) -> None:
         status, error = ask(small, sent)
         assert status == 400
         assert "Invalid HTTP request" in error["message"]
+    assert "uvicorn" not in small.log[told:]
 
 
 @pytest.mark.parametrize(("method", "shown"), [(b"POST", True), (b"HEAD", False)])
