@@ -42,7 +42,7 @@ def run(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
 def _redirected(client: RedisCluster, command: Command) -> Any:  # noqa: ANN401 - a reply
     try:
         return client.execute_command(*command)  # type: ignore[no-untyped-call]
-    except redis_errors.ResponseError as error:
+    except (redis_errors.ResponseError, redis_errors.ClusterError) as error:  # to and fro
         return error
 
 

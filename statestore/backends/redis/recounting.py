@@ -6,6 +6,9 @@ well as the old (see `sums`), so that they are right at every moment for what th
 step puts them in place of the old. Until then those are what is told, and lookups take as long as
 they do where the sums are wrong.
 
+Where in the end more entries are listed than were counted (the server dropped ``tokens``, or an
+earlier build, which knows of no count, put some), the new anchors are not to be believed.
+
 Any process can do the next step. Several that count at a time drive one count; what a process that
 died has begun the next one goes on with, or it expires after `KEPT_MS`.
 """
@@ -57,6 +60,8 @@ for _, member in ipairs(members) do
         known[i] = known[i] + one[i]
       end
     end
+  elseif not one.id then
+    disarrange(id, {{rank = '', tokens = member}}) -- the server evicted it
   end
 end
 for whose, amounts in pairs(found) do
@@ -66,6 +71,9 @@ if #members == tonumber(ARGV[3]) then
   redis.call('HSET', sums, 'cursor', members[#members])
   keep()
   return 1
+end
+if redis.call('ZCARD', base .. 'used') > number(redis.call('HGET', sums, 'entries')) then
+  redis.pcall('HDEL', anchors, '') -- some were not met: nobody is to believe what hides them
 end
 local age = redis.call('HGET', base .. 'totals', 'age')
 redis.call('HDEL', sums, 'cursor')

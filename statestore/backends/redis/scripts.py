@@ -208,7 +208,7 @@ if last ~= '' then
     start = redis.call('ZCOUNT', used, '(' .. last, '+inf')
     while true do
       local tie = redis.call('ZREVRANGE', used, start, start, 'WITHSCORES')
-      if not tie[1] or tonumber(tie[2]) ~= tonumber(last) or tie[1] < member then
+      if not tie[1] or tonumber(tie[2]) ~= tonumber(last) or comes_before(tie[1], member) then
         break
       end
       start = start + 1

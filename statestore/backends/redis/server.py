@@ -24,6 +24,7 @@ from redis.exceptions import (
     AskError,
     AuthenticationError,
     BusyLoadingError,
+    ClusterError,
     MovedError,
     NoPermissionError,
     NoScriptError,
@@ -49,7 +50,7 @@ _SCAN_KEYS: Final = 1000  # looked at in one step
 _IN_A_SCRIPT: Final = "The user executing the script can't"  # run this, or reach that key
 _NO_LOGIN: Final = "unauthenticated"  # what it says to a large command before a password
 #: What a node says in a script, and redis-py in the end, of a slot that is between two nodes.
-_BETWEEN: Final = ("non local key in a cluster node script", "TTL exhausted")
+_BETWEEN: Final = ("non local key in a cluster node", "rehashing of the slot", "TTL exhausted")
 _RIGHTS: Final = "+@read +@write +@scripting +@pubsub +@connection +cluster"
 
 
@@ -98,7 +99,7 @@ class Server:
         if len(commands) == 1:
             try:
                 return [client.execute_command(*commands[0])]
-            except ResponseError as error:
+            except (ResponseError, ClusterError) as error:
                 return [error]
         if self._address.kind == "cluster":
             return fanout.run(client, commands)

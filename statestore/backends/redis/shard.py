@@ -90,6 +90,16 @@ local function expired(at, now)
   return at ~= '' and (tonumber(at) or 0) <= tonumber(now)
 end
 
+-- In the order of a sorted set. Lua has that of the server's locale: in Danish `aa` is behind `b`.
+local function comes_before(one, other)
+  for i = 1, math.min(#one, #other) do
+    if one:byte(i) ~= other:byte(i) then
+      return one:byte(i) < other:byte(i)
+    end
+  end
+  return #one < #other
+end
+
 local function bytes_to_hex(bytes)
   local count = math.min(#bytes, 64) -- more is a hand's; no order needs it
   return string.format(string.rep('%02x', count), bytes:byte(1, count))

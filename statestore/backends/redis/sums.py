@@ -43,6 +43,7 @@ local function weigh(key)
   local barred = f[3] == 'quarantined' and 1 or 0
   local damaged = sound(f[1]) ~= f[1]
   if damaged then
+    redis.call('HDEL', base .. 'totals', 'damaged') -- a full server refuses nothing after this
     redis.call('HSET', base .. 'totals', 'damaged', 1) -- what it was counted with is not known
   end
   local size, pinned, whose = number(f[1]), number(f[4]), ':' .. (f[5] or '')
@@ -172,7 +173,8 @@ local function account(key, before)
   local cursor = redis.pcall('HGET', base .. 'recount', 'cursor')
   if type(cursor) == 'string' then
     local function passed(one)
-      return one.id and tokens_of(one.token_digest, one.id) <= cursor and one or NONE
+      local ahead = not one.id or comes_before(cursor, tokens_of(one.token_digest, one.id))
+      return ahead and NONE or one
     end
     before, after = passed(before), passed(after)
     if before ~= after then

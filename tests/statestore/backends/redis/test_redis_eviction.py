@@ -173,6 +173,24 @@ def test_a_full_server_makes_room(server: RedisServer) -> None:
         backend.close()
 
 
+def test_a_full_server_removes_what_is_damaged() -> None:
+    """Whatever notes the damage may need room; it had kept the rest from being evicted, too."""
+    with running("--maxmemory-policy", "noeviction") as server:
+        place = RedisPlace(server.url, [server], "statestore")
+        backend = place.open()
+        for number in range(4):
+            publish(backend, an_entry(number, score=float(number)))
+        with server.client() as client:
+            for number in range(3):
+                (key,) = place.keys(f"{{*}}:entry:{a_key(number).hex}")
+                client.hset(key, "blob_bytes", "many")
+            client.config_set("maxmemory", 1)
+        assert backend.update(a_key(0), Change(status=Status.QUARANTINED))
+        assert backend.delete(a_key(1), "a test")
+        assert backend.evict(0, NOW).entries == 3
+        backend.close()
+
+
 @pytest.mark.parametrize("namespace", [None, "default"])
 def test_entries_that_the_server_evicted_do_not_hinder(
     backend: Backend, place: RedisPlace, namespace: str | None

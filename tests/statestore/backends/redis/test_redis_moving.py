@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from statestore import StateStore, open_store
+from statestore.backends.redis import server
 from statestore.store import PutOutcome
 from tests.places.backend_places import a_key
 from tests.places.redis_servers import RedisServer, node_of, running_cluster
@@ -53,6 +55,10 @@ class Move:
         order = ("MIGRATE", "127.0.0.1", self._port, "", 0, 5000, "KEYS", *names)
         assert self._source.execute_command(*order) == (b"OK" if names else b"NOKEY")
 
+    def stop_importing(self) -> None:
+        with self._target() as target:
+            target.execute_command("CLUSTER SETSLOT", SLOT, "STABLE")
+
     def end(self) -> None:
         for node in sorted(self._nodes, key=lambda node: node.port != self._port):
             with node.client() as client:
@@ -89,3 +95,32 @@ def test_a_slot_on_its_way_costs_what_lies_in_it(
     for calls in ("all", "writes"):
         opened = {"place": store.backend.url, "calls": calls}
         assert store.metrics.value("breaker_openings_total", **opened) == 0
+
+
+def test_a_move_that_one_side_knows_nothing_of(nodes: list[RedisServer], store: StateStore) -> None:
+    """Each node sends to the other: a replica that took over forgets what it was to import."""
+    here = RESTING[0]
+    assert put(store, here) is PutOutcome.PUBLISHED
+    move = Move(nodes)
+    move.stop_importing()
+    assert found(store, MOVING[0], *RESTING[10:50], here) == here
+    assert found(store, MOVING[0], MOVING[1]) is None
+    assert put(store, MOVING[0]) is PutOutcome.DROPPED
+    assert put(store, RESTING[1]) is PutOutcome.PUBLISHED
+    assert store.metrics.value("errors_total", operation="find") == 0
+    move.end()
+    assert put(store, MOVING[0]) is PutOutcome.PUBLISHED
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "@user_script: 1: Lua script attempted to access a non local key in a cluster node",
+        "Script attempted to access a non local key in a cluster node script: 1, on @user_script",
+        "undeclared keys were accessed during rehashing of the slot script: 1, on @user_script:1.",
+    ],
+    ids=["6.2", "7.0", "later"],
+)
+def test_what_servers_say_in_a_script_of_a_slot_on_its_way(said: str) -> None:
+    assert server._moves(ResponseError(said))
+    assert not server._moves(ResponseError("Script attempted to execute a command while the ..."))

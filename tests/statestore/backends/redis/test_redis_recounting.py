@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,6 +272,88 @@ def test_what_a_server_evicts_meanwhile_hides_nothing(
             assert found.key == key
     backend.sweep(NOW, 1e9)
     check(place, base)
+
+
+def beside_one(number: int) -> Entry:
+    return an_entry(number, key=replace(a_key(number), anchor=number // 5))
+
+
+def hidden(backend: Any, numbers: Sequence[int]) -> list[int]:
+    """Which of these a lookup by stretches does not find."""
+    others = [replace(a_key(1000 + n), anchor=500 + n // 8) for n in range(24)]
+    asked = {number: [*others, beside_one(number).key] for number in numbers}
+    return [number for number, keys in asked.items() if backend.longest(keys, NOW) is None]
+
+
+@pytest.mark.parametrize("missed", ["order lost", "put unknown"])
+def test_what_is_not_met_is_not_hidden(
+    place: RedisPlace, backend: Any, base: str, missed: str
+) -> None:
+    """The server drops the order that is gone through; an earlier build knows of no count."""
+    for number in range(20):
+        publish(backend, beside_one(number))
+    client = place.nodes[0].client()
+
+    def miss() -> None:
+        if missed == "order lost":
+            client.delete(f"{base}tokens")
+            return
+        cursor = client.hget(f"{base}recount", "cursor")
+        client.hdel(f"{base}recount", "cursor")
+        for number in range(20, 40):
+            publish(backend, beside_one(number))
+        client.hset(f"{base}recount", "cursor", cursor)
+
+    with closing(Meeting(place, iter([lambda: None] * 5 + [miss]))) as meeting:
+        recount(meeting, base)
+    assert int(client.hget(f"{base}totals", "entries")) < client.zcard(f"{base}used")
+    stored = range(20 if missed == "order lost" else 40)
+    assert hidden(backend, stored) == []
+    publish(backend, beside_one(50))
+    backend.delete(a_key(50), "a test")
+    assert hidden(backend, stored) == []
+    backend.sweep(NOW, 1e9)
+    check(place, base)
+    assert hidden(backend, stored) == []
+
+
+def test_what_the_server_evicted_is_believed_to_be_gone(
+    place: RedisPlace, backend: Any, base: str
+) -> None:
+    """Neither the sums nor the orders tell of it, and lookups believe the names."""
+    for number in range(20):
+        publish(backend, beside_one(number))
+    client = place.nodes[0].client()
+    client.delete(*[f"{base}entry:{a_key(number).hex}" for number in range(0, 20, 3)])
+    with closing(Meeting(place, iter(()))) as meeting:
+        recount(meeting, base)
+    check(place, base)
+    for order in ("used", "order", "tokens"):
+        assert client.zcard(base + order) == 13
+    assert hidden(backend, range(20)) == list(range(0, 20, 3))
+
+
+def test_a_server_in_danish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lua compares as the server's locale does, where `aa` comes last; sorted sets do by bytes."""
+    made = ("localedef", "-i", "da_DK", "-f", "UTF-8", tmp_path / "da_DK.UTF-8")
+    if shutil.which("localedef") is None or subprocess.run(made, check=False).returncode > 1:
+        pytest.skip("not run: no da_DK (apt-get install locales)")
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "da_DK.UTF-8")
+    with running() as server:
+        assert server.client().eval("return 'aa' < 'b' and 1 or 0", 0) == 0
+        place = RedisPlace(server.url, [server], "danish")
+        base = Keyspace(place.prefix, 1).base_of(0)
+        with closing(place.open()) as backend:
+            tokens = [bytes([0xAA + n // 16, n]) * 16 for n in range(32)]
+            entries = [replace(beside_one(n), token_digest=one) for n, one in enumerate(tokens)]
+            for entry in entries[:16]:
+                publish(backend, entry)
+            spoil(place, base)
+            meets = [partial(publish, backend, entry) for entry in entries[16:]]
+            with closing(Meeting(place, iter(meets))) as meeting:
+                recount(meeting, base)
+            check(place, base)
 
 
 def test_a_sweep_beside_writers(place: RedisPlace, backend: Any, base: str) -> None:
