@@ -59,7 +59,8 @@ end
 )
 
 #: ARGV: base, '', the order's name, members. Strike off those whose entry has gone, or whose place
-#: in the order is another. How many those were.
+#: in the order is another. How many those were. A count that has begun may tell of what has gone:
+#: it is to begin anew.
 WEED: Final = (
     SHARD
     + """
@@ -76,6 +77,9 @@ for i = 4, #ARGV do
   if not in_place(ARGV[i]) then
     gone = gone + redis.call('ZREM', base .. order, ARGV[i])
   end
+end
+if gone > 0 and order == 'used' then
+  redis.call('UNLINK', base .. 'recount', base .. 'recounted')
 end
 return gone
 """

@@ -10,7 +10,8 @@ Where in the end more entries are listed than were counted (the server dropped `
 earlier build, which knows of no count, put some), the new anchors are not to be believed.
 
 Any process can do the next step. Several that count at a time drive one count; what a process that
-died has begun the next one goes on with, or it expires after `KEPT_MS`.
+died has begun the next one goes on with, unless a sweep strikes off entries that have gone, or it
+expires after `KEPT_MS`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ if #members == tonumber(ARGV[3]) then
   keep()
   return 1
 end
-if redis.call('ZCARD', base .. 'used') > number(redis.call('HGET', sums, 'entries')) then
+local listed, ordered = redis.call('ZCARD', base .. 'used'), redis.call('ZCARD', base .. 'tokens')
+if listed > math.min(ordered, number(redis.call('HGET', sums, 'entries'))) then
   redis.pcall('HDEL', anchors, '') -- some were not met: nobody is to believe what hides them
 end
 local age = redis.call('HGET', base .. 'totals', 'age')

@@ -20,7 +20,7 @@ from statestore.backends.redis.address import Address
 from statestore.backends.redis.keyspace import Keyspace
 from statestore.backends.redis.recounting import recount
 from statestore.backends.redis.server import Server
-from statestore.backends.redis.shard import Command
+from statestore.backends.redis.shard import Command, call
 from statestore.entry import Change, Entry, Role, Status
 from statestore.keys import StateKey
 from statestore.url import StoreURL
@@ -331,6 +331,23 @@ def test_what_the_server_evicted_is_believed_to_be_gone(
     for order in ("used", "order", "tokens"):
         assert client.zcard(base + order) == 13
     assert hidden(backend, range(20)) == list(range(0, 20, 3))
+
+
+def test_what_the_server_evicted_behind_a_count_that_died(
+    place: RedisPlace, backend: Any, base: str
+) -> None:
+    for number in range(20):
+        publish(backend, beside_one(number))
+    spoil(place, base)
+    died = Meeting(place, iter([]))
+    died.run([call(recounting.COUNT, base, "", 10, 1, recounting.KEPT_MS)])
+    died.close()
+    client = place.nodes[0].client()
+    for member in client.zrange(f"{base}tokens", 0, 3):
+        client.delete(f"{base}entry:{member[-64:].decode()}")
+    backend.sweep(NOW, 1e9)
+    check(place, base)
+    assert backend.usage().entries == 16
 
 
 def test_a_server_in_danish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
