@@ -271,7 +271,7 @@ class BudgetContract(PlaceContract):
         # 21 are to be 10: four go with each put, until they do
         assert held[18:] == [19, 20, 17, 14, 11, 10, 11, 12, 13, 14, 15, 16]
 
-    def test_a_state_that_needs_more_room_than_one_eviction_makes_takes_no_more(
+    def test_a_large_state_takes_no_more_room_than_it_needs(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("statestore.backends.wrappers.budget.AT_ONCE", 4)
