@@ -16,6 +16,7 @@ from rwkv_runtime.session.reading import Fresh
 from statestore.backends.base import Backend, Deferring
 from statestore.backends.headroom import has_headroom
 from statestore.backends.tiers.backend import Tiered
+from statestore.complaints import Complaints
 from statestore.entry import Change, Entry
 from statestore.errors import BackendError
 from statestore.eviction.policy import STOP_S
@@ -23,6 +24,7 @@ from statestore.keys import KeyedBoundary, Plan, Role, StateKey
 from statestore.store import Identity, PutOutcome, StateStore
 
 log = logging.getLogger(__name__)
+_complaints: Final = Complaints(log)
 
 SETTLE_S: Final = 2.0  # as long as puts on their way to other tiers are waited for
 
@@ -76,7 +78,7 @@ class Keeper:
                         store.metrics.evicted("admission", "superseded", 1, *freed)
             except BackendError as error:
                 store.metrics.errors.labels(operation="delete").inc()
-                log.warning("left stops along a stored segment behind: %s", error)
+                _complaints.add("stops", "left stops along a stored segment behind: %s", error)
 
     def _dropped(
         self, stops: Sequence[StateKey], end: KeyedBoundary, place: Backend, *, stay: bool

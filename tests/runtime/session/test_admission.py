@@ -9,10 +9,12 @@ import pytest
 
 from rwkv_runtime import Runtime, load_engine
 from rwkv_runtime.engines import Engine
+from rwkv_runtime.session import keeper
 from rwkv_runtime.session.admission import Admission, Candidate, Everything
 from rwkv_runtime.session.checkpoints import to_save
 from rwkv_runtime.session.pace import UNMEASURED_FETCH_S, UNMEASURED_TOKEN_S, Costs, Pace
 from statestore import ChunkRule, Role, StateStore, open_store
+from statestore.complaints import Complaints
 from statestore.entry import Entry
 from statestore.eviction.policy import STOP_S
 from statestore.keys import KeyedBoundary, Namespace, Plan, plan
@@ -20,6 +22,7 @@ from statestore.keys import KeyedBoundary, Namespace, Plan, plan
 RULE = ChunkRule(chunk=32, min_chunk=8, stride=4)
 DOCUMENT = [1 + i % 250 for i in range(400)]
 QUESTION = [7, 7, 200, 201]
+DEAD = "redis://127.0.0.1:1/0?connect_timeout_s=0.2"
 
 
 def candidate(**fields: object) -> Candidate:
@@ -117,6 +120,22 @@ def test_a_documents_end_replaces_its_stops_in_every_tier(engine: Engine, tmp_pa
             assert [(n_tokens, role) for n_tokens, role, _ in stored(store)] == [
                 (400, Role.SEGMENT)
             ]
+
+
+def test_stops_that_a_dead_tier_may_have_are_told_of_once(
+    engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(keeper, "_complaints", Complaints(keeper.log))
+    url = f"memory: {DEAD} {tmp_path.as_uri()}"
+    with open_store(url) as store, Runtime(engine, store) as runtime:
+        for first in range(3):
+            runtime.prefill([[first, *DOCUMENT], QUESTION])
+        runtime.flush()
+        assert store.metrics.value("errors_total", operation="delete") == 3
+    assert caplog.text.count("left stops along a stored segment behind") == 1
 
 
 @pytest.mark.parametrize("near", ["", "memory: "])
