@@ -42,6 +42,7 @@ from tests.places.redis_servers import wait_until
 
 KEYS = [a_key(number) for number in range(6)]
 BARRED = Change(status=Status.QUARANTINED)
+LABELS = st.text(max_size=64)  # 4 bytes each at most: what the name of a label may have
 names = itertools.count()
 numbers = st.integers(0, len(KEYS) - 1)
 times = st.floats(CREATED_AT, CREATED_AT + 100)
@@ -110,7 +111,7 @@ class BackendModel(RuleBasedStateMachine):
             optional={
                 "pinned": st.booleans(),
                 "expires_at": times,
-                "labels": st.dictionaries(st.text(), st.text(), max_size=2),
+                "labels": st.dictionaries(LABELS, LABELS, max_size=2),
                 "status": st.sampled_from(Status),
             },
         ),

@@ -322,13 +322,14 @@ def test_the_end_of_a_process_writes_what_it_counted(end: str, tmp_path: Path) -
 
 
 def test_a_signal_in_the_midst_of_counting_ends_the_process(tmp_path: Path) -> None:
-    """Its handler runs while the lock is held by what it has interrupted."""
+    """Its handler runs while the lock is held by what it has interrupted, and goes on to hold it."""
     code = (
         "import os, signal, sys; from statestore import open_store, Identity, StateKey;"
         "from statestore.backends.ending import flush_on_sigterm; flush_on_sigterm();"
         "store = open_store(sys.argv[1]);"
         "store.find(Identity(bytes(32)), [StateKey(bytes(32), 7)]);"
-        "store._tally._lock.acquire(); os.kill(os.getpid(), signal.SIGTERM)"
+        "store._tally._lock.acquire(); os.kill(os.getpid(), signal.SIGTERM);"
+        "[signal.pause() for _ in iter(int, 1)]"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     assert subprocess.run(command, timeout=120, check=False).returncode == -signal.SIGTERM
