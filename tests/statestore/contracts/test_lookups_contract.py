@@ -322,7 +322,7 @@ def test_the_end_of_a_process_writes_what_it_counted(end: str, tmp_path: Path) -
 
 
 def test_a_signal_in_the_midst_of_counting_ends_the_process(tmp_path: Path) -> None:
-    """Its handler runs while the lock is held by what it has interrupted, and goes on to hold it."""
+    """Its handler runs while the lock is held by what it has interrupted, which keeps it."""
     code = (
         "import os, signal, sys; from statestore import open_store, Identity, StateKey;"
         "from statestore.backends.ending import flush_on_sigterm; flush_on_sigterm();"
