@@ -221,7 +221,7 @@ class RedisBackend:
         whose = "" if namespace is None else f":{check_text(namespace, 'namespace')}"
         fields = [*(f"{total}{whose}" for total in _TOTALS), "age"]
         bases = list(self._keyspace.bases())
-        commands = [call(scripts.TOTALS, base, "", *fields) for base in bases]
+        commands = [scripts.totals(base, fields) for base in bases]
         rows = self._server.run(commands)
         lost = [base for base, (mark, *_) in zip(bases, rows, strict=True) if mark]
         if lost:

@@ -4,7 +4,8 @@ all shards, and no more than has to.
 In rounds of two steps. First every shard tells its total and its lowest entries, and some at random
 for a judge; from these `plan` chooses. Then each shard removes what was chosen there, in that
 order, as long as its own total is above what the plan leaves it (its *floor*), and passes over what
-was touched, pinned, replaced or removed meanwhile.
+was touched, pinned, replaced or removed meanwhile. A shard whose slot a Cluster just moves is
+passed over too.
 
 **Several at once** choose the same entries, since the choice follows from what is stored; whoever
 comes second finds them gone. Those who judge samples choose each its own. On one server an eviction
@@ -40,6 +41,7 @@ _JUDGED: Final = 32  # entries that go in one round where a sample is judged
 _UNJUDGED: Final = 16  # entries told beside a sample
 _LEAST: Final = 1  # drawn from each shard
 _ROUNDS: Final = 1000  # more mean that others keep changing what was chosen
+_NOTHING: Final = Shard(0, more=False, lowest=())  # of a slot that is just moved: it goes later
 
 #: ARGV: base, '', how many, now, how many to draw, a seed for that, and a namespace if it is about
 #: one. The shard's blob bytes, whether it may have further entries, and of each of the lowest: 0 if
@@ -234,7 +236,8 @@ class Eviction:
             if not shares and not hidden(shards, to_bytes):
                 break
             freed = 0
-            for gone in self._server.run([self._removal(*one) for one in shares.items()]):
+            removals = [self._removal(*one) for one in shares.items()]
+            for gone in filter(None, self._server.run(removals, moving_ok=True)):
                 entries, freed, tokens = entries + gone[0], freed + gone[1], tokens + gone[2]
             size += freed
             over = sum(shard.total for shard in shards) - to_bytes - freed
@@ -257,7 +260,8 @@ class Eviction:
             call(LOWEST, base, "", lowest, repr(self._now), draws, secrets.randbits(31), *about)
             for base in self._bases
         ]
-        told = [Shard.of(*reply) for reply in self._server.run(looks)]
+        replies = self._server.run(looks, moving_ok=True)
+        told = [Shard.of(*reply) if reply else _NOTHING for reply in replies]
         if judge is None or any(len(shard.lowest) >= lowest for shard in told):
             return told  # there may be more that goes unjudged
         return judged(told, judge, self._now, wanted)

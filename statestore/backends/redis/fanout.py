@@ -22,8 +22,10 @@ from statestore.backends.redis.shard import Command
 _ELSEWHERE: Final = (redis_errors.AskError, redis_errors.TryAgainError)  # MOVED is an AskError
 
 
-def run(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
+def run(client: RedisCluster, commands: Sequence[Command], *, moving_ok: bool) -> list[Any]:
     """The replies, in order; an error that is a reply is one of them.
+
+    With `moving_ok` nobody waits for a slot that is just moved.
 
     Raises:
         RedisError: a node cannot be reached, or is too slow.
@@ -34,6 +36,8 @@ def run(client: RedisCluster, commands: Sequence[Command]) -> list[Any]:
         shares[node].append(place)
     replies = _exchange(client, commands, shares)
     for place, reply in replies.items():
+        if moving_ok and isinstance(reply, redis_errors.TryAgainError):
+            continue
         if isinstance(reply, _ELSEWHERE):
             replies[place] = _redirected(client, commands[place])
     return [replies[place] for place in range(len(commands))]

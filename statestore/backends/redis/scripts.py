@@ -259,6 +259,13 @@ return redis.call('HMGET', base .. 'totals', 'lost', unpack(ARGV, 3))
 )
 
 
+def totals(base: str, fields: Sequence[str]) -> Command:
+    """The command that reads these fields of a shard's totals; see `TOTALS`. It meets one key, so
+    that a Cluster answers while it moves the slot.
+    """
+    return ("EVAL", TOTALS, 1, f"{base}totals", base, "", *fields)
+
+
 def publication(base: str, entry: Entry) -> Command:
     """The command that publishes an entry whose parts are written; see `PUBLISH`.
 

@@ -82,10 +82,11 @@ class Server:
             ClosedError: `close` was called.
         """
         with self._using() as client:  # a closed server says so even where nothing is asked
-            replies = self._exchange(client, [_by_digest(command) for command in commands])
+            asked = [_by_digest(command) for command in commands]
+            replies = self._exchange(client, asked, moving_ok)
             new = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if new:
-                again = self._exchange(client, [commands[place] for place in new])
+                again = self._exchange(client, [commands[place] for place in new], moving_ok)
                 replies = _merged(replies, new, again)
             for place, reply in enumerate(replies):
                 if moving_ok and _moves(reply):
@@ -94,7 +95,7 @@ class Server:
                     raise reply
             return replies
 
-    def _exchange(self, client: Any, commands: Sequence[Command]) -> list[Any]:  # noqa: ANN401 - redis-py's clients share no type
+    def _exchange(self, client: Any, commands: Sequence[Command], moving_ok: bool) -> list[Any]:  # noqa: ANN401 - redis-py's clients share no type
         """The replies, in order; an error that is a reply is one of them."""
         if len(commands) == 1:
             try:
@@ -102,7 +103,7 @@ class Server:
             except (ResponseError, ClusterError) as error:
                 return [error]
         if self._address.kind == "cluster":
-            return fanout.run(client, commands)
+            return fanout.run(client, commands, moving_ok=moving_ok)
         pipeline = client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)

@@ -112,6 +112,24 @@ def test_a_move_that_one_side_knows_nothing_of(nodes: list[RedisServer], store: 
     assert put(store, MOVING[0]) is PutOutcome.PUBLISHED
 
 
+def test_a_budget_is_kept_beside_a_slot_on_its_way(nodes: list[RedisServer]) -> None:
+    """Who makes room asks all shards: no state had been stored until the slot had come."""
+    url = f"redis+cluster://127.0.0.1:{nodes[0].port}?{PATIENT}&budget=20kB"
+    with open_store(url) as store:
+        for number in (*RESTING[:30], *MOVING[:3]):
+            assert put(store, number) is PutOutcome.PUBLISHED
+        move = Move(nodes)
+        for first, share in ((30, 0.5), (40, 1.0)):
+            before = store.usage()
+            move.some(share)
+            assert store.usage() == before
+            for number in RESTING[first : first + 10]:
+                assert put(store, number) is PutOutcome.PUBLISHED
+            assert store.usage().blob_bytes <= 20_000
+        move.end()
+        assert put(store, RESTING[50]) is PutOutcome.PUBLISHED
+
+
 @pytest.mark.parametrize(
     "said",
     [
