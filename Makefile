@@ -71,14 +71,14 @@ lint: $(READY)  ## format, lint, types, import contracts
 bench: $(READY)  ## the benchmarks, as ratios to a peer or a physical limit
 	@$(BIN)/python -m benchmarks
 
-services:  ## install Redis, PostgreSQL, PgBouncer, Chromium, zsh, fish and clang for the tests (Debian, Ubuntu)
-	@command -v apt-get >/dev/null || { echo "make services knows apt only; install redis-server, PostgreSQL, PgBouncer, Chromium, zsh, fish and clang by hand"; exit 1; }
+services:  ## install Redis, PostgreSQL, PgBouncer, Chromium, zsh, fish, clang and locales for the tests (Debian, Ubuntu)
+	@command -v apt-get >/dev/null || { echo "make services knows apt only; install redis-server, PostgreSQL, PgBouncer, Chromium, zsh, fish, clang and locales by hand"; exit 1; }
 	@if command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v chromium >/dev/null && \
-	  command -v zsh >/dev/null && command -v fish >/dev/null && command -v clang >/dev/null && test -x /usr/sbin/pgbouncer; then \
-	  echo "redis-server, PostgreSQL, PgBouncer, Chromium, zsh, fish and clang are here"; \
+	  command -v zsh >/dev/null && command -v fish >/dev/null && command -v clang >/dev/null && test -x /usr/sbin/pgbouncer && test -e /usr/share/i18n/locales/da_DK; then \
+	  echo "redis-server, PostgreSQL, PgBouncer, Chromium, zsh, fish, clang and locales are here"; \
 	else \
 	  SUDO=$$( [ "$$(id -u)" = 0 ] || echo sudo ); \
-	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server postgresql pgbouncer chromium zsh fish clang >/dev/null; \
+	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server postgresql pgbouncer chromium zsh fish clang locales >/dev/null; \
 	fi
 
 clean:  ## remove the environment and what tools left behind
