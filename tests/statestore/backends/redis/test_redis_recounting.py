@@ -26,29 +26,11 @@ from statestore.keys import StateKey
 from statestore.url import StoreURL
 from tests.places.backend_places import CREATED_AT, a_key, an_entry, publish
 from tests.places.redis_places import RedisPlace
-from tests.places.redis_servers import RedisServer, running
+from tests.places.redis_servers import running
 
 NOW = CREATED_AT
 SUMS = ("entries", "blob_bytes", "state_bytes", "quarantined", "pinned", "pinned_bytes")
 ROOM = 30  # keys
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def place(server: RedisServer, request: pytest.FixtureRequest) -> Iterator[RedisPlace]:
-    yield RedisPlace(server.url, [server], request.node.originalname or request.node.name)
-    server.client().flushall()
-
-
-@pytest.fixture
-def backend(place: RedisPlace) -> Iterator[Any]:
-    with closing(place.open()) as backend:
-        yield backend
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from statestore.entry import Change, Entry, EntryFilter, Role, Status
 from statestore.keys import ChunkRule, Plan, StateKey, plan
 from tests.places.backend_places import CREATED_AT, a_blob, an_entry, publish
 from tests.places.redis_places import RedisPlace
-from tests.places.redis_servers import RedisServer, running
+from tests.places.redis_servers import RedisServer
 
 NOW = CREATED_AT
 CHUNKS = 700
@@ -35,24 +34,6 @@ KEYS = a_plan().keys_deepest_first
 
 def entry_of(key: StateKey, **fields: Any) -> Entry:
     return replace(an_entry(key.n_tokens, **fields), key=key, blob=f"{key}.{key.n_tokens:016x}")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def place(server: RedisServer, request: pytest.FixtureRequest) -> Iterator[RedisPlace]:
-    yield RedisPlace(server.url, [server], request.node.originalname or request.node.name)
-    server.client().flushall()
-
-
-@pytest.fixture
-def backend(place: RedisPlace) -> Iterator[Any]:
-    with closing(place.open()) as backend:
-        yield backend
 
 
 def asked_for(server: RedisServer, lookup: Callable[[], Any]) -> tuple[Any, int]:
